@@ -1,0 +1,29 @@
+"""zotune: fine-tune language models with forward passes only, at the memory of inference."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zotune.config import Config
+    from zotune.errors import InputError, TrainingError
+    from zotune.finetune import Result, make_trainer, mezo_finetune, replay_run, resume
+    from zotune.predict import evaluate, predict
+    from zotune.train import Callback, Evaluation, MeZOTrainer
+
+_HOMES = {
+    "Callback": "train", "Config": "config", "Evaluation": "train", "InputError": "errors", "MeZOTrainer": "train",
+    "Result": "finetune", "TrainingError": "errors", "evaluate": "predict", "make_trainer": "finetune",
+    "mezo_finetune": "finetune", "predict": "predict", "replay_run": "finetune", "resume": "finetune",
+}  # fmt: skip
+
+__all__ = [
+    "Callback", "Config", "Evaluation", "InputError", "MeZOTrainer", "Result", "TrainingError", "evaluate",
+    "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use: `zotune --help` need not wait for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zotune' has no attribute {name!r}")
+    return getattr(import_module(f"zotune.{_HOMES[name]}"), name)

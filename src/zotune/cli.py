@@ -1,0 +1,270 @@
+"""The command `zotune`: flags and TOML -> Config -> one of the commands.
+
+Exit code 2: what was asked for cannot be done; 1: training had to stop.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+import zotune
+from zotune.config import Config, Dtype, read_toml
+from zotune.errors import InputError, TrainingError
+
+
+@dataclass(frozen=True)
+class Train(Config):
+    """Fine-tune a model. A TOML file with the same settings may stand first: zotune train run.toml --seed 3"""
+
+    def run(self) -> None:
+        from zotune.console import ConsoleProgress, set_up_logging
+        from zotune.finetune import mezo_finetune
+
+        settings = {field.name: getattr(self, field.name) for field in fields(Config)}
+        set_up_logging()
+        progress = ConsoleProgress()
+        try:
+            result = mezo_finetune(**settings, callbacks=[progress])
+        finally:
+            progress.close()
+        _finish(result.summary, result.run_folder)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What evaluate and predict share. Beside a run's config.toml, the adapter's run gives the defaults."""
+
+    model: str | None = None
+    """Hub id or local folder of the base model; default: that of the adapter's run, or demo."""
+
+    adapter: str | None = None
+    """An adapter folder, such as RUN/adapter; default: none, the bare model."""
+
+    task: str | None = None
+    """A built-in task (see `zotune tasks`)."""
+
+    template: str | None = None
+    """The prompt, with fields in braces."""
+
+    invocation: str | None = None
+    """Fixed text that ends every prompt."""
+
+    labels: tuple[str, ...] | None = None
+    """Label words in the order of the label ids; name=word where the data's labels are strings."""
+
+    fields: tuple[str, ...] | None = None
+    """Names of the data's fields where they differ from the task's: e.g. text=body label=stars."""
+
+    max_length: int | None = None
+    """Most tokens of an example; longer prompts lose tokens on the left."""
+
+    dtype: Dtype | None = None
+    """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; default: CUDA where there is one."""
+
+    num_threads: int | None = None
+    """CPU threads; default: PyTorch's choice."""
+
+    trust_remote_code: bool | None = None
+    """Run code that comes with a model from the hub."""
+
+    def settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(Inference) if field.name != "adapter"}
+
+
+@dataclass(frozen=True)
+class Evaluate(Inference):
+    """Accuracy and loss of an adapter, or of the bare model, on labelled data."""
+
+    eval_data: str | None = None
+    """Labelled data, as for training; default: the task's own."""
+
+    max_eval_samples: int | None = None
+    """Evaluate on at most this many records; default: all."""
+
+    output_file: str | None = None
+    """Write the metrics and predictions to this JSON file too."""
+
+    def run(self) -> None:
+        from zotune.console import print_evaluation, set_up_logging
+        from zotune.metrics import write_json
+        from zotune.predict import evaluate
+
+        set_up_logging()
+        evaluation = asdict(
+            evaluate(
+                self.eval_data,
+                adapter=self.adapter,
+                max_eval_samples=self.max_eval_samples,
+                **self.settings(),
+            )
+        )
+        print_evaluation(evaluation)
+        if self.output_file:
+            write_json(Path(self.output_file), evaluation)
+
+
+@dataclass(frozen=True)
+class Predict(Inference):
+    """A label or completion for each line of a file or of standard input, one a line on standard output."""
+
+    data: str = "-"
+    """A data file, or - for standard input: lines of text, or of JSON objects with the task's fields."""
+
+    max_new_tokens: int = 64
+    """Most tokens of a completion."""
+
+    temperature: float = 0.0
+    """0 completes greedily, above it samples."""
+
+    def run(self) -> None:
+        import json
+
+        from zotune.console import set_up_logging
+        from zotune.predict import predict
+
+        set_up_logging()
+        data: Any = self.data
+        if data == "-":
+            lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+            try:
+                data = [json.loads(line) if line.lstrip().startswith("{") else line for line in lines]
+            except json.JSONDecodeError as error:
+                raise InputError(f"--data: standard input holds a line that is not JSON: {error}") from error
+        for text in predict(
+            data,
+            adapter=self.adapter,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            **self.settings(),
+        ):
+            print(text.replace("\n", "\\n"))
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, from the last step of its journal."""
+
+    run_folder: tyro.conf.Positional[str]
+    """The run folder."""
+
+    def run(self) -> None:
+        from zotune.console import ConsoleProgress, set_up_logging
+        from zotune.finetune import resume
+
+        set_up_logging()
+        progress = ConsoleProgress()
+        try:
+            result = resume(self.run_folder, callbacks=[progress])
+        finally:
+            progress.close()
+        _finish(result.summary, result.run_folder)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rebuild the adapter at any step of a run from its journal; no model is loaded."""
+
+    run_folder: tyro.conf.Positional[str]
+    """The run folder."""
+
+    output_dir: str
+    """Where to write the adapter; must not exist."""
+
+    step: int | None = None
+    """The step; default: the last."""
+
+    def run(self) -> None:
+        from zotune.finetune import replay_run
+
+        step = replay_run(self.run_folder, self.output_dir, self.step)
+        print(f"adapter after step {step}: {self.output_dir}")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Plot loss, evaluations, step time and reuse of one run, or of several over each other."""
+
+    run_folders: tyro.conf.Positional[tuple[str, ...]]
+    """The run folders."""
+
+    output_dir: str | None = None
+    """Where to write the PNG and SVG; default: plots/ in the first run folder."""
+
+    def run(self) -> None:
+        from zotune.plots import plot_runs
+
+        if not self.run_folders:
+            raise InputError("name at least one run folder: zotune plot RUN [RUN ...]")
+        for path in plot_runs(
+            [Path(run) for run in self.run_folders], Path(self.output_dir) if self.output_dir else None
+        ):
+            print(path)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """List the built-in tasks with their templates, labels and data sets."""
+
+    def run(self) -> None:
+        from zotune.console import print_tasks
+
+        print_tasks()
+
+
+COMMANDS = {
+    "train": Train, "evaluate": Evaluate, "predict": Predict, "resume": Resume, "replay": Replay, "plot": Plot,
+    "tasks": Tasks,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parse(arguments).run()
+    except InputError as error:
+        _fail(error, code=2)
+    except TrainingError as error:
+        _fail(error, code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was journalled is kept: zotune resume RUN goes on", code=130)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command of a command line, with its options."""
+    base = Train()
+    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        config = read_toml(Path(arguments.pop(1)))
+        base = Train(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    commands: Any = Union[tuple(_subcommand(name, base if name == "train" else None) for name in COMMANDS)]  # noqa: UP007
+    style = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
+
+
+def _subcommand(name: str, default: Any) -> Any:
+    command = COMMANDS[name]
+    options = {} if default is None else {"default": default}
+    return Annotated[command, tyro.conf.subcommand(name, description=command.__doc__, **options)]
+
+
+def _finish(summary: dict[str, Any], folder: Path) -> None:
+    from zotune.console import print_summary
+    from zotune.plots import plot_runs
+
+    plot_runs([folder])
+    print_summary(summary, folder)
+
+
+def _fail(message: object, code: int) -> None:
+    print(f"zotune: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,263 @@
+"""Every setting of a run, its default and its check. The docstring of a field is its `--help`.
+
+Flags, TOML keys and keyword arguments are these same words. `None` means: chosen when the run starts, from the task,
+the data or the model; config.toml in the run folder holds what was chosen.
+"""
+
+import difflib
+import math
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from zotune.errors import InputError
+
+Scope = Literal["activated", "everywhere"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tune a causal language model with forward passes only (MeZO with LoRA)."""
+
+    model: str = "demo"
+    """Hub id or local folder of a causal LM of transformers; `demo` is the small OPT that comes with zotune."""
+
+    task: str | None = None
+    """A built-in task (see `zotune tasks`); default: from the data's fields, or `demo` where no data is given."""
+
+    train_data: str | None = None
+    """Training data: .jsonl, .json, .csv (also .gz), .parquet, or a data set (hub id or folder).
+    Default: the task's own."""
+
+    eval_data: str | None = None
+    """Evaluation data, as for --train-data; default: the task's own, or a tenth of the training data, held out."""
+
+    output_dir: str | None = None
+    """The run folder, which must not exist; default: output/TASK-MODEL-DATE-TIME."""
+
+    overwrite: bool = False
+    """Replace the run in --output-dir."""
+
+    engine: Literal["torch"] = "torch"
+    """What computes the forward passes: `torch` is transformers in this process."""
+
+    scope: Scope | None = None
+    """Where the adapter acts: `activated` from the invocation on, or `everywhere`.
+    Default: activated where the task has an invocation."""
+
+    num_steps: int = 600
+    """Training steps."""
+
+    batch_size: int = 16
+    """Examples a step."""
+
+    epsilon: float = 1e-2
+    """Distance of the probes from theta along a direction."""
+
+    learning_rate: float | None = None
+    """Default: 1e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md)."""
+
+    lr_scheduler_type: SchedulerType = "constant"
+    """How the learning rate goes over the steps, as in transformers."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+
+    estimator: Literal["spsa"] = "spsa"
+    """How slopes are estimated: `spsa` is the two-sided difference of MeZO."""
+
+    optimizer: Literal["sgd"] = "sgd"
+    """How slopes change theta."""
+
+    directions: int = 1
+    """Directions a step, each with two probes; their slopes are averaged."""
+
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
+
+    momentum: float = 0.0
+    """Momentum of the optimizer."""
+
+    seed: int = 0
+    """Seed of the adapter's start, the order of examples and the directions."""
+
+    data_seed: int = 0
+    """Seed of the held-out split and of samples of the data; apart from --seed, so that runs share their data."""
+
+    lora_rank: int = 8
+    """Rank of the LoRA matrices."""
+
+    lora_alpha: float = 16.0
+    """LoRA scale: the product is multiplied by alpha / rank."""
+
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear modules to adapt, as in PEFT; or all-linear."""
+
+    max_length: int | None = None
+    """Most tokens of an example; longer prompts lose tokens on the left. Default: the model's context, at most 2048."""
+
+    eval_steps: int = 100
+    """Steps between evaluations."""
+
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a lower loss; default: never."""
+
+    max_train_samples: int | None = None
+    """Use at most this many training records, drawn by --data-seed; default: all."""
+
+    max_eval_samples: int | None = 1000
+    """Evaluate on at most this many records, drawn by --data-seed."""
+
+    fields: tuple[str, ...] = ()
+    """Names of the data's fields where they differ from the task's: e.g. text=body label=stars."""
+
+    template: str | None = None
+    """The prompt, with fields in braces, e.g. "{text}"."""
+
+    invocation: str | None = None
+    """Fixed text that ends every prompt and switches an activated adapter on, e.g. " It was"."""
+
+    labels: tuple[str, ...] = ()
+    """Label words in the order of the label ids; name=word where the data's labels are strings."""
+
+    objective: Literal["cross_entropy", "token_nll"] | None = None
+    """The loss: over the candidates, or of the completion's tokens; default: the task's."""
+
+    dtype: Dtype | None = None
+    """Of the model's weights; the adapter is float32. Default: float32 on CPU, bfloat16 on CUDA."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto is CUDA where there is one."""
+
+    kv_cache_gb: float | None = None
+    """Memory for cached prompts. The plain torch engine keeps none, so a value is refused."""
+
+    num_threads: int | None = None
+    """CPU threads; default: PyTorch's choice."""
+
+    trust_remote_code: bool = False
+    """Run code that comes with a model from the hub."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """--fields as {task's field: data's field}."""
+        return dict(pair.split("=", 1) for pair in self.fields)
+
+
+def make_config(values: Mapping[str, Any], base: Config | None = None, where: str = "") -> Config:
+    """A Config from names and plain values, over `base`.
+
+    Raises:
+        InputError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
+    """
+    prefix = f"{where}: " if where else ""
+    hints = get_type_hints(Config)
+    names = [field.name for field in fields(Config)]
+    merged = {name: getattr(base, name) for name in names} if base else {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise InputError(f"{prefix}unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        merged[name] = _typed(value, hints[name], f"{prefix}{name}")
+    try:
+        return Config(**merged)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def read_toml(path: Path) -> Config:
+    """The settings of a TOML file, such as a run's config.toml."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    return make_config(values, where=str(path))
+
+
+def write_toml(config: Config, path: Path) -> None:
+    """Write the settings that are not None; `read_toml` gives the same Config back."""
+    values = {key: value for key, value in asdict(config).items() if value is not None}
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def default_learning_rate(num_parameters: int) -> float:
+    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more."""
+    return 1e-3 if num_parameters < 100_000_000 else 1e-4
+
+
+def _check(config: Config) -> None:
+    def refuse(name: str, allowed: str) -> None:
+        raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(config, name)}")
+
+    for name in ("num_steps", "batch_size", "directions", "lora_rank", "eval_steps"):
+        if getattr(config, name) < 1:
+            refuse(name, "1 or more")
+    for name in ("early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            refuse(name, "1 or more")
+    for name in ("epsilon", "learning_rate", "lora_alpha"):
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            refuse(name, "a finite number above 0")
+    for name in ("weight_decay", "warmup_steps", "seed", "data_seed"):
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
+            refuse(name, "0 or more")
+    if not 0 <= config.momentum < 1:
+        refuse("momentum", "0 or more and below 1")
+    if config.max_length is not None and config.max_length < 2:
+        refuse("max_length", "2 or more")
+    if config.lr_scheduler_type == "constant" and config.warmup_steps:
+        raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
+    if config.warmup_steps > config.num_steps:
+        refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
+    if not config.target_modules:
+        raise InputError("--target-modules names no module")
+    if config.kv_cache_gb is not None:
+        raise InputError("--kv-cache-gb has no effect: the plain torch engine keeps no KV between calls; leave it out")
+    for pair in config.fields:
+        role, equals, name = pair.partition("=")
+        if not (role and equals and name):
+            raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """`value` as `hint` (the types used in Config), or an InputError that names it."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option in (str, bool) and isinstance(value, option):
+            return value
+    raise InputError(f"{name}: expected {_describe(options)}, got {value!r}")
+
+
+def _describe(options: tuple[Any, ...]) -> str:
+    def describe(option: Any) -> str:
+        if get_origin(option) is Literal:
+            return " or ".join(map(repr, get_args(option)))
+        if get_origin(option) is tuple:
+            return "a list of strings"
+        return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[option]
+
+    return " or ".join(describe(option) for option in options if option is not type(None))

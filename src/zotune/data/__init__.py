@@ -1,0 +1,1 @@
+"""From data files to token ids: tasks, templates, records, and their order."""

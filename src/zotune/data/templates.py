@@ -1,0 +1,150 @@
+"""From text to token ids: prompt, invocation and candidates are tokenized apart and joined.
+
+So the cut between them is always at the same ids, which an activated adapter needs (arXiv 2504.12397). For the
+built-in templates this equals tokenizing the whole text. Truncation takes tokens from the left of the prompt only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.data.datasets import TextExample
+from zotune.data.tasks import Task
+from zotune.engine.protocol import Example, TokenIds
+from zotune.errors import InputError
+
+_ANCHOR = "\n"  # stands before a fragment, so that a tokenizer adds no space of its own to its start
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples ready for an engine, and how many of their prompts lost tokens on the left."""
+
+    examples: list[Example]
+    num_truncated: int
+
+
+class Encoder:
+    """Encodes the texts of one task with one tokenizer.
+
+    Args:
+        max_length: the most tokens of prompt + invocation + longest candidate.
+        activated: the adapter will act from the invocation on; candidates that contain it are refused.
+
+    Raises:
+        InputError: label words or an invocation that cannot be used with this tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, task: Task, max_length: int, activated: bool) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self.max_length = max_length
+        self.start = _special_start(tokenizer)
+        self.invocation = encode_fragment(tokenizer, task.invocation)
+        self.activated = activated
+        if activated and not self.invocation:
+            raise InputError(
+                "--scope activated needs --invocation, the fixed text that ends every prompt and switches the adapter "
+                "on, e.g. --invocation ' It was'; or use --scope everywhere"
+            )
+        before = (task.template + task.invocation)[-1:]
+        self.words = tuple(
+            encode_fragment(tokenizer, word if not before or before.isspace() or word[:1].isspace() else " " + word)
+            for word in task.label_words
+        )
+        self._check_words()
+
+    def encode(self, texts: Sequence[TextExample]) -> Encoded:
+        """Examples in the order of `texts`; a text of task `lm` longer than `max_length` becomes several."""
+        examples: list[Example] = []
+        num_truncated = 0
+        for text in texts:
+            if not self.task.labels and not self.task.template:
+                examples.extend(self._blocks(text))
+                continue
+            candidates = self.words or (self._completion(text),)
+            prompt = self.start + self._prompt(text.prompt)
+            room = self.max_length - len(self.invocation) - max(map(len, candidates))
+            if room < len(self.start) + 1:
+                raise InputError(
+                    f"{text.where}: invocation and completion alone have {self.max_length - room} tokens, which "
+                    f"leaves no room for a prompt within --max-length {self.max_length}"
+                )
+            if len(prompt) > room:
+                prompt = self.start + prompt[len(prompt) - room + len(self.start) :]
+                num_truncated += 1
+            self._check_first(prompt, text)
+            examples.append(Example(prompt, self.invocation, candidates, text.label))
+        return Encoded(examples, num_truncated)
+
+    def _prompt(self, text: str) -> TokenIds:
+        # The first fragment keeps what the tokenizer does to the start of a text.
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _completion(self, text: TextExample) -> TokenIds:
+        token_ids = encode_fragment(self.tokenizer, text.completion)
+        if self.tokenizer.eos_token_id is not None and text.completion:
+            token_ids += (self.tokenizer.eos_token_id,)
+        if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
+            raise InputError(
+                f"{text.where}: the completion contains the invocation {self.task.invocation!r} (--invocation)"
+            )
+        return token_ids
+
+    def _blocks(self, text: TextExample) -> list[Example]:
+        """Pieces of a plain text, every token but the very first of a text without start token predicted once."""
+        token_ids = self._prompt(text.completion)
+        head = self.start or token_ids[:1]
+        body = token_ids if self.start else token_ids[1:]
+        size = self.max_length - len(head)
+        if not body or size < 1:
+            raise InputError(
+                f"{text.where}: the text has {len(token_ids)} tokens; at least 2 are needed "
+                f"(--max-length {self.max_length})"
+            )
+        return [Example(head, (), (body[i : i + size],)) for i in range(0, len(body), size)]
+
+    def _check_words(self) -> None:
+        for index, word in enumerate(self.words):
+            first = self.words.index(word)
+            if first != index:
+                names = self.task.label_words
+                raise InputError(
+                    f"--labels: {names[first]!r} and {names[index]!r} are the same tokens for this tokenizer"
+                )
+            if not word:
+                raise InputError(f"--labels: {self.task.label_words[index]!r} is no token for this tokenizer")
+            if self.activated and _last_start(self.invocation + word, self.invocation) > 0:
+                raise InputError(
+                    f"--labels: {self.task.label_words[index]!r} contains the invocation {self.task.invocation!r}, "
+                    "so it could not be told where the adapter starts to act"
+                )
+
+    def _check_first(self, prompt: TokenIds, text: TextExample) -> None:
+        if not prompt and not self.invocation:
+            raise InputError(f"{text.where}: the prompt has no tokens, so nothing stands before the completion")
+
+
+def encode_fragment(tokenizer: Tokenizer, text: str) -> TokenIds:
+    """The ids of a text that continues another one."""
+    anchor = tokenizer(_ANCHOR, add_special_tokens=False).input_ids
+    whole = tokenizer(_ANCHOR + text, add_special_tokens=False).input_ids
+    if whole[: len(anchor)] == anchor:
+        return tuple(whole[len(anchor) :])
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _special_start(tokenizer: Tokenizer) -> TokenIds:
+    """The special tokens that this tokenizer puts before a text (its BOS, where it has one)."""
+    plain, marked = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+    for cut in range(len(marked) - len(plain) + 1):
+        if marked[cut : cut + len(plain)] == plain:
+            return tuple(marked[:cut])
+    return ()
+
+
+def _last_start(sequence: TokenIds, part: TokenIds) -> int:
+    """Where PEFT would switch an activated adapter on: the last occurrence of `part`."""
+    starts = [i for i in range(len(sequence) - len(part) + 1) if sequence[i : i + len(part)] == part]
+    return starts[-1]

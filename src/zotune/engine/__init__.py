@@ -1,0 +1,1 @@
+"""Engines score probes. They know models and devices, and nothing of training, data files or configuration."""

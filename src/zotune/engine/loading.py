@@ -1,0 +1,81 @@
+"""Models and tokenizers of transformers, from a hub id or a local folder.
+
+Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
+"""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str) -> str:
+    """`auto` is CUDA where there is one."""
+    cuda = torch.cuda.is_available()
+    if device.startswith("cuda") and not cuda:
+        raise InputError(f"--device: {device} was asked for, but PyTorch sees no CUDA device here; use cpu")
+    if device != "auto":
+        return device
+    return "cuda" if cuda else "cpu"
+
+
+def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration; reads no weights."""
+    _check_path(model)
+    with _explained(model):
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Tokenizer:
+    _check_path(model)
+    with _explained(model):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def load_model(model: str, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM on `device` in `dtype` (a name of DTYPES), in evaluation mode."""
+    _check_path(model)
+    transformers.utils.logging.disable_progress_bar()
+    with _explained(model):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
+    return loaded.eval()
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The most tokens the model takes, or None where its configuration does not say."""
+    config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return None
+
+
+def _check_path(model: str) -> None:
+    path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"--model: {model} is a folder without config.json, so not a transformers model")
+    if not path.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise InputError(f"--model: there is no folder {model}")
+
+
+class _explained:
+    """Turns what transformers raises for a wrong or unreachable model into one sentence."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError) and not isinstance(error, InputError):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"--model: {self.model!r} could not be loaded: {reason}") from error

@@ -1,0 +1,12 @@
+"""The two ways a run can be refused or end early, both with a message written for the user.
+
+Every other exception is a defect of this package and keeps its traceback.
+"""
+
+
+class InputError(ValueError):
+    """What was asked for cannot be done; the message names the option, or the file and line. Exit code 2."""
+
+
+class TrainingError(RuntimeError):
+    """Training had to stop (diverged, disk full); the journal up to the last whole step is kept. Exit code 1."""

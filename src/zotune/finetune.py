@@ -1,0 +1,286 @@
+"""From a configuration to a finished run: find the data, load the model, build the parts, train, sum up.
+
+`mezo_finetune` is the whole job; `make_trainer` stops before training, for those who want the loop in their hands;
+`resume` goes on with a run; `replay_run` rebuilds an adapter from a journal alone.
+"""
+
+import json
+import logging
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.adapter import initial_theta, save_adapter
+from zotune.config import Config, make_config, read_toml, write_toml
+from zotune.errors import InputError
+from zotune.estimators import ESTIMATORS
+from zotune.journal import Header, Journal, read_journal, replay
+from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
+from zotune.objectives import OBJECTIVES
+from zotune.parts import Parts, assemble, load_data, model_path
+from zotune.run_folder import RunFolder, default_output_dir
+from zotune.schedules import make_schedule
+from zotune.train import Callback, Evaluation, MeZOTrainer, TrainingPlan
+
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves. Metrics are on the evaluation data, None where there is none."""
+
+    run_folder: Path
+    adapter: Path
+    initial: Evaluation | None
+    best: Evaluation | None
+    final: Evaluation | None
+    summary: dict[str, Any]
+
+
+def mezo_finetune(
+    model: str | PreTrainedModel = "demo",
+    train_data: Any = None,
+    eval_data: Any = None,
+    *,
+    task: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    callbacks: Iterable[Callback] = (),
+    **settings: Any,
+) -> Result:
+    """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333) and export a PEFT adapter.
+
+    Args:
+        model: hub id, local folder, or a loaded model of transformers (give its `tokenizer` where the model's name
+            does not lead to it).
+        train_data, eval_data: a path, a hub id, a list of dicts or a `datasets.Dataset`; default: the task's own.
+        task: a name of `zotune tasks`; default: from the data.
+        callbacks: told of steps and evaluations; see `Callback`.
+        settings: any other field of `Config`, by the same names as the command's flags.
+
+    Returns:
+        Metrics before, at best and after, and the run folder with the adapter.
+
+    Raises:
+        InputError: something asked for cannot be done; nothing was written.
+        TrainingError: training had to stop; the run folder holds all steps before.
+    """
+    trainer = make_trainer(
+        model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks, **settings
+    )
+    return _run(trainer)
+
+
+def make_trainer(
+    model: str | PreTrainedModel = "demo",
+    train_data: Any = None,
+    eval_data: Any = None,
+    *,
+    task: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    callbacks: Iterable[Callback] = (),
+    **settings: Any,
+) -> MeZOTrainer:
+    """As `mezo_finetune`, but returns the trainer, with its run folder made, before the first step."""
+    named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
+    for name, data in (("train_data", train_data), ("eval_data", eval_data)):
+        if isinstance(data, str | Path):
+            named[name] = str(data)
+    config = make_config(named)
+    given = RunFolder(Path(config.output_dir)) if config.output_dir else None
+    if given:
+        given.check_free(config.overwrite)
+    data = load_data(config, train_data, eval_data)
+    parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
+
+    folder = given or RunFolder(default_output_dir(data.task.name, config.model))
+    folder.claim(config.overwrite)
+    kept = {
+        name: _keep(source, folder.path.resolve() / f"{name}.jsonl")
+        for name, source in (("train_data", train_data), ("eval_data", eval_data))
+        if source is not None and not isinstance(source, str | Path)
+    }
+    config = make_config({**kept, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.config)
+    write_toml(config, folder.config)
+    header = _header(config, parts)
+    journal = Journal.create(folder.journal, header)
+    theta = initial_theta(header.tensors, header.seed)
+    return _trainer(
+        config, parts, folder, journal, MetricsFile(folder.metrics), header,
+        theta=theta, state=header.make_optimizer().init(theta), step=0, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def resume(
+    run_folder: str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: Tokenizer | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> Result:
+    """Go on with a run from the last step of its journal; the rest is bit for bit what it would have been.
+
+    Args:
+        model, tokenizer: needed only where the run was started with a loaded model that has no name.
+
+    Raises:
+        InputError: not a run folder, a damaged journal, or data that has changed since the run began.
+    """
+    folder = RunFolder(Path(run_folder))
+    config = read_toml(folder.config)
+    journal, header, entries = Journal.reopen(folder.journal)
+    parts = assemble(config, load_data(config), model, tokenizer)
+    if parts.digests != header.data:
+        changed = [name for name in header.data if parts.digests.get(name) != header.data[name]]
+        raise InputError(f"the {' and '.join(changed)} examples are not those that {folder.path} was started with")
+    logger.info("resuming %s after step %d", folder.path, len(entries))
+    theta, state = replay(header, entries)
+    metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
+    trainer = _trainer(
+        config,
+        parts,
+        folder,
+        journal,
+        metrics,
+        header,
+        theta=theta,
+        state=state,
+        step=len(entries),
+        callbacks=callbacks,
+    )
+    return _run(trainer)
+
+
+def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
+    """Rebuild the adapter after `step` steps (default: the last) from the journal; loads no model. Returns the step.
+
+    Raises:
+        InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
+    """
+    header, entries = read_journal(RunFolder(Path(run_folder)).journal)
+    step = len(entries) if step is None else step
+    if not 0 <= step <= len(entries):
+        raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
+    RunFolder(Path(output_dir)).check_free(overwrite=False)
+    theta, _ = replay(header, entries[:step])
+    try:
+        save_adapter(Path(output_dir), theta, header.lora, header.base_model)
+    except OSError as error:
+        raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
+    return step
+
+
+# ---- the parts of a trainer
+
+
+def _header(config: Config, parts: Parts) -> Header:
+    return Header(
+        seed=config.seed,
+        base_model=model_path(config.model),
+        tensors=parts.engine.tensor_shapes,
+        lora=parts.engine.spec,
+        optimizer={
+            "name": config.optimizer,
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
+        },
+        data=parts.digests,
+    )
+
+
+def _trainer(
+    config: Config,
+    parts: Parts,
+    folder: RunFolder,
+    journal: Journal,
+    metrics: MetricsFile,
+    header: Header,
+    *,
+    theta: Any,
+    state: Any,
+    step: int,
+    callbacks: Iterable[Callback],
+) -> MeZOTrainer:
+    assert config.learning_rate is not None
+    assert config.objective is not None
+    return MeZOTrainer(
+        engine=parts.engine,
+        estimator=ESTIMATORS[config.estimator](epsilon=config.epsilon),
+        optimizer=header.make_optimizer(),
+        objective=OBJECTIVES[config.objective],
+        schedule=make_schedule(config.lr_scheduler_type, config.learning_rate, config.num_steps, config.warmup_steps),
+        plan=TrainingPlan(**{field.name: getattr(config, field.name) for field in fields(TrainingPlan)}),
+        train_examples=parts.train,
+        eval_examples=parts.evaluation,
+        folder=folder,
+        journal=journal,
+        metrics=metrics,
+        lora=parts.engine.spec,
+        base_model=header.base_model,
+        theta=theta,
+        optimizer_state=state,
+        step=step,
+        callbacks=callbacks,
+    )
+
+
+def _run(trainer: MeZOTrainer) -> Result:
+    try:
+        trainer.train()
+        summary = summarize(trainer)
+        write_json(trainer.folder.summary, summary)
+    finally:
+        trainer.engine.close()
+        trainer.journal.close()
+        trainer.metrics.close()
+    initial, best, final = (
+        Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
+    )
+    return Result(trainer.folder.path, trainer.folder.adapter, initial, best, final, summary)
+
+
+def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
+    """summary.json: read off the metrics of the whole run, also of the part before a resume."""
+    steps = [event for event in trainer.metrics.events if isinstance(event, StepEvent)]
+    evals = trainer.evaluations
+    config = read_toml(trainer.folder.config)
+    train_time_s = sum(event.step_time_s for event in steps)
+    computed, reused = (sum(getattr(event, f"tokens_{what}") for event in steps) for what in ("computed", "reused"))
+
+    def metrics(event: EvalEvent | None) -> dict[str, Any] | None:
+        return event.metrics if event else None
+
+    return {
+        "model": config.model,
+        "task": config.task or "classification",
+        "initial": metrics(evals[0] if evals else None),
+        "best": metrics(best_of(evals) if evals else None),
+        "final": metrics(evals[-1] if evals else None),
+        "steps": trainer.step,
+        "train_time_s": train_time_s,
+        "steps_per_s": len(steps) / train_time_s if train_time_s else 0.0,
+        "tokens_computed": computed,
+        "tokens_reused": reused,
+        "kv_reuse": kv_reuse(reused, computed),
+        "peak_memory_bytes": trainer.engine.peak_memory_bytes(),
+        "seed": config.seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("zotune", "torch", "transformers", "peft", "numpy")},
+        },
+    }
+
+
+def _keep(data: Iterable[Any], path: Path) -> str:
+    """Data that lives in memory goes into the run folder, so that the run can be resumed."""
+    try:
+        lines = [json.dumps(dict(row)) for row in data]
+    except TypeError as error:
+        raise InputError(f"{path.stem}: records must hold plain values, as JSON has them: {error}") from error
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return str(path)

@@ -1,0 +1,176 @@
+"""The journal: the append-only record of slopes that, with the seed in its first line, is the whole run.
+
+Line 1 holds what replay needs and no step changes (tensor shapes, form of the adapter, optimizer, seed); then a line
+a step with its learning rate and slopes. `replay` rebuilds theta at any step bit for bit, with no model. Every line
+carries a CRC-32 and is on disk before `append` returns. It does not hold what can be measured again: see metrics.py.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zotune.adapter import LoraSpec, initial_theta
+from zotune.errors import InputError
+from zotune.estimators import Slope
+from zotune.optimizers import OPTIMIZERS, Optimizer, Tensors
+
+FORMAT = 1
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a replay starts from. `data` names what the examples were, so that a resumed run can check them."""
+
+    seed: int
+    base_model: str
+    tensors: Mapping[str, tuple[int, ...]]
+    lora: LoraSpec
+    optimizer: Mapping[str, Any]  # {"name": a key of OPTIMIZERS, and its arguments}
+    data: Mapping[str, str]
+    format: int = FORMAT
+
+    def make_optimizer(self) -> Optimizer:
+        arguments = {key: value for key, value in self.optimizer.items() if key != "name"}
+        return OPTIMIZERS[self.optimizer["name"]](**arguments)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step: `step` counts from 1, `loss` is the mean over the step's probes and examples."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    slopes: tuple[Slope, ...]
+
+
+class Journal:
+    """An open journal, locked against other writers until `close`."""
+
+    def __init__(self, path: Path, valid_bytes: int) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise InputError(f"{path.parent} is in use by another zotune process") from error
+        self._file.truncate(valid_bytes)
+        self._size = valid_bytes
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> "Journal":
+        journal = cls(path, valid_bytes=0)
+        journal._write(asdict(header))
+        return journal
+
+    @classmethod
+    def reopen(cls, path: Path) -> "tuple[Journal, Header, list[Entry]]":
+        """Go on with a journal: its header, its entries, and the file ready for the next one."""
+        header, entries, valid_bytes = _parse(path)
+        return cls(path, valid_bytes), header, entries
+
+    def append(self, entry: Entry) -> None:
+        """Write one step; it is on disk when this returns.
+
+        Raises:
+            OSError: the disk refused; what was written before stays whole.
+        """
+        self._write({**asdict(entry), "slopes": [[slope.seed, slope.value] for slope in entry.slopes]})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, value: dict[str, Any]) -> None:
+        text = json.dumps(value, allow_nan=False)
+        line = f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a disk that fills up takes a part and refuses the rest
+                self._file.write(line[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(self._size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._size += len(line)
+
+
+def read_journal(path: Path) -> tuple[Header, list[Entry]]:
+    """Header and entries of a journal. A last line cut short is dropped with a warning.
+
+    Raises:
+        InputError: no journal there, or any other damage, with the number of the line.
+    """
+    header, entries, _ = _parse(path)
+    return header, entries
+
+
+def replay(header: Header, entries: Sequence[Entry]) -> tuple[Tensors, Tensors]:
+    """Theta and the optimizer's state after `entries`, the same bits as in the run that wrote them."""
+    optimizer = header.make_optimizer()
+    theta = initial_theta(header.tensors, header.seed)
+    state = optimizer.init(theta)
+    for entry in entries:
+        theta, state = optimizer.update(theta, state, entry.slopes, entry.learning_rate)
+    return theta, state
+
+
+def _parse(path: Path) -> tuple[Header, list[Entry], int]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.parent} is not a run folder: cannot read {path.name} ({error.strerror})") from error
+    *lines, rest = content.split(b"\n")
+    if rest:
+        logger.warning("%s: line %d was cut short; dropped", path, len(lines) + 1)
+    if not lines:
+        raise InputError(f"{path}: line 1: the journal is empty")
+    header = _header(path, lines[0])
+    entries = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            value = _decode(line)
+            slopes = tuple(Slope(int(seed), float(value_)) for seed, value_ in value.pop("slopes"))
+            entry = Entry(**value, slopes=slopes)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: line {number} is damaged: {error}") from error
+        if entry.step != number - 1:
+            raise InputError(f"{path}: line {number} is step {entry.step}, expected step {number - 1}")
+        entries.append(entry)
+    return header, entries, len(content) - len(rest)
+
+
+def _header(path: Path, line: bytes) -> Header:
+    try:
+        value = _decode(line)
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']}; this zotune reads format {FORMAT}")
+        lora = value.pop("lora")
+        invocation = lora.pop("invocation_tokens")
+        spec = LoraSpec(
+            target_modules=tuple(lora.pop("target_modules")),
+            invocation_tokens=None if invocation is None else tuple(invocation),
+            **lora,
+        )
+        tensors = {name: tuple(shape) for name, shape in value.pop("tensors").items()}
+        return Header(**value, lora=spec, tensors=tensors)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: line 1 is damaged: {error}") from error
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError("not JSON") from error
+    expected = value.pop("crc32", None) if isinstance(value, dict) else None
+    if zlib.crc32(json.dumps(value).encode()) != expected:
+        raise ValueError("its checksum does not match")
+    return value

@@ -1,0 +1,176 @@
+"""The parts of a run: its task and records, the model that fits them, and what the configuration left open.
+
+Everything that can be refused is refused here, the cheap things first: data before tokenizer, tokenizer before model.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.adapter import LoraSpec
+from zotune.config import Config, default_learning_rate, make_config
+from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
+from zotune.data.tasks import Task, choose_task
+from zotune.data.templates import Encoder
+from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
+from zotune.engine.protocol import Example
+from zotune.engine.torch_engine import TorchEngine
+from zotune.errors import InputError
+
+HELD_OUT_SHARE = 0.1
+MAX_DEFAULT_LENGTH = 2048
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The task and the records of a run, before any model is there."""
+
+    task: Task
+    train: list[Record]
+    evaluation: list[Record]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a trainer needs from data and model; `config` has what was left open filled in."""
+
+    config: Config
+    task: Task
+    engine: TorchEngine
+    train: list[Example]
+    evaluation: list[Example]
+    digests: dict[str, str]
+
+
+def demo_path(*parts: str) -> str:
+    """A file or folder that ships with zotune."""
+    return str(resources.files("zotune").joinpath("demo", *parts))
+
+
+def model_path(model: str) -> str:
+    """The name to load a model by."""
+    return demo_path("model") if model == "demo" else model
+
+
+def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
+    train_source = config.train_data if train_data is None else train_data
+    eval_source = config.eval_data if eval_data is None else eval_data
+    train = load_records(train_source, "--train-data") if train_source is not None else []
+    task = choose_task(
+        config.task, template=config.template, invocation=config.invocation, labels=config.labels,
+        sample=train[0].fields if train else None,
+    )  # fmt: skip
+    own_train, own_eval = _own_data(task)
+    if not train:
+        if own_train is None:
+            raise InputError(f"--train-data: task {task.name} has no data set of its own; name a file or data set")
+        train = load_records(own_train, "--train-data", task.hub.train if task.hub else "train")
+        eval_source = own_eval if eval_source is None else eval_source
+    if eval_source is not None:
+        split = task.hub.evaluation if task.hub and eval_source is own_eval else "test"
+        evaluation = load_records(eval_source, "--eval-data", split)
+    else:
+        if len(train) < 2:
+            raise InputError("--train-data: one record cannot be split; give --eval-data too")
+        train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
+        logger.info("no evaluation data given: %d of the training records are held out for it", len(evaluation))
+    train = sample_records(train, config.max_train_samples, config.data_seed, "train")
+    if config.max_eval_samples and config.max_eval_samples < len(evaluation):
+        logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
+    evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
+    for records in (train, evaluation):  # to refuse bad records before anything is loaded
+        to_texts(records, task, config.field_names)
+    return Data(task, train, evaluation)
+
+
+def _own_data(task: Task) -> tuple[Any, Any]:
+    if task.demo:
+        return demo_path("train.jsonl"), demo_path("eval.jsonl")
+    return task.hub, task.hub
+
+
+def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenizer: Tokenizer | None) -> Parts:
+    task = data.task
+    scope = config.scope or ("activated" if task.invocation else "everywhere")
+    if config.scope is None:
+        reason = "the task has an invocation" if task.invocation else "the task has no invocation"
+        logger.info("scope: %s (%s)", scope, reason)
+    path = model_path(config.model)
+    tokenizer = tokenizer or load_tokenizer(path, config.trust_remote_code)
+    model_config = model.config if model is not None else load_config(path, config.trust_remote_code)
+    max_length = choose_max_length(config.max_length, context_length(model_config))
+    encoder = Encoder(tokenizer, task, max_length, activated=scope == "activated")
+    encoded = {}
+    for split, records in (("training", data.train), ("evaluation", data.evaluation)):
+        encoded[split] = encoder.encode(to_texts(records, task, config.field_names))
+        if encoded[split].num_truncated:
+            logger.info(
+                "%d of %d %s prompts are longer than %d tokens and lose their beginning",
+                encoded[split].num_truncated, len(records), split, max_length,
+            )  # fmt: skip
+    device = choose_device(config.device) if model is None else str(model.device)
+    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if model is None:
+        model = load_model(path, dtype, device, config.trust_remote_code)
+    spec = LoraSpec(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        invocation_tokens=encoder.invocation if scope == "activated" else None,
+    )
+    learning_rate = config.learning_rate or default_learning_rate(model.num_parameters())
+    if config.learning_rate is None:
+        logger.info("learning rate: %g (by the size of the model)", learning_rate)
+    train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
+    chosen = {
+        "model": config.model if config.model == "demo" else _absolute(config.model),
+        "task": task.name if config.task is not None or not config.labels else None,
+        "train_data": _absolute(config.train_data),
+        "eval_data": _absolute(config.eval_data),
+        "scope": scope,
+        "max_length": max_length,
+        "learning_rate": learning_rate,
+        "objective": config.objective or task.objective,
+        "device": device,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "num_threads": torch.get_num_threads(),
+    }
+    filled = make_config(chosen, base=config)
+    _check_objective(filled, task)
+    return Parts(
+        filled, task, TorchEngine(model, spec), train, evaluation,
+        digests={"training": _digest(train), "evaluation": _digest(evaluation)},
+    )  # fmt: skip
+
+
+def choose_max_length(asked: int | None, context: int | None) -> int:
+    """`asked`, which must fit the model's context, or the context itself up to MAX_DEFAULT_LENGTH."""
+    if asked is not None and context is not None and asked > context:
+        raise InputError(f"--max-length {asked} is more than the model's context of {context} tokens")
+    return asked or min(context or MAX_DEFAULT_LENGTH, MAX_DEFAULT_LENGTH)
+
+
+def _check_objective(config: Config, task: Task) -> None:
+    if (config.objective == "cross_entropy") != bool(task.labels):
+        needs = "label words (--labels)" if config.objective == "cross_entropy" else "a completion, not labels"
+        raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    return hashlib.sha256(repr(examples).encode()).hexdigest()
+
+
+def _absolute(name: str | None) -> str | None:
+    """Local paths made independent of the working directory, so that a run can be resumed from anywhere."""
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name

@@ -1,0 +1,153 @@
+"""Use an adapter, or the bare model: metrics over labelled data, a label or completion for each input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zotune.adapter import LoraSpec, load_adapter
+from zotune.config import Config, make_config, read_toml
+from zotune.data.datasets import Record, load_records, sample_records, to_texts
+from zotune.data.tasks import Task, choose_task
+from zotune.data.templates import Encoder
+from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
+from zotune.engine.protocol import AT_THETA, Sampling, Theta
+from zotune.engine.torch_engine import TorchEngine
+from zotune.errors import InputError
+from zotune.objectives import OBJECTIVES, candidate_logits
+from zotune.parts import choose_max_length, demo_path, model_path
+from zotune.train import Evaluation
+from zotune.train import evaluate as evaluate_examples
+
+BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())
+
+
+def evaluate(
+    eval_data: Any = None,
+    *,
+    adapter: str | Path | None = None,
+    max_eval_samples: int | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Loss and accuracy of an adapter (or of the bare model) on labelled data, with the predictions.
+
+    Args:
+        eval_data: a path, hub id, list of dicts or `datasets.Dataset`; default: the task's own.
+        adapter: an adapter folder. Beside a run's config.toml, its settings are the defaults.
+        settings: model, task, template, invocation, labels, fields, max_length, dtype, device, ... as in `Config`.
+
+    Raises:
+        InputError: something asked for cannot be done.
+    """
+    config = _config(adapter, settings)
+    task = _task(config)
+    split = "test"
+    if eval_data is None and task.hub:
+        eval_data, split = task.hub, task.hub.evaluation
+    elif eval_data is None and task.demo:
+        eval_data = demo_path("eval.jsonl")
+    elif eval_data is None:
+        raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
+    records = sample_records(load_records(eval_data, "--eval-data", split), max_eval_samples, config.data_seed, "eval")
+    texts = to_texts(records, task, config.field_names)
+    predictor = _load(config, task, adapter)
+    try:
+        examples = predictor.encoder.encode(texts).examples
+        objective = OBJECTIVES[config.objective or task.objective]
+        return evaluate_examples(predictor.engine, predictor.theta, objective, examples)
+    finally:
+        predictor.engine.close()
+
+
+def predict(
+    data: Any,
+    *,
+    adapter: str | Path | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    **settings: Any,
+) -> list[str]:
+    """The label word of each input of a classification, or the generated completion of each prompt.
+
+    Args:
+        data: as for `evaluate`; labels or completions need not be there. Strings are taken as the task's first field.
+        temperature: 0 generates greedily, else samples.
+
+    Raises:
+        InputError: something asked for cannot be done.
+    """
+    config = _config(adapter, settings)
+    task = _task(config)
+    if not task.labels and not task.template:
+        raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
+    role = next(name for name in task.fields if name != "completion")
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        data = [{config.field_names.get(role, role): item} if isinstance(item, str) else item for item in data]
+    records: list[Record] = load_records(data, "--data", "test")
+    texts = to_texts(records, task, config.field_names, need_labels=False)
+    predictor = _load(config, task, adapter, num_new_tokens=0 if task.labels else max_new_tokens)
+    try:
+        engine, theta = predictor.engine, predictor.theta
+        examples = predictor.encoder.encode(texts).examples
+        if task.labels:
+            guesses = candidate_logits(engine.score(theta, [AT_THETA], examples))[0].argmax(axis=-1)
+            return [task.label_words[guess] for guess in guesses]
+        tokenizer = predictor.encoder.tokenizer
+        stop = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        sampling = Sampling(max_new_tokens, temperature, config.seed, stop)
+        (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
+        return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
+    finally:
+        predictor.engine.close()
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    engine: TorchEngine
+    theta: Theta
+    encoder: Encoder
+
+
+def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
+    """The settings given, over those of the run that the adapter lies in, where it does."""
+    run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
+    base = read_toml(run) if run and run.is_file() else None
+    if base and settings.get("task"):  # another task comes with its own texts, unless they are given too
+        settings = {"template": None, "invocation": None, "labels": (), "objective": None, **settings}
+    return make_config(
+        {name: value for name, value in settings.items() if value is not None or name == "objective"}, base
+    )
+
+
+def _task(config: Config) -> Task:
+    return choose_task(config.task, template=config.template, invocation=config.invocation, labels=config.labels)
+
+
+def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
+    theta, spec = load_adapter(Path(adapter)) if adapter is not None else ({}, BARE)
+    path = model_path(config.model)
+    tokenizer = load_tokenizer(path, config.trust_remote_code)
+    context = context_length(load_config(path, config.trust_remote_code))
+    max_length = choose_max_length(config.max_length, context)
+    if context is not None and num_new_tokens >= context:
+        raise InputError(
+            f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {context} tokens"
+        )
+    room = max_length if context is None else min(max_length, context - num_new_tokens)
+    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated")
+    if spec.invocation_tokens is not None and encoder.invocation != spec.invocation_tokens:
+        raise InputError(
+            f"--invocation: {task.invocation!r} is not what the adapter {adapter} is switched on by: "
+            f"{tokenizer.decode(list(spec.invocation_tokens))!r}"
+        )
+    device = choose_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    engine = TorchEngine(load_model(path, dtype, device, config.trust_remote_code), spec)
+    if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:
+        engine.close()
+        raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: its tensors do not fit")
+    return _Predictor(engine, theta, encoder)
