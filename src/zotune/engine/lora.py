@@ -23,7 +23,7 @@ class LoraLayers:
     def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
         self.scaling = spec.alpha / spec.rank
         self.device = model.device
-        self.token_mask: torch.Tensor | None = None  # [rows, tokens], or None: acts on every token
+        self.token_mask: torch.Tensor | None = None  # [rows, last tokens], or None: acts on every token
         self.tensors: dict[str, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._hooks = []
@@ -44,12 +44,16 @@ class LoraLayers:
 
     def _hook(self, key_a: str, key_b: str):  # type: ignore[no-untyped-def]
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            product = (args[0].float() @ self.tensors[key_a].T) @ self.tensors[key_b].T * self.scaling
-            if self.token_mask is not None:
-                # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last.
-                mask = self.token_mask[:, -product.shape[1] :, None]
-                product = torch.where(mask, product, 0.0)
-            return (output + product).to(output.dtype)
+            inputs, mask = args[0], self.token_mask
+            if mask is not None:
+                # Only the last tokens of a pass are adapted; a pass over fewer (decoding, scored positions) is all last.
+                mask = mask[:, -inputs.shape[1] :, None]
+                inputs = inputs[:, -mask.shape[1] :]
+            product = (inputs.float() @ self.tensors[key_a].T) @ self.tensors[key_b].T * self.scaling
+            if mask is None:
+                return (output + product).to(output.dtype)
+            output[:, -mask.shape[1] :] += torch.where(mask, product, 0.0)
+            return output
 
         return add_product
 

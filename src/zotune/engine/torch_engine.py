@@ -105,7 +105,8 @@ class TorchEngine:
             attention_mask[index, longest - len(row.input_ids) :] = 1
         if self.spec.scope == "activated":
             adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            self.lora.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
+            last = torch.arange(int(adapted.max()), 0, -1)  # distance from the end, counted from 1
+            self.lora.token_mask = (last[None, :] <= adapted).to(self.model.device)
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
