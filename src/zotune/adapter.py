@@ -30,6 +30,7 @@ class LoraSpec:
     alpha: float
     target_modules: tuple[str, ...]
     invocation_tokens: tuple[int, ...] | None = None
+    fan_in_fan_out: bool = False  # PEFT's word for modules that keep their weight transposed, as GPT-2's do
 
     @property
     def scope(self) -> str:
@@ -63,6 +64,7 @@ def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: LoraSpec, 
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_model,
         alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
+        fan_in_fan_out=spec.fan_in_fan_out,
         inference_mode=True,
     ).to_dict()
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True) + "\n"
@@ -104,6 +106,7 @@ def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], LoraSpec]:
         alpha=config["lora_alpha"],
         target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
         invocation_tokens=tuple(invocation) if invocation is not None else None,
+        fan_in_fan_out=config.get("fan_in_fan_out", False),
     )
 
 

@@ -86,7 +86,10 @@ def make_trainer(
     callbacks: Iterable[Callback] = (),
     **settings: Any,
 ) -> MeZOTrainer:
-    """As `mezo_finetune`, but returns the trainer, with its run folder made, before the first step."""
+    """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
+
+    Use it in a `with` statement, or `close` it at the end.
+    """
     named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
         if isinstance(data, str | Path):
@@ -133,9 +136,10 @@ def resume(
     """
     folder = RunFolder(Path(run_folder))
     config = read_toml(folder.config)
-    journal, header, entries = Journal.reopen(folder.journal)
     parts = assemble(config, load_data(config), model, tokenizer)
+    journal, header, entries = Journal.reopen(folder.journal)
     if parts.digests != header.data:
+        journal.close()
         changed = [name for name in header.data if parts.digests.get(name) != header.data[name]]
         raise InputError(f"the {' and '.join(changed)} examples are not those that {folder.path} was started with")
     logger.info("resuming %s after step %d", folder.path, len(entries))
@@ -230,14 +234,10 @@ def _trainer(
 
 
 def _run(trainer: MeZOTrainer) -> Result:
-    try:
+    with trainer:
         trainer.train()
         summary = summarize(trainer)
         write_json(trainer.folder.summary, summary)
-    finally:
-        trainer.engine.close()
-        trainer.journal.close()
-        trainer.metrics.close()
     initial, best, final = (
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -185,6 +185,18 @@ class MeZOTrainer:
     def save(self, folder: Path) -> None:
         """Export theta as a PEFT adapter folder."""
         save_adapter(folder, self.theta, self.lora, self.base_model)
+
+    def close(self) -> None:
+        """Release the journal and metrics files, and the model."""
+        self.engine.close()
+        self.journal.close()
+        self.metrics.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def evaluations(self) -> list[EvalEvent]:

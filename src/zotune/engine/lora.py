@@ -27,7 +27,9 @@ class LoraLayers:
         self.tensors: dict[str, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._hooks = []
+        self.fan_in_fan_out = False
         for name, module in adapted_modules(model, spec.target_modules):
+            self.fan_in_fan_out |= isinstance(module, Conv1D)
             num_in, num_out = _features(module)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             self.shapes[key_a], self.shapes[key_b] = (spec.rank, num_in), (num_out, spec.rank)
@@ -44,15 +46,19 @@ class LoraLayers:
 
     def _hook(self, key_a: str, key_b: str):  # type: ignore[no-untyped-def]
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            inputs, mask = args[0], self.token_mask
-            if mask is not None:
-                # Only the last tokens of a pass are adapted; a pass over fewer (decoding, scored positions) is all last.
-                mask = mask[:, -inputs.shape[1] :, None]
-                inputs = inputs[:, -mask.shape[1] :]
-            product = (inputs.float() @ self.tensors[key_a].T) @ self.tensors[key_b].T * self.scaling
-            if mask is None:
-                return (output + product).to(output.dtype)
-            output[:, -mask.shape[1] :] += torch.where(mask, product, 0.0)
+            matrix_a, matrix_b = self.tensors[key_a], self.tensors[key_b]
+            if self.token_mask is None:
+                output += (args[0].float() @ matrix_a.T) @ matrix_b.T * self.scaling
+                return output
+            # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
+            num_rows, num_last = self.token_mask.shape
+            inputs = args[0].view(num_rows, -1, args[0].shape[-1])
+            by_row = output.view(num_rows, -1, output.shape[-1])
+            # Only the last tokens of a pass are adapted; in a shorter pass (decoding, scored positions) all are.
+            count = min(num_last, inputs.shape[1])
+            first = inputs.shape[1] - count
+            product = (inputs[:, first:].float() @ matrix_a.T) @ matrix_b.T * self.scaling
+            by_row[:, first:] += torch.where(self.token_mask[:, num_last - count :, None], product, 0.0)
             return output
 
         return add_product

@@ -8,7 +8,7 @@ Nothing is kept between calls. This form is the measure of correctness for every
 import resource
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,10 +38,10 @@ class TorchEngine:
 
     def __init__(self, model: PreTrainedModel, spec: LoraSpec, max_tokens_per_forward: int = 4096) -> None:
         self.model = model.eval()
-        self.spec = spec
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
         self.lora = LoraLayers(model, spec)
+        self.spec = replace(spec, fan_in_fan_out=self.lora.fan_in_fan_out)
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

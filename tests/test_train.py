@@ -1,0 +1,273 @@
+"""Runs: replayed, killed, resumed, stopped early, diverged. The same bits wherever they should be."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import REVIEWS
+from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
+from zotune.adapter import load_adapter
+from zotune.journal import read_journal
+from zotune.metrics import EvalEvent, read_metrics
+
+ZOTUNE = str(Path(sys.executable).parent / "zotune")
+STEPS = 12
+
+
+class StopAt(Callback):
+    """Ends a run after a step, as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, event) -> None:
+        if event.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def options(opt_dir: Path, reviews_file: Path) -> dict:
+    """A short run on the tiny OPT with everything that a resume must get right: schedule, momentum, early stopping."""
+    return {
+        "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"), "invocation": " It was",
+        "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3, "learning_rate": 0.05, "momentum": 0.5,
+        "lr_scheduler_type": "cosine", "warmup_steps": 2, "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_run(options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    mezo_finetune(**options, output_dir=str(folder))
+    return folder
+
+
+def durable(folder: Path) -> dict[str, object]:
+    """Everything of a run folder that must not depend on interruptions: all but times and counters."""
+    files = ("journal.jsonl", "adapter/adapter_model.safetensors", "best/adapter_model.safetensors")
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        **{name: (folder / name).read_bytes() for name in files},
+        "metrics": [
+            (event.step, event.event, event.loss, getattr(event, "accuracy", None))
+            for event in read_metrics(folder / "metrics.jsonl")
+        ],
+        "tokens": summary["tokens_computed"],
+        **{name: summary[name] for name in ("initial", "best", "final", "steps", "seed")},
+    }
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_others(options, whole_run, tmp_path):
+    mezo_finetune(**options, output_dir=str(tmp_path / "again"))
+    assert durable(tmp_path / "again") == durable(whole_run)
+    mezo_finetune(**options, output_dir=str(tmp_path / "other"), seed=1)
+    assert read_journal(tmp_path / "other" / "journal.jsonl")[1] != read_journal(whole_run / "journal.jsonl")[1]
+
+
+@settings(max_examples=6)
+@given(stops=st.sets(st.integers(1, STEPS - 1), min_size=1, max_size=3))
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(options, whole_run, tmp_path_factory, stops):
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    first, *others = sorted(stops)
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(**options, output_dir=str(folder), callbacks=[StopAt(first)])
+    for stop in others:
+        with pytest.raises(KeyboardInterrupt):
+            resume(folder, callbacks=[StopAt(stop)])
+    resume(folder)
+    assert durable(folder) == durable(whole_run)
+
+
+def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
+    """The real thing: processes of the installed command killed while they train, until one gets to the end."""
+    config = {**options, "num_steps": 300, "eval_steps": 7, "learning_rate": 0.01, "early_stopping_patience": 40}
+    flags = [
+        part
+        for name, value in config.items()
+        for part in ([f"--{name}", *value] if isinstance(value, tuple) else [f"--{name}={value}"])
+    ]
+    subprocess.run([ZOTUNE, "train", *flags, "--output-dir", tmp_path / "whole"], check=True, capture_output=True)
+    command = [ZOTUNE, "train", *flags, "--output-dir", tmp_path / "killed"]
+    journal = tmp_path / "killed" / "journal.jsonl"
+    for kill_after in (4, 90, 180):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > kill_after):
+            time.sleep(0.001)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        command = [ZOTUNE, "resume", str(tmp_path / "killed")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert durable(tmp_path / "killed") == durable(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_a_run_with_a_message_and_loses_no_step(options, whole_run, tmp_path):
+    script = textwrap.dedent(f"""
+        import resource, signal, sys
+        from zotune import Callback, TrainingError, mezo_finetune
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        class FillDisk(Callback):
+            def on_step_end(self, event):
+                if event.step == 5:
+                    size = ({str(tmp_path)!r} + "/run/journal.jsonl")
+                    limit = __import__("os").path.getsize(size) + 10
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            mezo_finetune(**{options!r}, output_dir={str(tmp_path / "run")!r}, callbacks=[FillDisk()])
+        except TrainingError as error:
+            sys.exit(str(error))
+    """)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "cannot write" in result.stderr
+    assert "kept up to step 5; make room and go on with: zotune resume" in result.stderr
+    resume(tmp_path / "run")
+    assert durable(tmp_path / "run") == durable(whole_run)
+
+
+def test_replay_gives_the_live_theta_at_every_step(options, tmp_path):
+    live = {}
+
+    class Keep(Callback):
+        def on_train_begin(self, trainer) -> None:
+            self.trainer = trainer
+
+        def on_step_end(self, event) -> None:
+            live[event.step] = self.trainer.theta
+
+    mezo_finetune(**options, output_dir=str(tmp_path / "run"), callbacks=[Keep()])
+    for step, theta in live.items():
+        replay_run(tmp_path / "run", tmp_path / f"at{step}", step)
+        replayed, spec = load_adapter(tmp_path / f"at{step}")
+        assert {name: value.tobytes() for name, value in replayed.items()} == {n: v.tobytes() for n, v in theta.items()}
+    assert spec.invocation_tokens
+
+
+def test_best_is_the_adapter_of_the_evaluation_with_the_lowest_loss(whole_run, tmp_path):
+    events = [event for event in read_metrics(whole_run / "metrics.jsonl") if isinstance(event, EvalEvent)]
+    best = min(events, key=lambda event: event.loss)
+    replay_run(whole_run, tmp_path / "best", best.step)
+    expected = (tmp_path / "best" / "adapter_model.safetensors").read_bytes()
+    assert (whole_run / "best" / "adapter_model.safetensors").read_bytes() == expected
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["best"]["loss"] == best.loss
+    assert summary["initial"]["loss"] == events[0].loss
+    assert summary["final"]["loss"] == events[-1].loss
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(options, tmp_path, patience):
+    """At this learning rate the loss goes up and down, so that the run ends before its last step."""
+    settings = {**options, "learning_rate": 0.5, "num_steps": 60, "early_stopping_patience": patience}
+    mezo_finetune(**settings, output_dir=str(tmp_path / "run"))
+    events = [e for e in read_metrics(tmp_path / "run" / "metrics.jsonl") if isinstance(e, EvalEvent)]
+    losses = [event.loss for event in events]
+    assert losses.index(min(losses)) == len(losses) - 1 - patience
+    assert events[-1].step < 60
+
+
+def test_training_learns_the_reviews(options, tmp_path):
+    settings = {**options, "num_steps": 250, "learning_rate": 0.02, "momentum": 0.0, "eval_steps": 250, "batch_size": 8}
+    settings |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "target_modules": ("all-linear",)}
+    result = mezo_finetune(**settings, eval_data=options["train_data"], output_dir=str(tmp_path / "run"))
+    assert result.initial
+    assert result.final
+    assert result.final.loss < 0.8 * result.initial.loss
+
+
+def test_a_diverging_run_stops_and_says_what_to_change(options, tmp_path):
+    with pytest.raises(TrainingError, match=r"lower --learning-rate \(now 1e\+30\)") as error:
+        mezo_finetune(**{**options, "learning_rate": 1e30, "lr_scheduler_type": "constant", "warmup_steps": 0},
+                      output_dir=str(tmp_path / "run"))  # fmt: skip
+    _, entries = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert f"kept up to step {len(entries)}" in str(error.value)
+    assert all(math.isfinite(slope.value) for entry in entries for slope in entry.slopes)
+
+
+def test_a_run_whose_slopes_are_all_zero_stops_and_says_what_to_change(options, tmp_path):
+    with pytest.raises(TrainingError, match="every slope was zero for 10 steps.*--epsilon"):
+        mezo_finetune(**{**options, "epsilon": 1e-30, "early_stopping_patience": 9}, output_dir=str(tmp_path / "run"))
+    assert len(read_journal(tmp_path / "run" / "journal.jsonl")[1]) == 9
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 36, 50])
+def test_every_epoch_visits_every_example_once(options, tmp_path, batch_size):
+    with make_trainer(**{**options, "batch_size": batch_size}, output_dir=str(tmp_path / "run")) as trainer:
+        count = len(trainer.train_examples)
+        assert count == 36  # a tenth of forty is held out
+        visits = []
+        for step in range(3 * count):
+            trainer.step = step
+            visits.extend(trainer._batch())
+        for start in range(0, len(visits), count):
+            assert Counter(visits[start : start + count]) == Counter(trainer.train_examples)
+
+
+def test_records_in_memory_and_a_loaded_model_train_as_files_do_and_resume(options, whole_run, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(options["model"])
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    rest = {name: value for name, value in options.items() if name not in ("model", "train_data")}
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(model, REVIEWS, tokenizer=tokenizer, **rest, output_dir=str(run), callbacks=[StopAt(5)])
+    resume(run)
+    assert durable(run) == durable(whole_run)
+    dataset = datasets.Dataset.from_list(REVIEWS)
+    result = mezo_finetune(model, dataset, tokenizer=tokenizer, **rest, output_dir=str(tmp_path / "again"))
+    assert durable(result.run_folder) == durable(whole_run)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_resume_refuses_data_that_has_changed(options, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(review) + "\n" for review in REVIEWS))
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(
+            **{**options, "train_data": str(data)}, output_dir=str(tmp_path / "run"), callbacks=[StopAt(2)]
+        )  # fmt: skip
+    data.write_text(data.read_text().replace("sister", "brother"))
+    with pytest.raises(InputError, match="training and evaluation examples are not those"):
+        resume(tmp_path / "run")
+
+
+def test_completion_and_plain_text_tasks_train_everywhere(options, tmp_path):
+    settings = {**options, "labels": (), "invocation": None, "train_data": None, "num_steps": 2}
+    pairs = [{"prompt": review["text"], "completion": " great"} for review in REVIEWS]
+    texts = [{"text": review["text"]} for review in REVIEWS]
+    for name, records in (("completion", pairs), ("lm", texts)):
+        rest = {key: value for key, value in settings.items() if key != "train_data"}
+        result = mezo_finetune(train_data=records, **rest, output_dir=str(tmp_path / name))
+        assert result.summary["task"] == name
+        assert result.final
+        assert result.final.accuracy is None
+        assert load_adapter(result.adapter)[1].scope == "everywhere"
+
+
+def test_losses_of_plain_text_equal_those_of_transformers(options, tmp_path):
+    texts = [{"text": review["text"]} for review in REVIEWS[:4]]
+    rest = {key: options[key] for key in ("model", "num_threads", "lora_rank")}
+    with make_trainer(
+        train_data=texts, eval_data=texts, task="lm", **rest, num_steps=1, output_dir=str(tmp_path / "r")
+    ) as trainer:
+        measured = trainer.evaluate().loss
+    model = AutoModelForCausalLM.from_pretrained(options["model"])
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    losses = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text["text"]).input_ids])
+        with torch.no_grad():
+            losses.append(float(model(ids, labels=ids).loss))  # the mean over all tokens but the first
+    assert measured == pytest.approx(np.mean(losses), rel=1e-5)
