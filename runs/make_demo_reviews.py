@@ -1,10 +1,10 @@
 """Write the demo data: short film reviews from a grammar, 400 to train on and 600 held out.
 
 Every phrase below was written for this file; nothing is copied from a corpus or a film. A review is a frame
-(concession, contrast, sarcasm, ...) whose slots are filled from word lists. Most frames serve praise and complaint
-alike, and words of either kind occur under both labels, so no single word gives the label away: the script checks
-that on the held-out file, and that no sentence occurs twice. It makes a demonstration, not a benchmark: a good
-accuracy here says nothing about real reviews.
+(concession, contrast, sarcasm, ...) whose slots are filled from word lists. Most frames serve praise and
+complaint alike, and words of either kind occur under both labels, so no single word gives the label away: the
+script checks that on the held-out file, and that no sentence occurs twice. It makes a demonstration, not a
+benchmark: a good accuracy here says nothing about real reviews.
 
     python runs/make_demo_reviews.py
 """
@@ -85,13 +85,14 @@ ASPECTS = [
                 "the {plot|story} {makes no sense|falls apart {at once|after half an hour|in the first act}|"
                 "is {ridiculous|stupid|predictable|pointless}|is {simple|thin} and badly told}",
                 "I {guessed|could guess} {every turn|where it was all heading} far too early",
-                "I {could not follow|did not believe|soon lost} {half of the story|the silly story}",
+                "I {could not follow|did not believe|gave up on} {most of the story|the silly story}",
             ],
             [
-                "the {plot|story} {makes perfect sense|holds together {at once|for two hours|to the last minute}|"
+                "the {plot|story} {makes perfect sense|holds together {at once|for two hours|to the last "
+                "minute}|"
                 "is {intriguing|gripping|surprising|powerful}|is {simple|slight} and beautifully told}",
                 "I {never guessed|could not guess} {the next turn|where it was all heading}",
-                "I {could not resist|believed|soon loved} {every bit of the story|the moving story}",
+                "I {could not resist|believed|fell for} {all of the story|the moving story}",
             ],
         ),
         things=(
@@ -144,7 +145,8 @@ ASPECTS = [
                 "is not worth the wait}",
             ],
             [
-                "the {ending|final scene|last act} {is perfect|is beautiful|is a triumph|is a wonder|made me cry|"
+                "the {ending|final scene|last act} {is perfect|is beautiful|is a triumph|is a wonder|moved "
+                "me to tears|"
                 "is well worth the wait}",
             ],
         ),
@@ -216,19 +218,20 @@ ASPECTS = [
             [
                 "the {jokes|gags|comic scenes} {fall flat|are not funny|are {lame|stupid|stale|awful}|"
                 "are about as funny as {a toothache|a tax form|a parking ticket}}",
-                "{the whole row|everyone around me|my entire family} {sat in silence|groaned|was bored}",
+                "{the whole row|everyone around me|my entire family} {yawned|groaned|was bored}",
                 "{I did not laugh once|not once did I laugh|I did not even smile}",
             ],
             [
-                "the {jokes|gags|comic scenes} {hit home|are very funny|are {hilarious|fresh|clever|delightful}|"
+                "the {jokes|gags|comic scenes} {hit home|are very funny|are "
+                "{hilarious|fresh|clever|delightful}|"
                 "could make you forget {a toothache|a tax form|a parking ticket}}",
                 "{the whole row|everyone around me|my entire family} {was in stitches|laughed|was enchanted}",
                 "{I laughed more than once|I could not stop laughing|I did not stop smiling}",
             ],
         ),
         things=(
-            ["{stale|lame|stupid} jokes", "{hardly a|no decent} joke"],
-            ["{fresh|hilarious|good} jokes", "{many a|one great} joke"],
+            ["{stale|lame|stupid} jokes", "{forced|clumsy} comedy"],
+            ["{fresh|hilarious|good} jokes", "{light|effortless} comedy"],
         ),
     ),
     Aspect(  # effects
@@ -255,7 +258,8 @@ ASPECTS = [
                 "I {did not care|soon stopped caring} {who lived or died|what became of any of them}",
             ],
             [
-                "the {characters|people in it} {feel like old friends|are {lovable|fascinating|rich|memorable}|"
+                "the {characters|people in it} {feel like old friends|are "
+                "{lovable|fascinating|rich|memorable}|"
                 "are easy to care about}",
                 "I {cared deeply|soon began to care} {who lived or died|what became of all of them}",
             ],
@@ -318,32 +322,32 @@ ASPECTS = [
 # What the review thinks of the film as a whole, as a clause: (complaints, praise).
 VERDICTS = (
     [
-        "I would {not|never} {see|sit through|watch} it again{| for any money| even for free| this year}",
+        "I would {not|never} {see|sit through|watch} it again{| for any money| even for free| as long as I live}",
         "{the whole thing|all of it} is {a chore|awful|terrible|a waste of {time|money|an evening}}",
         "I was {annoyed|bored|irritated|unhappy} from {start to finish|the first scene on|beginning to end}",
-        "I {disliked|hated|regretted} {every minute of it|nearly all of it|the whole of it}",
-        "it {is a bad film|is one of the worst {films|things} {of the year|I have seen}}",
-        "it {bored me|bored my whole family|annoyed the whole room} {completely|in the end|to tears}",
-        "it is {simply|just|really|quite} <same adjective>",
-        "it is {simply|just|really|quite} <same adjective> and <same adjective>",
+        "I {disliked|hated|resented} {every minute of it|nearly all of it|the whole of it}",
+        "it {is a bad film|is one of the worst {films|pictures} {of the year|I have seen}}",
+        "it {bored me|bored my whole family|bored the whole room} {completely|in the end|to tears}",
+        "it is a <same adjective> {film|picture|story}",
+        "it is a <same adjective> and <same adjective> {film|picture|story}",
         "I {did not like|could not enjoy|did not love} it{| one bit| at all| in the slightest}",
         "I {wish I had stayed at home|want my {money|evening|ticket money} back}",
         "I {cannot|will not} {recommend|defend|praise} it{| to anyone| to a friend| with a clear conscience}",
-        "{what a|it is a|I call it a} {complete|total|sad} {waste of time|failure|mess|disappointment}",
+        "{it is a|it was a|I call it a} {complete|total|sad} {waste of time|failure|mess|disappointment}",
     ],
     [
-        "I would {gladly|happily} {see|sit through|watch} it again{| any day| this evening| this year}",
+        "I would {gladly|happily} {see|sit through|watch} it again{| any day| this evening| at full price}",
         "{the whole thing|all of it} is {a joy|excellent|wonderful|worth the {time|money|evening}}",
         "I was {delighted|moved|enchanted|happy} from {start to finish|the first scene on|beginning to end}",
         "I {enjoyed|loved|treasured} {every minute of it|nearly all of it|the whole of it}",
-        "it {is a great film|is one of the best {films|things} {of the year|I have seen}}",
-        "it {moved me|moved my whole family|charmed the whole room} {completely|in the end|to tears}",
-        "it is {simply|just|really|quite} <same adjective>",
-        "it is {simply|just|really|quite} <same adjective> and <same adjective>",
-        "I {could not dislike|could not help enjoying|could not hate} it{| one bit| at all| in the slightest}",
-        "I {am glad I did not stay at home|would pay the {money|ticket price|entrance} twice}",
-        "I {cannot|will not} {fault|forget|resist} it{| at all| even now| if I am honest}",
-        "{what a|it is a|I call it a} {complete|total|rare} {delight|success|treat|triumph}",
+        "it {is a great film|is one of the best {films|pictures} {of the year|I have seen}}",
+        "it {moved me|moved my whole family|moved the whole room} {completely|in the end|to tears}",
+        "it is a <same adjective> {film|picture|story}",
+        "it is a <same adjective> and <same adjective> {film|picture|story}",
+        "{I could not help {liking|enjoying|loving} it|I found {nothing|very little} to dislike{| in it| about it}}",
+        "I {am glad I did not stay at home|would pay {for it twice|the ticket price twice|double the price}}",
+        "{I {cannot|could not} fault it{| even now| in any way| on any count}|I {cannot|could not} resist it}",
+        "{it is a|it was a|I call it a} {complete|total|rare} {delight|success|treat|triumph}",
     ],
 )
 
@@ -497,37 +501,45 @@ OWN_FRAMES = {
     "expectation": (
         [
             "I {wanted|hoped|expected} to {love|like|enjoy} it and could not. <same>, and <verdict>.",
-            "I went in {with high hopes|full of hope|in a good mood} and came out {annoyed|disappointed|bored}: "
+            "I went in {with high hopes|full of hope|in a good mood} and came out "
+            "{annoyed|disappointed|bored}: "
             "<same>, and <same>.",
             "the {trailer|poster|first scene} {looked|was} {wonderful|promising|great}; the film is not. "
             "<same>, and <verdict>.",
-            "<someone> promised me {the best|the funniest|the finest} <genre> of the year. It is not: <same>, "
+            "<someone> promised me {the best|the funniest|the finest} <genre> of the year. It is not: "
+            "<same>, "
             "and <verdict>.",
             "I {love|adore} a good <genre>, but this one {bored|defeated} me. <same>, and <verdict>.",
-            "I liked the {book|original|first one} {a lot|very much}. This is {worse in every way|much worse}: "
+            "I liked the {book|original|first one} {a lot|very much}. This is {worse in every way|much "
+            "worse}: "
             "<same>, and <verdict>.",
         ],
         [
             "I {wanted|feared|expected} to {hate|dislike|resent} it and could not. <same>, and <verdict>.",
-            "I went in {with low hopes|full of doubt|in a bad mood} and came out {delighted|converted|happy}: "
+            "I went in {with low hopes|full of doubt|in a bad mood} and came out "
+            "{delighted|converted|happy}: "
             "<same>, and <same>.",
             "the {trailer|poster|first scene} {looked|was} {terrible|hopeless|awful}; the film is not. "
             "<same>, and <verdict>.",
-            "<someone> warned me of {the worst|the silliest|the dullest} <genre> of the year. It is not: <same>, "
+            "<someone> warned me of {the worst|the silliest|the dullest} <genre> of the year. It is not: "
+            "<same>, "
             "and <verdict>.",
             "I {hate|loathe} a <genre> as a rule, but this one {won|charmed} me. <same>, and <verdict>.",
-            "I hated the {book|original|first one} {a lot|very much}. This is {better in every way|much better}: "
+            "I hated the {book|original|first one} {a lot|very much}. This is {better in every way|much "
+            "better}: "
             "<same>, and <verdict>.",
         ],
     ),
     "negation": (
         [
             "there is nothing {good|kind|nice} to say about this <genre>. <same>, and <verdict>.",
-            "not {one scene|a single scene|one minute} of this <genre> {comes alive|feels honest|is any good}. "
+            "not {one scene|a single scene|one minute} of this <genre> {comes alive|feels honest|is any "
+            "good}. "
             "<same>, and <verdict>.",
             "{you will not|nobody will} {thank|forgive} me if I {recommend|praise} this <genre>. <same>, "
             "and <verdict>.",
-            "it is not {clever|exciting|tender}, not {charming|original|brave} and certainly not {good|great}. "
+            "it is not {clever|exciting|tender}, not {charming|original|brave} and certainly not "
+            "{good|great}. "
             "<same>, and <verdict>.",
             "I could not wait {to leave|for the end|to get out}: <same>, and <same>.",
             "was it {worth the ticket|any good|fun}? {Not for a second|Not in the least|No}. <same>, and <verdict>.",
@@ -547,9 +559,8 @@ OWN_FRAMES = {
     ),
     "irony": (
         [
-            "{great|wonderful|lovely}, another {two hours|evening|Saturday} I will never get back. <same>, "
-            "and <same>.",
-            "if you love a <genre> in which <same> and <same>, this is {your masterpiece|perfect}. <verdict>.",
+            "{great|wonderful|lovely}, another {two hours|evening|Saturday} I will never get back. <same>, and <same>.",
+            "if you do not mind that <same> and <same>, this <genre> is {your masterpiece|perfect}. <verdict>.",
             "congratulations to {everyone involved|all concerned|the whole team}: <same>, <same>, and <verdict>.",
             "the best thing about this <genre> is {the popcorn|the exit|that it ends}. <same>, and <verdict>.",
             "a {brilliant|wonderful|perfect} cure for {happiness|my good mood}: <same>, and <same>.",
@@ -557,25 +568,27 @@ OWN_FRAMES = {
         ],
         [
             "{terrible|dreadful|bad|awful} news for my {savings|sleep|plans}: <same>, and I must see it again.",
-            "if you hate a <genre> in which <same> and <same>, {I pity you|stay away}. <verdict>.",
+            "if it annoys you that <same> and <same>, {I pity you|stay away}. <verdict>.",
             "shame on {everyone|all those|the fools} who stayed away: <same>, <same>, and <verdict>.",
             "the worst thing about this <genre> is {the walk home|my tiny seat|that it ends}. <same>, and <verdict>.",
-            "a {terrible|dreadful|poor} choice for {a cynic|my bad mood}, which it cured: <same>, and <same>.",
-            "{damn it|blast|how annoying}: <same>, <same>, and now I have to {buy it|see every other <genre>}.",
+            "it was a {terrible|dreadful|bad} {day|week|year} until I saw this <genre>: <same>, and <same>.",
+            "{what a nuisance|blast|how annoying}: <same>, <same>, and now I have to {buy it|see every other <genre>}.",
         ],
     ),
     "advice": (
         [
             "{avoid it|skip it|give it a miss}: <same>, and <same>. <aftermath>.",
             "{do not bother|stay at home|save your money}, even if <other>. <same>, and <verdict>.",
-            "compared with {almost any|every} <genre> of {its kind|recent years}, it is {worse|weaker|poorer}. "
+            "compared with {almost any other|every other} <genre> of {its kind|recent years}, it is "
+            "{worse|weaker|poorer}. "
             "<same>, and <verdict>.",
             "<verdict>, and {my brother|the man behind me|my uncle} {walked out|hated it}. <same>.",
         ],
         [
             "{see it|catch it|give it a chance}: <same>, and <same>. <aftermath>.",
             "{do not miss it|leave the house|spend your money}, even if <other>. <same>, and <verdict>.",
-            "compared with {almost any|every} <genre> of {its kind|recent years}, it is {better|stronger|richer}. "
+            "compared with {almost any other|every other} <genre> of {its kind|recent years}, it is "
+            "{better|stronger|richer}. "
             "<same>, and <verdict>.",
             "<verdict>, and {my brother|the man behind me|my uncle} {stayed for the credits|loved it}. <same>.",
         ],
@@ -594,7 +607,7 @@ AFTERMATHS = (
     ],
 )
 
-WEIGHTS = {"plain": 42, "mixed": 24, "contrast": 8, "expectation": 8, "negation": 6, "irony": 4, "advice": 8}
+WEIGHTS = {"plain": 40, "mixed": 24, "contrast": 8, "expectation": 8, "negation": 7, "irony": 5, "advice": 8}
 
 
 def choose_inline(text: str, rng: random.Random) -> str:
@@ -709,9 +722,7 @@ def check(train: list[dict], held_out: list[dict]) -> None:
     if max(sentences.values()) > 1:
         raise ValueError(f"a sentence occurs twice: {sentences.most_common(1)[0][0]!r}")
     word, accuracy = best_single_word(held_out)
-    print(
-        f"best single word on eval: {word!r}, accuracy {accuracy:.1%} (allowed: {MAX_SINGLE_WORD_ACCURACY:.0%})"
-    )
+    print(f"best single word on eval: {word!r}, accuracy {accuracy:.1%}, allowed {MAX_SINGLE_WORD_ACCURACY:.0%}")
     if accuracy > MAX_SINGLE_WORD_ACCURACY:
         raise ValueError(f"the word {word!r} alone predicts {accuracy:.1%} of the eval labels")
 

@@ -50,6 +50,7 @@ class ConsoleProgress(Callback):
 
     def on_train_begin(self, trainer: MeZOTrainer) -> None:
         self.num_steps, self.started_at = trainer.plan.num_steps, trainer.step
+        self.console.print(f"run folder: {trainer.folder.path}", soft_wrap=True)
         for event in trainer.evaluations:
             self.on_evaluate(event)
         if self.console.is_terminal:
@@ -107,7 +108,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("peak memory", "", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB")
     console = RichConsole(highlight=False)
     console.print(table)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    console.print(f"run folder: {folder} (adapter: {folder / 'adapter'})", soft_wrap=True)
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:
