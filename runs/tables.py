@@ -1,4 +1,4 @@
-"""Write the tables of README.md from what the runs left in their folders: python runs/tables.py imdb OUTPUT README.md"""
+"""Write the tables of README.md from what runs left behind: python runs/tables.py imdb OUTPUT README.md"""
 
 import json
 import re

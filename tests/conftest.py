@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,7 +28,7 @@ CONTEXT = 64
 
 GOOD = ["a great film", "a joy to watch", "warm and clever", "I loved the cast", "the ending is perfect"]
 BAD = ["a terrible film", "a bore to watch", "cold and stupid", "I hated the cast", "the ending is a mess"]
-REVIEWS = [
+REVIEWS: list[dict[str, Any]] = [
     {"text": f"{text}, {place}", "label": label}
     for place in ("said my sister", "at the old cinema", "on a rainy day", "again and again")
     for pair in zip(BAD, GOOD, strict=True)

@@ -41,7 +41,9 @@ def write(path: Path, header: Header, entries: list[Entry]) -> None:
     journal.close()
 
 
-runs = st.lists(st.tuples(finite, st.floats(0, 1), st.lists(slopes, min_size=1, max_size=3)), max_size=6).map(entries_of)
+runs = st.lists(st.tuples(finite, st.floats(0, 1), st.lists(slopes, min_size=1, max_size=3)), max_size=6).map(
+    entries_of
+)
 
 
 @pytest.fixture

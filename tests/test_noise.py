@@ -10,7 +10,11 @@ seeds = st.integers(0, 2**SEED_BITS - 1)
 
 
 def test_the_stream_is_pinned_so_that_old_journals_replay():
-    assert gaussian(7, "a.lora_A.weight", (3,)).tolist() == [-1.1055567264556885, -0.15334635972976685, 2.332746744155884]
+    assert gaussian(7, "a.lora_A.weight", (3,)).tolist() == [
+        -1.1055567264556885,
+        -0.15334635972976685,
+        2.332746744155884,
+    ]
     assert uniform(7, "a", (2,), 0.5).tolist() == [-0.18839383125305176, 0.2029399275779724]
     assert permutation(7, "epoch/0", 8).tolist() == [7, 0, 1, 5, 2, 6, 3, 4]
     assert derive_seed(0, "direction", 0, 0) == 4178991787820930

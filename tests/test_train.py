@@ -43,9 +43,10 @@ class StopAt(Callback):
 def options(opt_dir: Path, reviews_file: Path) -> dict:
     """A short run on the tiny OPT with everything that a resume must get right: schedule, momentum, early stopping."""
     return {
-        "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"), "invocation": " It was",
-        "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3, "learning_rate": 0.05, "momentum": 0.5,
-        "lr_scheduler_type": "cosine", "warmup_steps": 2, "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
+        "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
+        "invocation": " It was", "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3,
+        "learning_rate": 0.05, "momentum": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 2, "lora_rank": 2,
+        "early_stopping_patience": 3, "num_threads": 1,
     }  # fmt: skip
 
 
@@ -179,15 +180,6 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
     assert events[-1].step < 60
 
 
-def test_training_learns_the_reviews(options, tmp_path):
-    settings = {**options, "num_steps": 250, "learning_rate": 0.02, "momentum": 0.0, "eval_steps": 250, "batch_size": 8}
-    settings |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "target_modules": ("all-linear",)}
-    result = mezo_finetune(**settings, eval_data=options["train_data"], output_dir=str(tmp_path / "run"))
-    assert result.initial
-    assert result.final
-    assert result.final.loss < 0.8 * result.initial.loss
-
-
 def test_a_diverging_run_stops_and_says_what_to_change(options, tmp_path):
     with pytest.raises(TrainingError, match=r"lower --learning-rate \(now 1e\+30\)") as error:
         mezo_finetune(**{**options, "learning_rate": 1e30, "lr_scheduler_type": "constant", "warmup_steps": 0},
@@ -198,7 +190,7 @@ def test_a_diverging_run_stops_and_says_what_to_change(options, tmp_path):
 
 
 def test_a_run_whose_slopes_are_all_zero_stops_and_says_what_to_change(options, tmp_path):
-    with pytest.raises(TrainingError, match="every slope was zero for 10 steps.*--epsilon"):
+    with pytest.raises(TrainingError, match=r"every slope was zero for 10 steps.*--epsilon"):
         mezo_finetune(**{**options, "epsilon": 1e-30, "early_stopping_patience": 9}, output_dir=str(tmp_path / "run"))
     assert len(read_journal(tmp_path / "run" / "journal.jsonl")[1]) == 9
 

@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from zotune.config import Config
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, replay_run, resume
-    from zotune.predict import evaluate, predict
+    from zotune.inference import evaluate, predict
     from zotune.train import Callback, Evaluation, MeZOTrainer
 
 _HOMES = {
     "Callback": "train", "Config": "config", "Evaluation": "train", "InputError": "errors", "MeZOTrainer": "train",
-    "Result": "finetune", "TrainingError": "errors", "evaluate": "predict", "make_trainer": "finetune",
-    "mezo_finetune": "finetune", "predict": "predict", "replay_run": "finetune", "resume": "finetune",
+    "Result": "finetune", "TrainingError": "errors", "evaluate": "inference", "make_trainer": "finetune",
+    "mezo_finetune": "finetune", "predict": "inference", "replay_run": "finetune", "resume": "finetune",
 }  # fmt: skip
 
 __all__ = [

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, get_args, get_type_hints
 
 import tyro
 
@@ -21,11 +21,16 @@ from zotune.errors import InputError, TrainingError
 class Train(Config):
     """Fine-tune a model. A TOML file with the same settings may stand first: zotune train run.toml --seed 3"""
 
+    def __post_init__(self) -> None:
+        """Checked in `run`: an error raised here would reach the user in the parser's words."""
+
     def run(self) -> None:
+        settings = {field.name: getattr(self, field.name) for field in fields(Config)}
+        Config(**settings)  # before PyTorch is loaded, which takes seconds
+
         from zotune.console import ConsoleProgress, set_up_logging
         from zotune.finetune import mezo_finetune
 
-        settings = {field.name: getattr(self, field.name) for field in fields(Config)}
         set_up_logging()
         progress = ConsoleProgress()
         try:
@@ -72,11 +77,12 @@ class Inference:
     num_threads: int | None = None
     """CPU threads; default: PyTorch's choice."""
 
-    trust_remote_code: bool | None = None
+    trust_remote_code: bool = False
     """Run code that comes with a model from the hub."""
 
     def settings(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(Inference) if field.name != "adapter"}
+        given = {field.name: getattr(self, field.name) for field in fields(Inference) if field.name != "adapter"}
+        return given | {"trust_remote_code": self.trust_remote_code or None}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Evaluate(Inference):
     """Accuracy and loss of an adapter, or of the bare model, on labelled data."""
 
     eval_data: str | None = None
-    """Labelled data, as for training; default: the task's own."""
+    """Labelled data, as for training; default: that of the adapter's run, or the task's own."""
 
     max_eval_samples: int | None = None
     """Evaluate on at most this many records; default: all."""
@@ -94,9 +100,11 @@ class Evaluate(Inference):
 
     def run(self) -> None:
         from zotune.console import print_evaluation, set_up_logging
+        from zotune.inference import evaluate
         from zotune.metrics import write_json
-        from zotune.predict import evaluate
 
+        if self.output_file and not Path(self.output_file).absolute().parent.is_dir():
+            raise InputError(f"--output-file: there is no folder {Path(self.output_file).parent}")
         set_up_logging()
         evaluation = asdict(
             evaluate(
@@ -108,7 +116,10 @@ class Evaluate(Inference):
         )
         print_evaluation(evaluation)
         if self.output_file:
-            write_json(Path(self.output_file), evaluation)
+            try:
+                write_json(Path(self.output_file), evaluation)
+            except OSError as error:
+                raise InputError(f"--output-file: cannot write {self.output_file}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -128,16 +139,20 @@ class Predict(Inference):
         import json
 
         from zotune.console import set_up_logging
-        from zotune.predict import predict
+        from zotune.inference import predict
 
         set_up_logging()
         data: Any = self.data
         if data == "-":
-            lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
-            try:
-                data = [json.loads(line) if line.lstrip().startswith("{") else line for line in lines]
-            except json.JSONDecodeError as error:
-                raise InputError(f"--data: standard input holds a line that is not JSON: {error}") from error
+            data = []
+            for number, line in enumerate(sys.stdin.read().split("\n"), start=1):
+                try:
+                    data += [json.loads(line) if line.lstrip().startswith("{") else line] if line.strip() else []
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"--data: line {number} of standard input starts with a brace but is not JSON: {error.msg} "
+                        f"at column {error.colno}"
+                    ) from error
         for text in predict(
             data,
             adapter=self.adapter,
@@ -145,14 +160,14 @@ class Predict(Inference):
             temperature=self.temperature,
             **self.settings(),
         ):
-            print(text.replace("\n", "\\n"))
+            print(text.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 @dataclass(frozen=True)
 class Resume:
     """Go on with a run that was stopped, from the last step of its journal."""
 
-    run_folder: tyro.conf.Positional[str]
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
 
     def run(self) -> None:
@@ -172,7 +187,7 @@ class Resume:
 class Replay:
     """Rebuild the adapter at any step of a run from its journal; no model is loaded."""
 
-    run_folder: tyro.conf.Positional[str]
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
 
     output_dir: str
@@ -192,7 +207,7 @@ class Replay:
 class Plot:
     """Plot loss, evaluations, step time and reuse of one run, or of several over each other."""
 
-    run_folders: tyro.conf.Positional[tuple[str, ...]]
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """The run folders."""
 
     output_dir: str | None = None
@@ -219,10 +234,26 @@ class Tasks:
         print_tasks()
 
 
+METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
+
+
+def _with_plain_help(command: Any) -> Any:
+    """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
+    hints = get_type_hints(command)
+    for field in fields(command):
+        if field.default is None:
+            kind = next(kind for kind in get_args(hints[field.name]) if kind is not type(None))
+            metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
+            argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+            command.__annotations__[field.name] = Annotated[hints[field.name], argument]
+    return command
+
+
 COMMANDS = {
     "train": Train, "evaluate": Evaluate, "predict": Predict, "resume": Resume, "replay": Replay, "plot": Plot,
     "tasks": Tasks,
 }  # fmt: skip
+COMMANDS = {name: _with_plain_help(command) for name, command in COMMANDS.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ the data or the model; config.toml in the run folder holds what was chosen.
 
 import difflib
 import math
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ class Config:
     """Distance of the probes from theta along a direction."""
 
     learning_rate: float | None = None
-    """Default: 1e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md)."""
+    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md)."""
 
     lr_scheduler_type: SchedulerType = "constant"
     """How the learning rate goes over the steps, as in transformers."""
@@ -195,7 +196,7 @@ def write_toml(config: Config, path: Path) -> None:
 
 def default_learning_rate(num_parameters: int) -> float:
     """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more."""
-    return 1e-3 if num_parameters < 100_000_000 else 1e-4
+    return 2e-3 if num_parameters < 100_000_000 else 1e-4
 
 
 def _check(config: Config) -> None:
@@ -219,6 +220,8 @@ def _check(config: Config) -> None:
         refuse("momentum", "0 or more and below 1")
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
+    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
+        refuse("device", "auto, cpu, cuda or cuda:N")
     if config.lr_scheduler_type == "constant" and config.warmup_steps:
         raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
     if config.warmup_steps > config.num_steps:

@@ -126,7 +126,9 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
 
 def print_tasks() -> None:
     """The built-in tasks, on standard output."""
-    table = Table("task", "prompt + invocation + answer", "labels", "data set", show_lines=True)
+    table = Table(show_lines=True)
+    for title in ("task", "prompt + invocation + answer", "labels", "data set"):
+        table.add_column(title, overflow="fold")  # rather than cut: these are there to be copied
     for task in TASKS.values():
         answer = "" if task.labels else task.completion
         text = f"{task.template}{task.invocation}{answer}".replace("\n", "\\n")

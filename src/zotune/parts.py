@@ -65,10 +65,12 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     train_source = config.train_data if train_data is None else train_data
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
+    sample = dict(train[0].fields) if train else None
+    if sample:  # under the names that --fields gives them
+        sample |= {role: sample.pop(name) for role, name in config.field_names.items() if name in sample}
     task = choose_task(
-        config.task, template=config.template, invocation=config.invocation, labels=config.labels,
-        sample=train[0].fields if train else None,
-    )  # fmt: skip
+        config.task, template=config.template, invocation=config.invocation, labels=config.labels, sample=sample
+    )
     own_train, own_eval = _own_data(task)
     if not train:
         if own_train is None:

@@ -1,5 +1,6 @@
 """A run folder: where everything about a run lies. What is not in the folder did not happen."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,15 +51,19 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output-dir: {self.path} is a file")
+        parent = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(f"--output-dir: cannot write {self.path}: {parent} is not a folder that can be written to")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
+        if not self.journal.is_file():
+            option = "--overwrite" if overwrite else "--output-dir"
+            raise InputError(f"{option}: {self.path} holds files but no run (no journal.jsonl); choose another folder")
         if not overwrite:
             raise InputError(
                 f"--output-dir: {self.path} exists; choose another, continue it with `zotune resume {self.path}`, "
                 "or replace it with --overwrite"
             )
-        if not self.journal.is_file():
-            raise InputError(f"--overwrite: {self.path} is not a run folder (no journal.jsonl), so it is left alone")
 
     def claim(self, overwrite: bool) -> None:
         """Make the folder, empty."""

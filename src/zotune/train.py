@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from zotune.schedules import Schedule
 MAX_ZERO_STEPS = 10
 
 
-class Callback(Protocol):
-    """Told what happened. Every method is optional in effect: inherit and override what you need."""
+class Callback:
+    """Told what happens in a run: inherit, and override what you need."""
 
     def on_train_begin(self, trainer: "MeZOTrainer") -> None: ...
 

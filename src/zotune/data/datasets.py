@@ -8,7 +8,10 @@ import csv
 import gzip
 import io
 import json
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,12 @@ from zotune.errors import InputError
 from zotune.noise import permutation
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+EVALUATION_SPLITS = ("test", "validation", "valid", "dev")  # names of what is not for training, in order of preference
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record as read: its fields, and where it stands, e.g. `train.jsonl:7`."""
+    """One record as read: its fields, and where it stands, e.g. `data/train.jsonl:7`."""
 
     fields: Mapping[str, Any]
     where: str
@@ -48,6 +52,11 @@ def load_records(source: Any, option: str, split: str = "train") -> list[Record]
         records = _from_path(str(source), option, split)
     elif isinstance(source, HubSource):
         records = _from_hub(source.path, option, split, source.revision)
+    elif isinstance(source, Mapping):  # such as a DatasetDict
+        raise InputError(
+            f"{option}: expected one data set, got a {type(source).__name__} of {', '.join(map(str, source))}; "
+            "pick one of them"
+        )
     elif isinstance(source, Iterable):
         records = [_record(value, f"{option}[{index}]") for index, value in enumerate(source)]
     else:
@@ -67,6 +76,13 @@ def to_texts(
     Raises:
         InputError: a field is missing, empty or of the wrong type, or a label is not among the task's.
     """
+    roles = (*task.fields, *(("label", task.label_field) if task.labels else ()))
+    for role in names:
+        if role not in roles:
+            raise InputError(
+                f"--fields {role}={names[role]}: task {task.name} has no field {role!r}; "
+                f"it has {', '.join(dict.fromkeys(roles))}"
+            )
     return [_to_text(record, task, names, need_labels) for record in records]
 
 
@@ -95,17 +111,17 @@ def _from_path(source: str, option: str, split: str) -> list[Record]:
         if looks_local:
             raise InputError(f"{option}: there is no file {source}")
         return _from_hub(source, option, split, None)
-    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    kind = (path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix).lower()
     try:
         if kind == ".parquet":
-            return _from_parquet(path, option)
+            return _from_parquet(source, option)
         readers = {".jsonl": _from_json_lines, ".json": _from_json, ".csv": _from_csv}
         if kind not in readers:
             raise InputError(
                 f"{option}: {source} ends in {kind or 'nothing'}; expected one of {', '.join(SUFFIXES)} (or .gz)"
             )
-        return list(readers[kind](path.name, _read_text(path)))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return list(readers[kind](source, _read_text(path)))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{option}: cannot read {source}: {error}") from error
 
 
@@ -137,6 +153,7 @@ def _from_json(name: str, text: str) -> Iterator[Record]:
 
 
 def _from_csv(name: str, text: str) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)  # a text may well be longer than the 128 KiB that csv allows
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
@@ -149,47 +166,59 @@ def _from_csv(name: str, text: str) -> Iterator[Record]:
         raise InputError(f"{name}:{reader.line_num}: not CSV: {error}") from error
 
 
-def _from_parquet(path: Path, option: str) -> list[Record]:
+def _from_parquet(source: str, option: str) -> list[Record]:
     import pyarrow.lib
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows = pyarrow.parquet.read_table(source).to_pylist()
     except pyarrow.lib.ArrowException as error:
-        raise InputError(f"{option}: {path} is not parquet: {error}") from error
-    return [Record(row, f"{path.name}[{index}]") for index, row in enumerate(rows)]
+        raise InputError(f"{option}: {source} is not parquet: {error}") from error
+    return [Record(row, f"{source}[{index}]") for index, row in enumerate(rows)]
 
 
 def _from_folder(path: Path, option: str, split: str) -> list[Record]:
     import datasets
 
-    saved = (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
-    if not saved:
+    if not ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
         return _from_hub(str(path), option, split, None)
-    loaded = datasets.load_from_disk(str(path))
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = _pick_split(loaded, str(path), option, split)
-    return [Record(row, f"{path.name}[{index}]") for index, row in enumerate(loaded)]
+    with _explained(str(path), option):
+        loaded = datasets.load_from_disk(str(path))
+    return _rows(loaded, str(path), option, split)
 
 
 def _from_hub(source: str, option: str, split: str, revision: str | None) -> list[Record]:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    with _explained(source, option):
         loaded = datasets.load_dataset(source, revision=revision)
-    except (
-        Exception
-    ) as error:  # the library raises many kinds, also its dependencies' own, for a wrong or unreachable name
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{option}: data set {source!r} could not be loaded: {reason}") from error
-    return [Record(row, f"{source}[{index}]") for index, row in enumerate(_pick_split(loaded, source, option, split))]
+    return _rows(loaded, source, option, split)
 
 
-def _pick_split(splits: Mapping[str, Any], source: str, option: str, split: str) -> Any:
-    if split not in splits:
-        raise InputError(f"{option}: {source} has no split {split!r} (it has {', '.join(splits)})")
-    return splits[split]
+def _rows(loaded: Any, source: str, option: str, split: str) -> list[Record]:
+    """The records of a data set, or of its `split`; of the only one, where it has just one."""
+    if isinstance(loaded, Mapping):
+        wanted = (split, *EVALUATION_SPLITS) if split in EVALUATION_SPLITS else (split,)
+        found = [name for name in wanted if name in loaded] or (list(loaded) if len(loaded) == 1 else [])
+        if not found:
+            raise InputError(
+                f"{option}: {source} has no split {split!r} (it has {', '.join(loaded)}); "
+                "save the one you mean as a file, and name that"
+            )
+        loaded = loaded[found[0]]
+    return [Record(row, f"{source}[{index}]") for index, row in enumerate(loaded)]
+
+
+@contextmanager
+def _explained(source: str, option: str) -> Iterator[None]:
+    """Turns what the library raises for a wrong, damaged or unreachable data set into one sentence."""
+    try:
+        yield
+    except Exception as error:  # it raises many kinds, also its dependencies' own
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        where = "" if Path(source).exists() else "no such file or folder, and as a data set of the hub: "
+        raise InputError(f"{option}: {source!r} could not be loaded: {where}{reason.splitlines()[0]}") from error
 
 
 def _record(value: Any, where: str) -> Record:
@@ -239,23 +268,33 @@ def _text_field(record: Record, role: str, names: Mapping[str, str]) -> str:
 
 
 def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
-    field = _find(record, task.label_field, {task.label_field: names["label"]} if "label" in names else {})
+    renamed = names.get(task.label_field, names.get("label"))
+    field = _find(record, task.label_field, {task.label_field: renamed} if renamed else {})
     value = record.fields[field]
-    for known in (task.label_names, task.label_words):
-        if value in known:
-            return known.index(value)
-    try:
-        label = int(value)
-        if label != float(value):
-            raise ValueError
-    except (TypeError, ValueError):
+    label = _whole_number(value)
+    if isinstance(value, str | int | float):
+        # Names come before ids: with --labels 2=great 1=terrible a 1 is terrible, whether the data quotes it or not.
+        known = task.label_names + (task.label_words if label is None else ())
+        for text in (str(value), str(value if label is None else label)):
+            if text in known:
+                return known.index(text) % len(task.labels)
+    if label is None or any(_whole_number(name) is not None for name in task.label_names):
         raise InputError(
             f"{record.where}: label {value!r} is not among the labels {', '.join(task.label_names)} "
             "(--labels name=word ...)"
-        ) from None
+        )
     if not 0 <= label < len(task.labels):
         raise InputError(
             f"{record.where}: label {label} is outside 0..{len(task.labels) - 1}, the ids of the labels "
             f"{', '.join(task.label_names)} (--labels)"
         )
     return label
+
+
+def _whole_number(value: Any) -> int | None:
+    """A label id, however the file's format keeps numbers: 1, 1.0, True, "1" or "1.0"."""
+    try:
+        number = float(value)
+        return int(number) if number == int(number) else None
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -48,18 +48,23 @@ class Task:
 
     @property
     def label_words(self) -> tuple[str, ...]:
-        return tuple(label.partition("=")[2] or label for label in self.labels)
+        return tuple(word for _, word in map(_name_and_word, self.labels))
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """What the data calls each label: the name of `name=word`, else the word."""
-        return tuple(label.partition("=")[0] for label in self.labels)
+        return tuple(name for name, _ in map(_name_and_word, self.labels))
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that the texts are made of, in order."""
         found = [name for _, name, _, _ in Formatter().parse(self.template + self.completion) if name]
         return tuple(dict.fromkeys(found))
+
+
+def _name_and_word(label: str) -> tuple[str, str]:
+    name, _, word = label.partition("=")
+    return (name, word) if name and word else (label, label)
 
 
 def _reviews(name: str, hub: HubSource | None = None) -> Task:
@@ -166,15 +171,19 @@ def _detect(sample: Mapping[str, Any]) -> Task:
 
 
 def _check(task: Task) -> None:
-    for option, text in (("--template", task.template), ("--invocation", task.invocation)):
-        try:
-            names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-        except ValueError as error:
-            raise InputError(f"{option}: {text!r} is not a template: {error}") from error
-        if option == "--template" and any(not name.isidentifier() for name in names):
-            raise InputError(f"--template: fields are names in braces such as {{text}}, got {text!r}")
-        if option == "--invocation" and names:
-            raise InputError(f"--invocation: {text!r} must be fixed text, without fields in braces")
+    try:
+        pieces = [piece for piece in Formatter().parse(task.template) if piece[1] is not None]
+    except ValueError as error:
+        raise InputError(f"--template: {task.template!r} is not a template: {error}") from error
+    for _, name, form, conversion in pieces:
+        if not (name or "").isidentifier() or form or conversion:
+            raise InputError(f"--template: fields are names in braces such as {{text}}, got {task.template!r}")
+    if set("{}") & set(task.invocation):
+        raise InputError(f"--invocation: {task.invocation!r} must be fixed text, without fields in braces")
+    if task.invocation and not task.template:
+        raise InputError(
+            f"--invocation: task {task.name} has no prompt that {task.invocation!r} could end; leave it out"
+        )
     if task.labels and not task.fields:
         raise InputError(f"--template: {task.template!r} uses no field of the data, such as {{text}}")
     if len(task.labels) == 1:
@@ -183,3 +192,10 @@ def _check(task: Task) -> None:
         double = [value for value in dict.fromkeys(values) if values.count(value) > 1]
         if double:
             raise InputError(f"--labels: {what} must differ, got {double[0]!r} twice")
+    for index, label in enumerate(task.labels):
+        if not label.strip():
+            raise InputError(f"--labels: {label!r} is no word")
+        if label.lstrip("-").isdigit() and label != str(index):
+            raise InputError(
+                f"--labels: a {label} in the data could be this word or a label id; give names, such as {label}={label}"
+            )

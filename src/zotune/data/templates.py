@@ -43,6 +43,8 @@ class Encoder:
         self.start = _special_start(tokenizer)
         self.invocation = encode_fragment(tokenizer, task.invocation)
         self.activated = activated
+        if task.invocation and not self.invocation:
+            raise InputError(f"--invocation: {task.invocation!r} is no token for this tokenizer")
         if activated and not self.invocation:
             raise InputError(
                 "--scope activated needs --invocation, the fixed text that ends every prompt and switches the adapter "

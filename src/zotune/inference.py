@@ -1,7 +1,8 @@
 """Use an adapter, or the bare model: metrics over labelled data, a label or completion for each input."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from zotune.adapter import LoraSpec, load_adapter
 from zotune.config import Config, make_config, read_toml
 from zotune.data.datasets import Record, load_records, sample_records, to_texts
 from zotune.data.tasks import Task, choose_task
-from zotune.data.templates import Encoder
+from zotune.data.templates import Encoder, encode_fragment
 from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
 from zotune.engine.protocol import AT_THETA, Sampling, Theta
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
 from zotune.objectives import OBJECTIVES, candidate_logits
-from zotune.parts import choose_max_length, demo_path, model_path
+from zotune.parts import choose_max_length, demo_path, load_data, model_path
 from zotune.train import Evaluation
 from zotune.train import evaluate as evaluate_examples
 
@@ -34,7 +35,8 @@ def evaluate(
     """Loss and accuracy of an adapter (or of the bare model) on labelled data, with the predictions.
 
     Args:
-        eval_data: a path, hub id, list of dicts or `datasets.Dataset`; default: the task's own.
+        eval_data: a path, hub id, list of dicts or `datasets.Dataset`; default: that of the adapter's run, or the
+            task's own.
         adapter: an adapter folder. Beside a run's config.toml, its settings are the defaults.
         settings: model, task, template, invocation, labels, fields, max_length, dtype, device, ... as in `Config`.
 
@@ -44,7 +46,11 @@ def evaluate(
     config = _config(adapter, settings)
     task = _task(config)
     split = "test"
-    if eval_data is None and task.hub:
+    if eval_data is None:
+        eval_data = config.eval_data
+    if eval_data is None and config.train_data is not None:  # what the adapter's run has held out of it
+        eval_data = [record.fields for record in load_data(config).evaluation]
+    elif eval_data is None and task.hub:
         eval_data, split = task.hub, task.hub.evaluation
     elif eval_data is None and task.demo:
         eval_data = demo_path("eval.jsonl")
@@ -82,7 +88,11 @@ def predict(
     task = _task(config)
     if not task.labels and not task.template:
         raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
-    role = next(name for name in task.fields if name != "completion")
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise InputError(f"--temperature must be 0 or more, got {temperature}")
+    role = next((name for name in task.fields if name != "completion"), "prompt")
     if isinstance(data, Sequence) and not isinstance(data, str):
         data = [{config.field_names.get(role, role): item} if isinstance(item, str) else item for item in data]
     records: list[Record] = load_records(data, "--data", "test")
@@ -114,11 +124,12 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     """The settings given, over those of the run that the adapter lies in, where it does."""
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
     base = read_toml(run) if run and run.is_file() else None
-    if base and settings.get("task"):  # another task comes with its own texts, unless they are given too
-        settings = {"template": None, "invocation": None, "labels": (), "objective": None, **settings}
-    return make_config(
-        {name: value for name, value in settings.items() if value is not None or name == "objective"}, base
-    )
+    given = {name: value for name, value in settings.items() if value is not None}
+    if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
+        base = replace(
+            base, template=None, invocation=None, labels=(), objective=None, fields=(), train_data=None, eval_data=None
+        )
+    return make_config(given, base)
 
 
 def _task(config: Config) -> Task:
@@ -136,17 +147,21 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
             f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {context} tokens"
         )
     room = max_length if context is None else min(max_length, context - num_new_tokens)
-    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated")
-    if spec.invocation_tokens is not None and encoder.invocation != spec.invocation_tokens:
+    if spec.invocation_tokens not in (None, encode_fragment(tokenizer, task.invocation)):
         raise InputError(
             f"--invocation: {task.invocation!r} is not what the adapter {adapter} is switched on by: "
-            f"{tokenizer.decode(list(spec.invocation_tokens))!r}"
+            f"{tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
         )
+    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated")
     device = choose_device(config.device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    engine = TorchEngine(load_model(path, dtype, device, config.trust_remote_code), spec)
+    model = load_model(path, dtype, device, config.trust_remote_code)
+    try:
+        engine = TorchEngine(model, spec)
+    except InputError as error:
+        raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: {error}") from error
     if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:
         engine.close()
         raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: its tensors do not fit")
