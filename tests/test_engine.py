@@ -210,15 +210,24 @@ def test_a_target_that_matches_nothing_is_refused_with_what_exists():
         TorchEngine(make_model("opt"), LoraSpec(2, 4.0, ("q_proj", "query"), None))
 
 
-def test_damaged_and_unsupported_adapters_are_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"\x08\0\0\0\0\0\0\0{", "damaged"),
+        ("adapter_model.safetensors", None, "it has no adapter_model.safetensors"),
+        ("adapter_config.json", None, "it has no adapter_config.json"),
+        ("adapter_config.json", b"[]", "no settings"),
+        ("adapter_config.json", b"\xff\xfe", "damaged"),
+        ("adapter_config.json", b'{"peft_type": "LORA"}', "has no r, lora_alpha, target_modules"),
+        ("adapter_config.json", b'{"peft_type": "IA3"}', "peft_type 'IA3'"),
+        ("adapter_config.json", b'{"peft_type": "LORA", "use_dora": true}', "uses use_dora"),
+    ],
+)
+def test_damaged_and_unsupported_adapters_are_refused(tmp_path: Path, name, content, message):
     engine = make_engine("opt", "everywhere")
     save_adapter(tmp_path, some_theta(engine), engine.spec, "none")
-    weights = tmp_path / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        load_adapter(tmp_path)
-    save_adapter(tmp_path, some_theta(engine), engine.spec, "none")
-    config = tmp_path / "adapter_config.json"
-    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    with pytest.raises(InputError, match="use_dora"):
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
         load_adapter(tmp_path)

@@ -231,8 +231,26 @@ def test_resume_refuses_data_that_has_changed(options, tmp_path):
             **{**options, "train_data": str(data)}, output_dir=str(tmp_path / "run"), callbacks=[StopAt(2)]
         )  # fmt: skip
     data.write_text(data.read_text().replace("sister", "brother"))
-    with pytest.raises(InputError, match="training and evaluation examples are not those"):
+    with pytest.raises(InputError, match="was started with other training examples, evaluation examples"):
         resume(tmp_path / "run")
+
+
+def test_resume_refuses_settings_that_would_replay_to_another_adapter(options, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(2)])
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(
+        config.replace("momentum = 0.5", "momentum = 0.6").replace("\nseed = 0", "\nseed = 1")
+    )
+    with pytest.raises(InputError, match="was started with other seed, optimizer"):
+        resume(run)
+
+
+def test_a_run_in_use_is_not_overwritten(options, tmp_path):
+    run = tmp_path / "run"
+    with make_trainer(**options, output_dir=str(run)), pytest.raises(InputError, match="in use"):
+        mezo_finetune(**options, output_dir=str(run), overwrite=True)
 
 
 def test_completion_and_plain_text_tasks_train_everywhere(options, tmp_path):

@@ -19,6 +19,7 @@ from zotune.noise import uniform
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")  # they change the product
 _PREFIX = "base_model.model."
 
 
@@ -85,21 +86,21 @@ def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], LoraSpec]:
     Raises:
         InputError: no adapter there, or one of a form that is not plain LoRA.
     """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"--adapter: {folder} is not an adapter folder: it has no {name}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         theta = {name: np.asarray(value, dtype=np.float32) for name, value in load_file(folder / WEIGHTS_FILE).items()}
-    except FileNotFoundError as error:
-        raise InputError(
-            f"--adapter: {folder} is not an adapter folder: it has no {Path(error.filename).name}"
-        ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise InputError(f"--adapter: {folder} is damaged: {error}") from error
-    unsupported = [
-        key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)
-    ]
-    if config.get("peft_type") != "LORA" or unsupported:
-        what = f"options {', '.join(unsupported)}" if unsupported else f"peft_type {config.get('peft_type')!r}"
-        raise InputError(f"--adapter: {folder} has {what}; only plain LoRA adapters can be loaded")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = repr(config.get("peft_type")) if isinstance(config, dict) else "no settings"
+        raise InputError(f"--adapter: {folder} has peft_type {kind}; only plain LoRA adapters can be loaded")
+    if unsupported := [key for key in UNSUPPORTED if config.get(key)]:
+        raise InputError(f"--adapter: {folder} uses {', '.join(unsupported)}; only plain LoRA adapters can be loaded")
+    if missing := [key for key in ("r", "lora_alpha", "target_modules") if not config.get(key)]:
+        raise InputError(f"--adapter: {folder} is damaged: {CONFIG_FILE} has no {', '.join(missing)}")
     targets, invocation = config["target_modules"], config.get("alora_invocation_tokens")
     return theta, LoraSpec(
         rank=config["r"],

@@ -98,6 +98,8 @@ def make_trainer(
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
     if given:
         given.check_free(config.overwrite)
+        if given.journal.exists():
+            Journal.check_unused(given.journal)
     data = load_data(config, train_data, eval_data)
     parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
 
@@ -135,13 +137,17 @@ def resume(
         InputError: not a run folder, a damaged journal, or data that has changed since the run began.
     """
     folder = RunFolder(Path(run_folder))
+    if not folder.config.is_file():
+        raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = read_toml(folder.config)
     parts = assemble(config, load_data(config), model, tokenizer)
     journal, header, entries = Journal.reopen(folder.journal)
-    if parts.digests != header.data:
+    if changed := _changes(header, _header(config, parts)):
         journal.close()
-        changed = [name for name in header.data if parts.digests.get(name) != header.data[name]]
-        raise InputError(f"the {' and '.join(changed)} examples are not those that {folder.path} was started with")
+        raise InputError(
+            f"{folder.path} was started with other {', '.join(changed)}: put back the data and {folder.config.name} "
+            "as they were, or start a new run"
+        )
     logger.info("resuming %s after step %d", folder.path, len(entries))
     theta, state = replay(header, entries)
     metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
@@ -195,6 +201,16 @@ def _header(config: Config, parts: Parts) -> Header:
         },
         data=parts.digests,
     )
+
+
+def _changes(before: Header, now: Header) -> list[str]:
+    """What a journal was started with and no longer is, in words for the user."""
+    names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
+    return names + [
+        field.name
+        for field in fields(Header)
+        if field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name)
+    ]
 
 
 def _trainer(

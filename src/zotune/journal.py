@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zotune.adapter import LoraSpec, initial_theta
 from zotune.errors import InputError
@@ -58,10 +58,10 @@ class Journal:
         self.path = path
         self._file = path.open("ab", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _lock(self._file, path)
+        except InputError:
             self._file.close()
-            raise InputError(f"{path.parent} is in use by another zotune process") from error
+            raise
         self._file.truncate(valid_bytes)
         self._size = valid_bytes
 
@@ -76,6 +76,12 @@ class Journal:
         """Go on with a journal: its header, its entries, and the file ready for the next one."""
         header, entries, valid_bytes = _parse(path)
         return cls(path, valid_bytes), header, entries
+
+    @staticmethod
+    def check_unused(path: Path) -> None:
+        """Refuse a journal that a running process holds."""
+        with path.open("rb") as file:
+            _lock(file, path)
 
     def append(self, entry: Entry) -> None:
         """Write one step; it is on disk when this returns.
@@ -120,6 +126,13 @@ def replay(header: Header, entries: Sequence[Entry]) -> tuple[Tensors, Tensors]:
     for entry in entries:
         theta, state = optimizer.update(theta, state, entry.slopes, entry.learning_rate)
     return theta, state
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"{path.parent} is in use by another zotune process") from error
 
 
 def _parse(path: Path) -> tuple[Header, list[Entry], int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -20,6 +21,11 @@ def choose_device(device: str) -> str:
     cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not cuda:
         raise InputError(f"--device: {device} was asked for, but PyTorch sees no CUDA device here; use cpu")
+    if device.startswith("mps") and not torch.backends.mps.is_available():
+        raise InputError(f"--device: {device} was asked for, but PyTorch sees no such device here; use cpu")
+    number = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
+    if cuda and number >= torch.cuda.device_count():
+        raise InputError(f"--device: {device} is not among the {torch.cuda.device_count()} CUDA devices here")
     if device != "auto":
         return device
     return "cuda" if cuda else "cpu"
@@ -76,6 +82,7 @@ class _explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError) and not isinstance(error, InputError):
+        known = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what the libraries raise for bad files
+        if isinstance(error, known) and not isinstance(error, InputError):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"--model: {self.model!r} could not be loaded: {reason}") from error
