@@ -12,7 +12,6 @@ import torch
 
 from zotune import mezo_finetune
 from zotune.engine.loading import load_model, load_tokenizer
-from zotune.metrics import StepEvent, read_metrics
 from zotune.parts import demo_path
 
 ROOT = Path(__file__).parents[1]
@@ -62,8 +61,6 @@ def test_a_short_run_lowers_the_held_out_loss(tmp_path):
     assert result.initial
     assert result.final
     assert result.final.loss < result.initial.loss - 0.02
-    events = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert all(event.tokens_reused == 0 for event in events if isinstance(event, StepEvent))
 
 
 @pytest.mark.timeout(300)

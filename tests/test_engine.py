@@ -1,6 +1,7 @@
-"""The plain torch engine against PEFT and transformers' own forward pass: one row, no padding, full logits."""
+"""Both torch engines against PEFT and transformers' own forward pass: one row, no padding, full logits."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from peft import PeftModel
 
 from tests.conftest import CONTEXT, TARGETS, VOCABULARY, make_model
 from zotune.adapter import LoraSpec, initial_theta, load_adapter, save_adapter
+from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
@@ -34,21 +37,32 @@ def examples(draw, max_candidate=5):
     return Example(tuple(prompt), INVOCATION, tuple(map(tuple, candidates)), 0)
 
 
-def make_engine(kind: str, scope: str, **options) -> TorchEngine:
+def make_engine(kind: str, scope: str, **options) -> PlainEngine:
     spec = LoraSpec(4, 8.0, TARGETS[kind], INVOCATION if scope == "activated" else None)
-    return TorchEngine(make_model(kind), spec, **options)
+    return PlainEngine(make_model(kind), spec, **options)
 
 
-def some_theta(engine: TorchEngine) -> dict[str, np.ndarray]:
+def some_theta(engine: PlainEngine | TorchEngine) -> dict[str, np.ndarray]:
     theta = initial_theta(engine.tensor_shapes, 3)
     return {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
 
 
-@pytest.fixture(scope="module", params=[(kind, scope) for kind in TARGETS for scope in ("activated", "everywhere")])
+ENGINES: dict[str, Any] = {
+    "plain": PlainEngine,
+    "torch": lambda model, spec: TorchEngine(model, spec, PrefixCache(1e8)),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(e, kind, scope) for e in ENGINES for kind in TARGETS for scope in ("activated", "everywhere")],
+    ids="-".join,
+)
 def pair(request, tmp_path_factory: pytest.TempPathFactory):
-    """An engine with an adapter, and the same adapter as PEFT loads it from the exported folder."""
-    kind, scope = request.param
-    engine = make_engine(kind, scope)
+    """Each engine with an adapter, and the same adapter as PEFT loads it from the exported folder."""
+    name, kind, scope = request.param
+    spec = LoraSpec(4, 8.0, TARGETS[kind], INVOCATION if scope == "activated" else None)
+    engine = ENGINES[name](make_model(kind), spec)
     theta = some_theta(engine)
     folder = tmp_path_factory.mktemp("adapter")
     save_adapter(folder, theta, engine.spec, "none")
@@ -164,7 +178,7 @@ def test_close_leaves_the_model_as_it_was():
     model = make_model("opt")
     ids = torch.tensor([[1, 9, 30]])
     before = model(ids).logits
-    engine = TorchEngine(model, LoraSpec(4, 8.0, ("q_proj", "fc1"), None))
+    engine = PlainEngine(model, LoraSpec(4, 8.0, ("q_proj", "fc1"), None))
     engine.score(some_theta(engine), [AT_THETA], [Example((1,), (), ((2,),), 0)])
     engine.close()
     assert torch.equal(model(ids).logits, before)
@@ -173,7 +187,7 @@ def test_close_leaves_the_model_as_it_was():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_score_close_to_fp32(dtype):
     spec = LoraSpec(4, 8.0, ("q_proj", "v_proj"), INVOCATION)
-    full, half = TorchEngine(make_model("opt"), spec), TorchEngine(make_model("opt").to(dtype), spec)
+    full, half = PlainEngine(make_model("opt"), spec), PlainEngine(make_model("opt").to(dtype), spec)
     theta, batch = some_theta(full), [Example((1, 9, 30), INVOCATION, ((60,), (61, 62)), 0)]
     scores = half.score(theta, [AT_THETA], batch).log_probs
     assert scores.dtype == np.float32
@@ -184,7 +198,7 @@ def test_half_precision_models_score_close_to_fp32(dtype):
 @pytest.mark.parametrize("scope", ["activated", "everywhere"])
 def test_all_linear_scores_equal_a_forward_pass_with_the_products_merged_into_the_weights(scope):
     """OPT flattens its rows before the feed-forward layers; PEFT's aLoRA cannot adapt those, so merge by hand."""
-    engine = TorchEngine(make_model("opt"), LoraSpec(2, 4.0, ("all-linear",), () if scope == "activated" else None))
+    engine = PlainEngine(make_model("opt"), LoraSpec(2, 4.0, ("all-linear",), () if scope == "activated" else None))
     theta = some_theta(engine)
     merged = make_model("opt")
     for name, module in merged.named_modules():
@@ -200,14 +214,14 @@ def test_all_linear_scores_equal_a_forward_pass_with_the_products_merged_into_th
 
 
 def test_all_linear_adapts_every_linear_module_but_the_head():
-    engine = TorchEngine(make_model("opt"), LoraSpec(2, 4.0, ("all-linear",), None))
+    engine = PlainEngine(make_model("opt"), LoraSpec(2, 4.0, ("all-linear",), None))
     modules = {name.split(".lora_")[0].rpartition(".")[2] for name in engine.tensor_shapes}
     assert modules == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
 
 
 def test_a_target_that_matches_nothing_is_refused_with_what_exists():
     with pytest.raises(InputError, match=r"'query' matches no linear module .* fc1, fc2, k_proj, .* q_proj, v_proj"):
-        TorchEngine(make_model("opt"), LoraSpec(2, 4.0, ("q_proj", "query"), None))
+        PlainEngine(make_model("opt"), LoraSpec(2, 4.0, ("q_proj", "query"), None))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, make_model
 from zotune.adapter import LoraSpec, initial_theta
+from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Example, Probe
-from zotune.engine.torch_engine import TorchEngine
 from zotune.estimators import Spsa
 from zotune.noise import gaussian
 from zotune.objectives import cross_entropy
@@ -116,7 +116,7 @@ def test_slopes_equal_autograds_directional_derivative(kind, invocation):
     plus the rounding of the losses over 2 eps: 1e-16 / 1e-5 in fp64, 1e-6 / 1e-3 in fp32.
     """
     spec = LoraSpec(4, 8.0, TARGETS[kind], invocation)
-    engine = TorchEngine(make_model(kind), spec)
+    engine = PlainEngine(make_model(kind), spec)
     theta = initial_theta(engine.tensor_shapes, 3)
     theta = {name: value + 0.1 * gaussian(11, name, value.shape) for name, value in theta.items()}  # B not zero
     tensors = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in theta.items()}

@@ -19,6 +19,7 @@ import tomli_w
 from zotune.errors import InputError
 
 Scope = Literal["activated", "everywhere"]
+EngineName = Literal["torch", "plain"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
 
@@ -46,8 +47,9 @@ class Config:
     overwrite: bool = False
     """Replace the run in --output-dir."""
 
-    engine: Literal["torch"] = "torch"
-    """What computes the forward passes: `torch` is transformers in this process."""
+    engine: EngineName = "torch"
+    """What computes the forward passes: `torch` is transformers in this process, with exact reuse; `plain` is the same
+    without any: every token of every probe, one probe at a time."""
 
     scope: Scope | None = None
     """Where the adapter acts: `activated` from the invocation on, or `everywhere`.
@@ -138,7 +140,7 @@ class Config:
     """cpu, cuda, cuda:1, ...; auto is CUDA where there is one."""
 
     kv_cache_gb: float | None = None
-    """Memory for cached prompts. The plain torch engine keeps none, so a value is refused."""
+    """Memory for the KV of prompts, in 1e9 bytes, in scope activated; default: half of what is free."""
 
     num_threads: int | None = None
     """CPU threads; default: PyTorch's choice."""
@@ -228,8 +230,11 @@ def _check(config: Config) -> None:
         refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
     if not config.target_modules:
         raise InputError("--target-modules names no module")
-    if config.kv_cache_gb is not None:
-        raise InputError("--kv-cache-gb has no effect: the plain torch engine keeps no KV between calls; leave it out")
+    if config.kv_cache_gb is not None and not (math.isfinite(config.kv_cache_gb) and config.kv_cache_gb >= 0):
+        refuse("kv_cache_gb", "0 or more")
+    for name, value in (("engine", "plain"), ("scope", "everywhere")):
+        if config.kv_cache_gb is not None and getattr(config, name) == value:
+            raise InputError(f"--kv-cache-gb has no effect with --{name} {value}, which keeps no prompts; leave it out")
     for pair in config.fields:
         role, equals, name = pair.partition("=")
         if not (role and equals and name):

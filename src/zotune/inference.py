@@ -14,11 +14,10 @@ from zotune.data.datasets import Record, load_records, sample_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder, encode_fragment
 from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
-from zotune.engine.protocol import AT_THETA, Sampling, Theta
-from zotune.engine.torch_engine import TorchEngine
+from zotune.engine.protocol import AT_THETA, Engine, Sampling, Theta
 from zotune.errors import InputError
 from zotune.objectives import OBJECTIVES, candidate_logits
-from zotune.parts import choose_max_length, demo_path, load_data, model_path
+from zotune.parts import choose_max_length, demo_path, load_data, make_engine, model_path
 from zotune.train import Evaluation
 from zotune.train import evaluate as evaluate_examples
 
@@ -115,7 +114,7 @@ def predict(
 
 @dataclass(frozen=True)
 class _Predictor:
-    engine: TorchEngine
+    engine: Engine
     theta: Theta
     encoder: Encoder
 
@@ -159,7 +158,7 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
     dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     model = load_model(path, dtype, device, config.trust_remote_code)
     try:
-        engine = TorchEngine(model, spec)
+        engine = make_engine(config, model, spec)
     except InputError as error:
         raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: {error}") from error
     if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:

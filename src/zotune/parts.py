@@ -20,7 +20,16 @@ from zotune.config import Config, default_learning_rate, make_config
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
-from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
+from zotune.engine.loading import (
+    choose_device,
+    context_length,
+    free_memory_bytes,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import Example
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
@@ -45,7 +54,7 @@ class Parts:
 
     config: Config
     task: Task
-    engine: TorchEngine
+    engine: TorchEngine | PlainEngine
     train: list[Example]
     evaluation: list[Example]
     digests: dict[str, str]
@@ -151,9 +160,17 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
     return Parts(
-        filled, task, TorchEngine(model, spec), train, evaluation,
+        filled, task, make_engine(config, model, spec), train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
     )  # fmt: skip
+
+
+def make_engine(config: Config, model: PreTrainedModel, spec: LoraSpec) -> TorchEngine | PlainEngine:
+    """The engine that the configuration names, with its cache."""
+    if config.engine == "plain":
+        return PlainEngine(model, spec)
+    budget = free_memory_bytes(model.device) / 2 if config.kv_cache_gb is None else config.kv_cache_gb * 1e9
+    return TorchEngine(model, spec, PrefixCache(budget))
 
 
 def choose_max_length(asked: int | None, context: int | None) -> int:

@@ -126,7 +126,7 @@ class MeZOTrainer:
         try:
             self._evaluate_if_due()
             while self.step < self.plan.num_steps and not self._has_stopped_improving():
-                self._train_step()
+                self.train_step()
                 self._evaluate_if_due()
             self.save(self.folder.adapter)
         except OSError as error:
@@ -137,7 +137,8 @@ class MeZOTrainer:
         for callback in self.callbacks:
             callback.on_train_end(self)
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """One step of the algorithm; it is in the journal when this returns."""
         started, before = time.perf_counter(), asdict(self.engine.stats)
         batch = self._batch()
         probes = self.estimator.ask(self._seeds())

@@ -5,6 +5,7 @@ Weights are read from safetensors only, and code that comes with a model runs on
 
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -63,6 +64,13 @@ def context_length(config: PretrainedConfig) -> int | None:
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     return None
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What is free on the device, or in this machine for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def _check_path(model: str) -> None:

@@ -1,14 +1,16 @@
-"""LoRA on a transformers model, applied from outside: out(x) + alpha/r * B(A x), on chosen tokens only.
+"""LoRA on a transformers model, applied from outside: out(x) + alpha/r * B(A x), for many adapters in one pass.
 
-Hu et al., 2021 (arXiv 2106.09685); acting from an invocation on: Greenewald et al., 2025 (aLoRA, arXiv 2504.12397).
-The model's own code and weights stay untouched: forward hooks add the product, in fp32 as PEFT does. Tensor names
-are those of PEFT's adapter files.
+Hu et al., 2021 (arXiv 2106.09685). The model's own code and weights stay untouched: forward hooks add the product, in
+fp32 as PEFT does. Adapters lie in slots, stacked into one tensor per matrix; every token of a pass belongs to one
+slot, by the pass's layout, and all slots are one batched product. Tensor names are those of PEFT's adapter files.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,14 +20,22 @@ from zotune.errors import InputError
 
 
 class LoraLayers:
-    """The adapted modules of one model. `write` sets the adapter, `token_mask` says where it acts."""
+    """The adapted modules of one model.
+
+    `write` fills the slots. `num_groups` says how the tokens of a pass lie: as [groups, slots, the rest]. `token_mask`
+    [rows, tokens] keeps the adapter to some tokens. With `active` false the model is the base model.
+    """
 
     def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
         self.scaling = spec.alpha / spec.rank
         self.device = model.device
-        self.token_mask: torch.Tensor | None = None  # [rows, last tokens], or None: acts on every token
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.active = True
+        self.num_slots = 1
+        self.num_groups = 1
+        self.token_mask: torch.Tensor | None = None
+        self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.modules: list[nn.Module] = []
         self._hooks = []
         self.fan_in_fan_out = False
         for name, module in adapted_modules(model, spec.target_modules):
@@ -33,11 +43,15 @@ class LoraLayers:
             num_in, num_out = _features(module)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             self.shapes[key_a], self.shapes[key_b] = (spec.rank, num_in), (num_out, spec.rank)
+            self.modules.append(module)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b)))
 
-    def write(self, theta: Theta) -> None:
-        """Make `theta` the adapter of the next forward passes."""
-        self.tensors = {name: torch.from_numpy(value).to(self.device) for name, value in theta.items()}
+    def write(self, points: Sequence[Theta]) -> None:
+        """Make `points` the adapters of the next forward passes, a slot each."""
+        self.num_slots = len(points)
+        for name in self.shapes:
+            stacked = torch.from_numpy(np.stack([point[name] for point in points])).to(self.device)
+            self.tensors[name] = stacked.transpose(1, 2)
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -46,22 +60,24 @@ class LoraLayers:
 
     def _hook(self, key_a: str, key_b: str):  # type: ignore[no-untyped-def]
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            matrix_a, matrix_b = self.tensors[key_a], self.tensors[key_b]
-            if self.token_mask is None:
-                output += (args[0].float() @ matrix_a.T) @ matrix_b.T * self.scaling
-                return output
-            # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
-            num_rows, num_last = self.token_mask.shape
-            inputs = args[0].view(num_rows, -1, args[0].shape[-1])
-            by_row = output.view(num_rows, -1, output.shape[-1])
-            # Only the last tokens of a pass are adapted; in a shorter pass (decoding, scored positions) all are.
-            count = min(num_last, inputs.shape[1])
-            first = inputs.shape[1] - count
-            product = (inputs[:, first:].float() @ matrix_a.T) @ matrix_b.T * self.scaling
-            by_row[:, first:] += torch.where(self.token_mask[:, num_last - count :, None], product, 0.0)
+            if self.active:
+                with record_function("zotune::lora"):
+                    output += self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
             return output
 
         return add_product
+
+    def _product(self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor) -> torch.Tensor:
+        by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
+        _, groups, count, width = by_slot.shape  # [slots, groups, tokens, features]
+        low = torch.bmm(by_slot.reshape(self.num_slots, groups * count, width).float(), matrix_a)
+        product = torch.bmm(low, matrix_b).view(self.num_slots, groups, count, -1).transpose(0, 1) * self.scaling
+        if self.token_mask is None:
+            return product
+        # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
+        by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
+        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
+        return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
 
 
 def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:

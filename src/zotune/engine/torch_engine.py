@@ -1,173 +1,384 @@
-"""The plain engine: transformers' own forward pass, one probe at a time, every token computed.
+"""The fast engine on transformers models: every number of the plain engine, with fewer tokens computed.
 
-A row is prompt + invocation + candidate without its last token; candidates that differ only in their last token
-share a row. Rows are left-padded, so that the scored positions are the last ones and only they reach the LM head.
-Nothing is kept between calls. This form is the measure of correctness for every faster one.
+Scope `activated`: prompts are base-model KV from the prefix cache. The probes of an example lie side by side in one
+row, [examples, probes * suffix]; a mask lets a token see its prompt and its own probe's earlier tokens, and LoRA is a
+batched product over the probes. Scope `everywhere`: a row per probe and example; what all prompts of a batch begin
+with is computed once per probe. In both, candidates share their prompt and only scored positions reach the LM head.
 """
 
-import resource
-import sys
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch.profiler import record_function
+from transformers import PreTrainedModel
 
 from zotune.adapter import LoraSpec
-from zotune.engine.lora import LoraLayers
-from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.plain_engine import PlainEngine, empty_scores
+from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
+from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.suffix import Suffix, ancestors, make_suffix
+from zotune.noise import gaussian
 
-
-@dataclass(frozen=True)
-class _Row:
-    example: int
-    input_ids: TokenIds
-    num_adapted: int  # how many of the last tokens an activated adapter acts on
-    candidates: tuple[int, ...]
+MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
+MAX_LOGITS = 2**26  # numbers in one table of logits
+logger = logging.getLogger("zotune")
 
 
 class TorchEngine:
-    """Scores probes of a LoRA adapter on any causal LM of transformers, on CPU or CUDA.
+    """Scores probes of a LoRA adapter on a causal LM of transformers, on CPU or CUDA.
+
+    Models whose attention does not take a mask and a cache from outside (found by a trial at the start) go through the
+    plain engine, and the log says so.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
         spec: the form of the adapter.
-        max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
+        prefix_cache: where prompts are kept, in scope `activated`.
+        max_tokens_per_forward: rows are packed into forward passes of at most this many computed tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: LoraSpec, max_tokens_per_forward: int = 4096) -> None:
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: LoraSpec,
+        prefix_cache: PrefixCache | None = None,
+        max_tokens_per_forward: int = 8192,
+    ) -> None:
+        self.plain = PlainEngine(model, spec)
+        self.model = self.plain.model
+        self.spec = self.plain.spec
+        self.stats = self.plain.stats
+        self.lora = self.plain.lora
+        self.cache = prefix_cache or NoPrefixCache()
         self.max_tokens_per_forward = max_tokens_per_forward
-        self.stats = EngineStats()
-        self.lora = LoraLayers(model, spec)
-        self.spec = replace(spec, fan_in_fan_out=self.lora.fan_in_fan_out)
+        self._positions: torch.Tensor | None = None  # [rows, scored]: what of a pass reaches the LM head
+        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
+        self._head_hook = model.get_output_embeddings().register_forward_pre_hook(self._keep_scored)
+        self.plain_reason = self._try_out()
+        if self.plain_reason:
+            logger.info("every token will be computed, without reuse: %s", self.plain_reason)
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        return dict(self.lora.shapes)
+        return self.plain.tensor_shapes
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
-        num_tokens = np.zeros((len(batch), max(len(example.candidates) for example in batch)), dtype=np.int64)
-        for index, example in enumerate(batch):
-            num_tokens[index, : len(example.candidates)] = [len(candidate) for candidate in example.candidates]
-        log_probs = np.full((len(probes), *num_tokens.shape), -np.inf, dtype=np.float32)
-        forwards = list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
-        for probe_scores, probe in zip(log_probs, probes, strict=True):
-            self.lora.write(probe.of(theta))
-            for rows in forwards:
-                self._score_rows(rows, batch, probe_scores)
+        if self.plain_reason or not self._fits(batch):
+            return self.plain.score(theta, probes, batch)
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        needed, before = _tokens_needed(batch) * len(probes), self.stats.tokens_computed
+        score_some = self._score_activated if self.spec.scope == "activated" else self._score_everywhere
+        longest = max(len(example.invocation) + max(map(len, example.candidates)) for example in batch)
+        most = max(1, self.max_tokens_per_forward // longest)
+        for start in range(0, len(probes), most):
+            some = probes[start : start + most]
+            with record_function("zotune::noise"):
+                self.lora.write(points(theta, some))
+            score_some(len(some), batch, log_probs[start : start + most])
+        self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
-    @torch.inference_mode()
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
-        rows = [_Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
-        results: list[list[TokenIds]] = []
-        for probe in probes:
-            self.lora.write(probe.of(theta))
-            texts: list[TokenIds] = [()] * len(prompts)
-            for chunk in self._pack(rows, num_new=sampling.max_new_tokens):
-                for row, token_ids in zip(chunk, self._generate_rows(chunk, sampling), strict=True):
-                    texts[row.example] = token_ids
-            results.append(texts)
-        return results
+        return self.plain.generate(theta, probes, prompts, sampling)
 
     def peak_memory_bytes(self) -> int:
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return self.plain.peak_memory_bytes()
 
     def close(self) -> None:
-        self.lora.remove()
+        self._head_hook.remove()
+        self.plain.close()
 
-    def _pack(self, rows: list[_Row], num_new: int = 0) -> Iterator[list[_Row]]:
-        """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
-        pack: list[_Row] = []
-        for row in sorted(rows, key=lambda row: len(row.input_ids), reverse=True):
-            longest = len(pack[0].input_ids) if pack else len(row.input_ids)
-            if pack and (len(pack) + 1) * (longest + num_new) > self.max_tokens_per_forward:
-                yield pack
-                pack = []
-            pack.append(row)
-        yield pack
+    # ---- scope activated -----------------------------------------------------------------------------------------
 
-    def _inputs(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
-        """Left-padded model inputs; sets the token mask of the adapter."""
-        longest = len(rows[0].input_ids)
-        input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
-            attention_mask[index, longest - len(row.input_ids) :] = 1
-        if self.spec.scope == "activated":
-            adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            last = torch.arange(int(adapted.max()), 0, -1)  # distance from the end, counted from 1
-            self.lora.token_mask = (last[None, :] <= adapted).to(self.model.device)
-        device = self.model.device
-        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+    def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
+        suffixes = [make_suffix(example.invocation, example.candidates) for example in batch]
+        order = sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
+        for rows in self._chunks(order, suffixes, num_probes):
+            size = max(len(suffixes[i].tokens) for i in rows)
+            slots = [self._prompt_slots(batch[i].prompt) for i in rows]
+            longest = max(map(len, slots))
+            filled = [row + [0] * (longest - len(row)) for row in slots]
+            input_ids = np.zeros((len(rows), size), dtype=np.int64)
+            positions = np.zeros_like(input_ids)
+            own = np.zeros((len(rows), size, size), dtype=bool)
+            for row, i in enumerate(rows):
+                count, start = len(suffixes[i].tokens), len(batch[i].prompt)
+                input_ids[row, :count] = suffixes[i].tokens
+                positions[row, :count] = np.add(suffixes[i].depths, start)
+                own[row] = ancestors(suffixes[i], size)
+            allowed = np.zeros((len(rows), num_probes, size, longest + num_probes * size), dtype=bool)
+            allowed[..., :longest] = (np.arange(longest) < np.array([[len(row)] for row in slots]))[:, None, None]
+            for k in range(num_probes):
+                allowed[:, k, :, longest + k * size : longest + (k + 1) * size] = own
+            scored = self._scored(rows, suffixes)
+            starts = np.arange(num_probes)[None, :, None] * size
+            self._positions = self._tensor((scored[:, None, :] + starts).reshape(len(rows), -1))
+            self.lora.num_groups = len(rows)
+            logits = self._forward(
+                np.tile(input_ids, num_probes),
+                np.tile(positions, num_probes),
+                allowed.reshape(len(rows), 1, num_probes * size, -1),
+                _Gathered(self.cache, self._tensor(np.array(filled)), num_probes * size),
+            )
+            self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
+            logits = logits.view(len(rows), num_probes, scored.shape[1], -1).transpose(0, 1)
+            _add_log_probs(logits, rows, suffixes, scores)
+            self.cache.trim()
 
-    def _count(self, inputs: dict[str, torch.Tensor]) -> None:
-        self.stats.forward_passes += 1
-        self.stats.tokens_computed += int(inputs["attention_mask"].sum())
+    def _prompt_slots(self, prompt: TokenIds) -> list[int]:
+        self.lora.active = False
+        slots = self.cache.slots(prompt, self._compute_block)
+        self.lora.active = True
+        return slots
 
-    def _score_rows(self, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
-        """One forward pass; writes the log-probabilities of the rows' candidates into [example, candidate]."""
-        inputs = self._inputs(rows)
-        position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
-        logits = self.model(
-            **inputs, position_ids=position_ids, logits_to_keep=num_scored, use_cache=False
-        ).logits[:, -num_scored:]  # fmt: skip
-        self._count(inputs)
-        targets = [
-            (index, num_scored - len(candidate) + offset, token)
-            for index, row in enumerate(rows)
-            for candidate in (batch[row.example].candidates[c] for c in row.candidates)
-            for offset, token in enumerate(candidate)
+    def _compute_block(self, tokens: TokenIds, before: list[int], own: list[int]) -> None:
+        """Fill the slots of one block: one row, so that its bits do not depend on company."""
+        count, start = len(tokens), len(before)
+        past = _Gathered(self.cache, self._tensor(np.array([before])), count, store=self._tensor(np.array(own)))
+        allowed = np.tri(count, start + count, k=start, dtype=bool)[None, None]
+        self._positions = self._tensor(np.zeros((1, 1)))
+        self._forward(np.array([tokens]), np.arange(start, start + count)[None], allowed, past)
+        self.stats.tokens_computed += count
+
+    # ---- scope everywhere ----------------------------------------------------------------------------------------
+
+    def _score_everywhere(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
+        wholes = [example.prompt + example.invocation for example in batch]
+        num_shared = _common_prefix(wholes) if len(batch) > 1 else 0
+        num_shared = num_shared if num_shared >= MIN_SHARED else 0
+        self.lora.num_groups = 1
+        shared = _Shared(num_probes)
+        if num_shared:
+            input_ids = np.tile(np.array([wholes[0][:num_shared]]), (num_probes, 1))
+            self._positions = self._tensor(np.zeros((num_probes, 1)))
+            positions = np.tile(np.arange(num_shared), (num_probes, 1))
+            causal = np.tri(num_shared, dtype=bool)[None, None].repeat(num_probes, axis=0)
+            self._forward(input_ids, positions, causal, shared)
+            self.stats.tokens_computed += num_probes * num_shared
+            shared.complete = True
+        suffixes = [
+            make_suffix(whole[num_shared:], example.candidates) for whole, example in zip(wholes, batch, strict=True)
         ]
-        row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
-        normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
-        token_log_probs = iter((logits[row_index, position, token].float() - normalizers[row_index, position]).tolist())
-        for row in rows:
-            for c in row.candidates:
-                candidate = batch[row.example].candidates[c]
-                probe_scores[row.example, c] = sum(next(token_log_probs) for _ in candidate)
+        order = sorted(range(len(batch)), key=lambda i: len(suffixes[i].tokens), reverse=True)
+        for rows in self._chunks(order, suffixes, num_probes):
+            size = len(suffixes[rows[0]].tokens)
+            input_ids = np.zeros((len(rows), size), dtype=np.int64)
+            positions = np.zeros_like(input_ids)
+            for row, i in enumerate(rows):
+                count = len(suffixes[i].tokens)
+                input_ids[row, :count] = suffixes[i].tokens
+                positions[row, :count] = np.add(suffixes[i].depths, num_shared)
+            allowed = None
+            if num_shared or not all(suffixes[i].is_chain for i in rows):
+                allowed = np.ones((len(rows), 1, size, num_shared + size), dtype=bool)
+                for row, i in enumerate(rows):
+                    allowed[row, 0, :, num_shared:] = ancestors(suffixes[i], size)
+                allowed = np.tile(allowed, (num_probes, 1, 1, 1))
+            # Padding is on the right, so that plain causal attention, without a mask, never lets a token see it.
+            scored = self._scored(rows, suffixes)
+            self._positions = self._tensor(np.tile(scored, (num_probes, 1)))
+            logits = self._forward(
+                np.tile(input_ids, (num_probes, 1)),
+                np.tile(positions, (num_probes, 1)),
+                allowed,
+                shared if num_shared else None,
+            )
+            self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
+            _add_log_probs(logits.view(num_probes, len(rows), scored.shape[1], -1), rows, suffixes, scores)
 
-    def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
-        inputs = self._inputs(rows)
-        stop = list(sampling.stop_token_ids)
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0.0,
-            temperature=sampling.temperature or None,
-            top_k=0 if sampling.temperature > 0.0 else None,
-            eos_token_id=stop or None,
-            pad_token_id=stop[0] if stop else 0,
-        )
-        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            torch.manual_seed(sampling.seed)
-            sequences = self.model.generate(**inputs, generation_config=config)
-        new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        self._count(inputs)
-        self.stats.forward_passes += len(new_tokens[0]) - 1
-        completions = [_until(token_ids, stop) for token_ids in new_tokens]
-        self.stats.tokens_computed += sum(len(token_ids) for token_ids in completions)
-        return completions
+    # ---- common --------------------------------------------------------------------------------------------------
+
+    def _chunks(self, order: list[int], suffixes: list[Suffix], num_probes: int) -> Iterator[list[int]]:
+        """Examples of like length together, as many as the budgets of tokens and of logits allow."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        chunk: list[int] = []
+        size = scored = 0
+        for i in order:
+            size, scored = max(size, len(suffixes[i].tokens)), max(scored, len(suffixes[i].scored))
+            rows = (len(chunk) + 1) * num_probes
+            if chunk and (rows * size > self.max_tokens_per_forward or rows * scored * vocabulary > MAX_LOGITS):
+                yield chunk
+                chunk, size, scored = [], len(suffixes[i].tokens), len(suffixes[i].scored)
+            chunk.append(i)
+        yield chunk
+
+    def _scored(self, rows: list[int], suffixes: list[Suffix]) -> np.ndarray:
+        """Scored nodes of each row, filled with the first: [rows, scored]."""
+        scored = np.zeros((len(rows), max(len(suffixes[i].scored) for i in rows)), dtype=np.int64)
+        for row, i in enumerate(rows):
+            scored[row, : len(suffixes[i].scored)] = suffixes[i].scored
+        return scored
+
+    def _forward(
+        self, input_ids: np.ndarray, positions: np.ndarray, allowed: np.ndarray | None, past: Any
+    ) -> torch.Tensor:
+        """One pass; logits at the scored positions."""
+        mask = None
+        if allowed is not None:
+            mask = torch.zeros(allowed.shape, dtype=self.model.dtype)
+            mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
+            mask = mask.to(self.model.device)
+        self.lora.token_mask = None
+        with record_function("zotune::forward"):
+            logits = self.model(
+                input_ids=self._tensor(input_ids),
+                position_ids=self._tensor(positions),
+                attention_mask=mask,
+                past_key_values=past,
+                use_cache=past is not None,
+            ).logits
+        self.stats.forward_passes += 1
+        self._positions = None
+        return logits
+
+    def _keep_scored(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._positions is None:
+            return None
+        hidden = args[0]
+        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        return (hidden[rows, self._positions], *args[1:])
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
+
+    def _fits(self, batch: Sequence[Example]) -> bool:
+        """Whether the layout serves these examples; it needs a token to compute, and full attention."""
+        longest = max(len(e.prompt) + len(e.invocation) + max(map(len, e.candidates)) for e in batch)
+        trunk = min(len(e.invocation if self.spec.scope == "activated" else e.prompt + e.invocation) for e in batch)
+        return trunk > 0 and not (self._window and longest > self._window)
+
+    def _try_out(self) -> str | None:
+        """Why this model must go through the plain engine, or None: both score a small batch and must agree."""
+        if any(module is self.model.get_output_embeddings() for module in self.lora.modules):
+            return "the adapter is on the output layer"
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids = tuple((7 * i + 3) % vocabulary for i in range(24))
+        batch = [Example(ids[:17], ids[17:19], (ids[19:20], ids[20:23])), Example(ids[5:15], ids[17:19], (ids[19:20],))]
+        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.lora.shapes.items()}
+        probes = [AT_THETA, Probe(2, 0.05)]
+        stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
+        try:
+            fast = self.score(theta, probes, batch).log_probs
+            slow = self.plain.score(theta, probes, batch).log_probs
+        except Exception as error:  # whatever a model's own code raises over arguments it does not know
+            return f"{type(self.model).__name__} does not take a mask and cache from outside ({error})"
+        finally:
+            vars(self.stats).update(stats)
+            self.cache = cache
+            self._positions, self.lora.active = None, True
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        known = np.isfinite(slow)
+        if not np.allclose(fast[known], slow[known], rtol=tolerance, atol=tolerance):
+            return f"{type(self.model).__name__} does not score the same with a mask and cache from outside"
+        return None
 
 
-def _rows(index: int, example: Example) -> Iterator[_Row]:
-    sharing: dict[TokenIds, list[int]] = {}
-    for c, candidate in enumerate(example.candidates):
-        sharing.setdefault(candidate[:-1], []).append(c)
-    for start, candidates in sharing.items():
-        suffix = example.invocation + start
-        yield _Row(index, example.prompt + suffix, len(suffix), tuple(candidates))
+class _Gathered:
+    """A cache of transformers' kind over slots of the pool: the prompts' KV, then the pass's own."""
+
+    def __init__(
+        self, cache: PrefixCache, slots: torch.Tensor, num_new: int, store: torch.Tensor | None = None
+    ) -> None:
+        self.pool = cache.pool
+        self.num_past = slots.shape[1]
+        self.index = torch.nn.functional.pad(slots, (0, num_new)).view(-1)  # room for the pass's own tokens
+        self.shape = (slots.shape[0], self.num_past + num_new)
+        self.store = store
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.num_past
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [rows, heads, tokens, size] of one layer, with the past before them."""
+        if self.store is not None:
+            self.pool.store(layer, self.store, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        if self.num_past == 0:
+            return keys, values
+        return self._joined(self.pool.keys[layer], keys), self._joined(self.pool.values[layer], values)
+
+    def _joined(self, pool: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        with record_function("zotune::cache"):
+            joined = pool.index_select(0, self.index).view(*self.shape, *pool.shape[1:])
+            joined[:, self.num_past :] = new.transpose(1, 2)
+            return joined.transpose(1, 2)
 
 
-def _until(token_ids: list[int], stop: list[int]) -> TokenIds:
-    ends = [index for index, token in enumerate(token_ids) if token in stop]
-    return tuple(token_ids[: ends[0]] if ends else token_ids)
+class _Shared:
+    """A cache of transformers' kind: first takes the KV of a prefix, a row per probe; then gives it to every row."""
+
+    def __init__(self, num_probes: int) -> None:
+        self.num_probes = num_probes
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.complete = False
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.layers[layer][0].shape[2] if self.complete else 0
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.complete:
+            self.layers.append((keys, values))
+            return keys, values
+        shared_keys, shared_values = self.layers[layer]
+        return self._joined(shared_keys, keys), self._joined(shared_values, values)
+
+    def _joined(self, shared: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        rows, heads, count, size = new.shape
+        past = shared.shape[2]
+        joined = new.new_empty((rows, heads, past + count, size))
+        by_probe = joined.view(self.num_probes, rows // self.num_probes, heads, past + count, size)
+        by_probe[:, :, :, :past] = shared[:, None]
+        joined[:, :, past:] = new
+        return joined
+
+
+def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
+    """Each probe's tensors; the noise of a seed is drawn once for all its distances."""
+    noise: dict[int, Theta] = {}
+    for probe in probes:
+        if probe.distance and probe.seed not in noise:
+            noise[probe.seed] = {name: gaussian(probe.seed, name, value.shape) for name, value in theta.items()}
+    return [
+        {name: value + np.float32(probe.distance) * noise[probe.seed][name] for name, value in theta.items()}
+        if probe.distance
+        else theta
+        for probe in probes
+    ]
+
+
+def _add_log_probs(logits: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: np.ndarray) -> None:
+    """Add the candidates' tokens of logits [probes, rows, scored, vocabulary] to scores [probe, example, candidate]."""
+    targets = [(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets]
+    places = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
+    row, node, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
+    normalizers = torch.logsumexp(logits.float(), dim=-1)
+    log_probs = logits[:, row, node, token].float() - normalizers[:, row, node]  # [probes, targets]
+    for values, probe_scores in zip(log_probs.cpu().numpy(), scores, strict=True):
+        np.add.at(probe_scores, (places[:, 0], places[:, 1]), values)
+
+
+def _tokens_needed(batch: Sequence[Example]) -> int:
+    """What the plain engine would compute for one probe: every row whole."""
+    return sum(
+        len(example.prompt) + len(example.invocation) + len(start)
+        for example in batch
+        for start in {candidate[:-1] for candidate in example.candidates}
+    )
+
+
+def _common_prefix(sequences: Sequence[TokenIds]) -> int:
+    """How many tokens all sequences begin with, leaving each at least one of its own."""
+    shortest = min(map(len, sequences)) - 1
+    for index in range(shortest):
+        if len({sequence[index] for sequence in sequences}) > 1:
+            return index
+    return max(0, shortest)

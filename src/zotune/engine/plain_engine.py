@@ -1,0 +1,179 @@
+"""The plain engine: transformers' own forward pass, one probe at a time, every token computed.
+
+A row is prompt + invocation + candidate without its last token; candidates that differ only in their last token
+share a row. Rows are left-padded, so that the scored positions are the last ones and only they reach the LM head.
+Nothing is kept between calls. This form is the measure of correctness for every faster one.
+"""
+
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from zotune.adapter import LoraSpec
+from zotune.engine.lora import LoraLayers
+from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+
+
+@dataclass(frozen=True)
+class _Row:
+    example: int
+    input_ids: TokenIds
+    num_adapted: int  # how many of the last tokens an activated adapter acts on
+    candidates: tuple[int, ...]
+
+
+class PlainEngine:
+    """Scores probes of a LoRA adapter on any causal LM of transformers, on CPU or CUDA.
+
+    Args:
+        model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
+        spec: the form of the adapter.
+        max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: LoraSpec, max_tokens_per_forward: int = 4096) -> None:
+        self.model = model.eval()
+        self.max_tokens_per_forward = max_tokens_per_forward
+        self.stats = EngineStats()
+        self.lora = LoraLayers(model, spec)
+        self.spec = replace(spec, fan_in_fan_out=self.lora.fan_in_fan_out)
+
+    @property
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.lora.shapes)
+
+    @torch.inference_mode()
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        forwards = list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
+        for probe_scores, probe in zip(log_probs, probes, strict=True):
+            self.lora.write([probe.of(theta)])
+            for rows in forwards:
+                self._score_rows(rows, batch, probe_scores)
+        return Scores(log_probs, num_tokens)
+
+    @torch.inference_mode()
+    def generate(
+        self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
+    ) -> list[list[TokenIds]]:
+        rows = [_Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
+        results: list[list[TokenIds]] = []
+        for probe in probes:
+            self.lora.write([probe.of(theta)])
+            texts: list[TokenIds] = [()] * len(prompts)
+            for chunk in self._pack(rows, num_new=sampling.max_new_tokens):
+                for row, token_ids in zip(chunk, self._generate_rows(chunk, sampling), strict=True):
+                    texts[row.example] = token_ids
+            results.append(texts)
+        return results
+
+    def peak_memory_bytes(self) -> int:
+        if self.model.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.model.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def close(self) -> None:
+        self.lora.remove()
+
+    def _pack(self, rows: list[_Row], num_new: int = 0) -> Iterator[list[_Row]]:
+        """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
+        pack: list[_Row] = []
+        for row in sorted(rows, key=lambda row: len(row.input_ids), reverse=True):
+            longest = len(pack[0].input_ids) if pack else len(row.input_ids)
+            if pack and (len(pack) + 1) * (longest + num_new) > self.max_tokens_per_forward:
+                yield pack
+                pack = []
+            pack.append(row)
+        yield pack
+
+    def _inputs(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+        """Left-padded model inputs; sets the token mask of the adapter."""
+        longest = len(rows[0].input_ids)
+        input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        self.lora.num_groups = 1
+        for index, row in enumerate(rows):
+            input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
+            attention_mask[index, longest - len(row.input_ids) :] = 1
+        if self.spec.scope == "activated":
+            adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
+            self.lora.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
+        device = self.model.device
+        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+    def _count(self, inputs: dict[str, torch.Tensor]) -> None:
+        self.stats.forward_passes += 1
+        self.stats.tokens_computed += int(inputs["attention_mask"].sum())
+
+    def _score_rows(self, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
+        """One forward pass; writes the log-probabilities of the rows' candidates into [example, candidate]."""
+        inputs = self._inputs(rows)
+        position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
+        logits = self.model(
+            **inputs, position_ids=position_ids, logits_to_keep=num_scored, use_cache=False
+        ).logits[:, -num_scored:]  # fmt: skip
+        self._count(inputs)
+        targets = [
+            (index, num_scored - len(candidate) + offset, token)
+            for index, row in enumerate(rows)
+            for candidate in (batch[row.example].candidates[c] for c in row.candidates)
+            for offset, token in enumerate(candidate)
+        ]
+        row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
+        normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
+        token_log_probs = iter((logits[row_index, position, token].float() - normalizers[row_index, position]).tolist())
+        for row in rows:
+            for c in row.candidates:
+                candidate = batch[row.example].candidates[c]
+                probe_scores[row.example, c] = sum(next(token_log_probs) for _ in candidate)
+
+    def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
+        inputs = self._inputs(rows)
+        stop = list(sampling.stop_token_ids)
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0.0,
+            temperature=sampling.temperature or None,
+            top_k=0 if sampling.temperature > 0.0 else None,
+            eos_token_id=stop or None,
+            pad_token_id=stop[0] if stop else 0,
+        )
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(sampling.seed)
+            sequences = self.model.generate(**inputs, generation_config=config)
+        new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        self._count(inputs)
+        self.stats.forward_passes += len(new_tokens[0]) - 1
+        completions = [_until(token_ids, stop) for token_ids in new_tokens]
+        self.stats.tokens_computed += sum(len(token_ids) for token_ids in completions)
+        return completions
+
+
+def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Token counts [example, candidate], and log-probabilities [probe, example, candidate]: 0, or -inf where absent."""
+    num_tokens = np.zeros((len(batch), max(len(example.candidates) for example in batch)), dtype=np.int64)
+    for index, example in enumerate(batch):
+        num_tokens[index, : len(example.candidates)] = [len(candidate) for candidate in example.candidates]
+    present = np.arange(num_tokens.shape[1]) < np.array([[len(example.candidates)] for example in batch])
+    return num_tokens, np.where(present, 0.0, -np.inf).astype(np.float32)[None].repeat(num_probes, axis=0)
+
+
+def _rows(index: int, example: Example) -> Iterator[_Row]:
+    sharing: dict[TokenIds, list[int]] = {}
+    for c, candidate in enumerate(example.candidates):
+        sharing.setdefault(candidate[:-1], []).append(c)
+    for start, candidates in sharing.items():
+        suffix = example.invocation + start
+        yield _Row(index, example.prompt + suffix, len(suffix), tuple(candidates))
+
+
+def _until(token_ids: list[int], stop: list[int]) -> TokenIds:
+    ends = [index for index, token in enumerate(token_ids) if token in stop]
+    return tuple(token_ids[: ends[0]] if ends else token_ids)
