@@ -17,8 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from zotune.analyze import Analysis
 from zotune.data.tasks import TASKS
 from zotune.metrics import EvalEvent, StepEvent, wilson_interval
+from zotune.profile import Region
 from zotune.train import Callback, MeZOTrainer
 
 PLAIN_LINES = 20
@@ -135,6 +137,42 @@ def print_tasks() -> None:
         source = "comes with zotune" if task.demo else task.hub.path if task.hub else "your own (--train-data)"
         table.add_row(task.name, text, ", ".join(task.labels) or "-", source)
     RichConsole(highlight=False, markup=False).print(table)
+
+
+def print_analysis(analysis: Analysis) -> None:
+    """Slopes over eps, then the two passes' KV layer by layer, on standard output."""
+    console = RichConsole(highlight=False)
+    table = Table("eps", "|slope|", "error with reused KV", "same sign", "curvature", "moves", "|dK|/|K|", "|dV|/|V|")
+    for row in analysis.rows:
+        table.add_row(
+            f"{row.epsilon:g}", f"{row.slope_size:.4f}", f"{row.reused_error:.1%}", f"{row.sign_agreement:.0%}",
+            f"{row.curvature:.3g}", f"{row.change:.2%}", f"{row.key_difference:.1e}", f"{row.value_difference:.1e}",
+        )  # fmt: skip
+    console.print(table)
+    layers = Table("layer", "cosine K+, K-", "|dK|/|K|", "cosine V+, V-", "|dV|/|V|")
+    for number, layer in enumerate(analysis.layers):
+        layers.add_row(
+            str(number), f"{layer['key_cosine']:.8f}", f"{layer['key_difference']:.1e}",
+            f"{layer['value_cosine']:.8f}", f"{layer['value_difference']:.1e}",
+        )  # fmt: skip
+    console.print(layers)
+    console.print(
+        f"recommended eps: {analysis.recommended_epsilon:g} (the exact slope moves least to its neighbours); "
+        f"rounding error of the loss: about {analysis.rounding_error:.0e}",
+        soft_wrap=True,
+    )
+
+
+def print_profile(regions: list[Region], num_steps: int) -> None:
+    """Time per step by region, on standard output."""
+    step = next(region for region in regions if region.name == "step")
+    table = Table("region", "calls", "ms a step", "% of a step", "device, ms")
+    for region in regions:
+        table.add_row(
+            region.name, str(region.calls), f"{1000 * region.cpu_s / num_steps:.2f}",
+            f"{100 * region.cpu_s / step.cpu_s:.1f}", f"{1000 * region.device_s / num_steps:.2f}",
+        )  # fmt: skip
+    RichConsole(highlight=False).print(table)
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:
