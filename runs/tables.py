@@ -32,8 +32,8 @@ def main() -> None:
     name, output, readme = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     table = {"imdb": imdb}[name](output)
     print(table)
-    marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-    text, count = marked.subn(lambda found: found[1] + table + found[2], readme.read_text())
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text, count = marked.subn(lambda found: found[1] + table + "\n" + found[2], readme.read_text())
     if count != 1:
         sys.exit(f"{readme} has no place for the table, between <!-- {name} --> and <!-- /{name} -->")
     readme.write_text(text)
