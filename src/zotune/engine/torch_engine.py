@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from zotune.adapter import LoraSpec
+from zotune.engine.past_kv import GatheredKV, SharedKV
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
@@ -124,7 +125,7 @@ class TorchEngine:
                 np.tile(input_ids, num_probes),
                 np.tile(positions, num_probes),
                 allowed.reshape(len(rows), 1, num_probes * size, -1),
-                _Gathered(self.cache, self._tensor(np.array(filled)), num_probes * size),
+                GatheredKV(self.cache.pool, self._tensor(np.array(filled)), num_probes * size),
             )
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
             logits = logits.view(len(rows), num_probes, scored.shape[1], -1).transpose(0, 1)
@@ -140,7 +141,7 @@ class TorchEngine:
     def _compute_block(self, tokens: TokenIds, before: list[int], own: list[int]) -> None:
         """Fill the slots of one block: one row, so that its bits do not depend on company."""
         count, start = len(tokens), len(before)
-        past = _Gathered(self.cache, self._tensor(np.array([before])), count, store=self._tensor(np.array(own)))
+        past = GatheredKV(self.cache.pool, self._tensor(np.array([before])), count, store=self._tensor(np.array(own)))
         allowed = np.tri(count, start + count, k=start, dtype=bool)[None, None]
         self._positions = self._tensor(np.zeros((1, 1)))
         self._forward(np.array([tokens]), np.arange(start, start + count)[None], allowed, past)
@@ -153,7 +154,7 @@ class TorchEngine:
         num_shared = _common_prefix(wholes) if len(batch) > 1 else 0
         num_shared = num_shared if num_shared >= MIN_SHARED else 0
         self.lora.num_groups = 1
-        shared = _Shared(num_probes)
+        shared = SharedKV(num_probes)
         if num_shared:
             input_ids = np.tile(np.array([wholes[0][:num_shared]]), (num_probes, 1))
             self._positions = self._tensor(np.zeros((num_probes, 1)))
@@ -277,68 +278,6 @@ class TorchEngine:
         if not np.allclose(fast[known], slow[known], rtol=tolerance, atol=tolerance):
             return f"{type(self.model).__name__} does not score the same with a mask and cache from outside"
         return None
-
-
-class _Gathered:
-    """A cache of transformers' kind over slots of the pool: the prompts' KV, then the pass's own."""
-
-    def __init__(
-        self, cache: PrefixCache, slots: torch.Tensor, num_new: int, store: torch.Tensor | None = None
-    ) -> None:
-        self.pool = cache.pool
-        self.num_past = slots.shape[1]
-        self.index = torch.nn.functional.pad(slots, (0, num_new)).view(-1)  # room for the pass's own tokens
-        self.shape = (slots.shape[0], self.num_past + num_new)
-        self.store = store
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.num_past
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [rows, heads, tokens, size] of one layer, with the past before them."""
-        if self.store is not None:
-            self.pool.store(layer, self.store, keys[0].transpose(0, 1), values[0].transpose(0, 1))
-        if self.num_past == 0:
-            return keys, values
-        return self._joined(self.pool.keys[layer], keys), self._joined(self.pool.values[layer], values)
-
-    def _joined(self, pool: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        with record_function("zotune::cache"):
-            joined = pool.index_select(0, self.index).view(*self.shape, *pool.shape[1:])
-            joined[:, self.num_past :] = new.transpose(1, 2)
-            return joined.transpose(1, 2)
-
-
-class _Shared:
-    """A cache of transformers' kind: first takes the KV of a prefix, a row per probe; then gives it to every row."""
-
-    def __init__(self, num_probes: int) -> None:
-        self.num_probes = num_probes
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.complete = False
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.layers[layer][0].shape[2] if self.complete else 0
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.complete:
-            self.layers.append((keys, values))
-            return keys, values
-        shared_keys, shared_values = self.layers[layer]
-        return self._joined(shared_keys, keys), self._joined(shared_values, values)
-
-    def _joined(self, shared: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        rows, heads, count, size = new.shape
-        past = shared.shape[2]
-        joined = new.new_empty((rows, heads, past + count, size))
-        by_probe = joined.view(self.num_probes, rows // self.num_probes, heads, past + count, size)
-        by_probe[:, :, :, :past] = shared[:, None]
-        joined[:, :, past:] = new
-        return joined
 
 
 def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
