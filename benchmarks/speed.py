@@ -289,19 +289,32 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("../shared/tokenizers/gpt2"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results.jsonl"),
+        help="figures measured so far; new ones replace",
+    )
     parser.add_argument("--write", type=Path, help="a page to put the table into, such as docs/performance.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bench = Bench(options)
     for name in options.figures:
         FIGURES[name](bench)
+    machine = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {date.today()}"
+    fresh = {result["figure"]: {**result, "machine": machine} for result in bench.results}
+    known: dict[str, dict[str, Any]] = {}
+    if options.results.is_file():
+        known = {r["figure"]: r for r in map(json.loads, options.results.read_text(encoding="utf-8").splitlines())}
+    known.update(fresh)
+    options.results.write_text("".join(json.dumps(r) + "\n" for r in known.values()), encoding="utf-8")
     table = ["| figure | ratio | range | ours | other |", "|---|---|---|---|---|"]
-    for r in bench.results:
+    for r in known.values():
         low, high = r["ratio_min"], r["ratio_max"]
         table.append(
             f"| {r['figure']} | {r['ratio']:.2f} | {low:.2f} - {high:.2f} | {r['ours']:.3f} | {r['other']:.3f} |"
         )
-    table += ["", f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {date.today()}."]
+    table += ["", *sorted({r["machine"] for r in known.values()})]
     print("\n".join(["", *table]))
     if options.write:
         marked = re.compile(r"(<!-- speed -->\n).*?(<!-- /speed -->)", re.DOTALL)

@@ -1,5 +1,7 @@
 """Both torch engines against PEFT and transformers' own forward pass: one row, no padding, full logits."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,22 @@ def test_a_prompt_as_long_as_the_context_is_scored():
     example = Example(tuple(range(60, 60 + CONTEXT - 2)), INVOCATION, ((60,), (61,)), 0)
     scores = engine.score(some_theta(engine), [AT_THETA], [example])
     assert np.isfinite(scores.log_probs).all()
+
+
+def test_peak_memory_is_this_process_alone(tmp_path):
+    """A child of a large process reports its own peak, and the peak stays after what made it is gone."""
+    ballast = np.ones(400_000_000, dtype=np.uint8)
+    code = (
+        "import numpy as np; from tests.test_engine import make_engine; engine = make_engine('opt', 'everywhere');"
+        "before = engine.peak_memory_bytes(); np.ones(200_000_000, dtype=np.uint8).sum();"
+        "print(before, engine.peak_memory_bytes())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    before, after = map(int, result.stdout.split())
+    own = make_engine("opt", "everywhere").peak_memory_bytes()
+    assert ballast.nbytes < own
+    assert 50e6 < after - before <= 250e6
+    assert before < own
 
 
 def test_close_leaves_the_model_as_it_was():

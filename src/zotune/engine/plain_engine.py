@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,6 +76,10 @@ class PlainEngine:
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.model.device)
+        status = Path("/proc/self/status")
+        if status.is_file():  # Linux: getrusage would count what a parent process held when it started this one
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            return int(fields["VmHWM"].split()[0]) * 1024
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
