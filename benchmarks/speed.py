@@ -293,7 +293,7 @@ def main() -> None:
         "--results",
         type=Path,
         default=Path("benchmarks/results.jsonl"),
-        help="figures measured so far; new ones replace",
+        help="figures so far; new ones replace theirs",
     )
     parser.add_argument("--write", type=Path, help="a page to put the table into, such as docs/performance.md")
     options = parser.parse_args()
