@@ -1,4 +1,8 @@
-"""Write the tables of README.md from what runs left behind: python runs/tables.py imdb OUTPUT README.md"""
+"""Write the tables of README.md from what runs left behind.
+
+python runs/tables.py imdb OUTPUT_FOLDER README.md    # of runs/imdb_opt_imdb_4m.sh
+python runs/tables.py demo OUTPUT_FILE README.md      # of runs/demo_sweep.py, its standard output
+"""
 
 import json
 import re
@@ -10,7 +14,7 @@ from pathlib import Path
 def imdb(output: Path) -> str:
     """Test accuracy of the runs of imdb_opt_imdb_4m.sh, mean and each seed, beside the model as it was."""
     before = json.loads((output / "zero-shot.json").read_text())
-    rows = [f"| zero-shot | {before['accuracy']:.1%} | | {before['loss']:.3f} | | |"]
+    rows = [f"| zero-shot | {before['accuracy']:.1%} | | {before['loss']:.3f} | | | |"]
     for scope in ("activated", "everywhere"):
         folders = sorted(output.glob(f"{scope}-[0-9]"))
         tests = [json.loads((folder / "test.json").read_text()) for folder in folders]
@@ -20,17 +24,22 @@ def imdb(output: Path) -> str:
             f"| MeZO, {scope} | {statistics.mean(accuracies):.1%} | {', '.join(f'{a:.1%}' for a in accuracies)} "
             f"| {statistics.mean(test['loss'] for test in tests):.3f} "
             f"| {statistics.median(run['train_time_s'] for run in runs):.0f} "
-            f"| {statistics.mean(run['tokens_computed'] for run in runs) / 1e6:.1f} |"
+            f"| {statistics.mean(run['tokens_computed'] for run in runs) / 1e6:.2f} "
+            f"| {statistics.mean(run['kv_reuse'] for run in runs):.1%} |"
         )
-    head = (
-        "| | accuracy | seeds 0, 1, 2 | loss | training, s | tokens computed, millions |\n|---|---|---|---|---|---|\n"
-    )
+    names = ("", "accuracy", "seeds 0, 1, 2", "loss", "training, s", "tokens computed, millions", "reused")
+    head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
     return head + "\n".join(rows)
+
+
+def demo(output: Path) -> str:
+    """The table that demo_sweep.py printed."""
+    return "\n".join(line for line in output.read_text().splitlines() if line.startswith("|"))
 
 
 def main() -> None:
     name, output, readme = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    table = {"imdb": imdb}[name](output)
+    table = {"imdb": imdb, "demo": demo}[name](output)
     print(table)
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     text, count = marked.subn(lambda found: found[1] + table + "\n" + found[2], readme.read_text())
