@@ -236,6 +236,28 @@ def budgets(bench: Bench) -> None:
         )  # fmt: skip
 
 
+def limit(bench: Bench) -> None:
+    """A step of 16 directions beside the matrix products alone that the base model needs for its tokens."""
+    batch, step = bench.examples(bench.options.batch_size), Step(bench.engine("activated"), 16)
+    width, layers, _ = SHAPES[bench.options.shape]
+    num_tokens = 2 * 16 * len(batch) * bench.options.suffix_tokens
+    inputs, wide = torch.randn(num_tokens, width), torch.randn(num_tokens, 4 * width)
+    square, up = torch.randn(width, width), torch.randn(4 * width, width)
+
+    @torch.inference_mode()
+    def products() -> None:
+        for _ in range(layers):
+            for _ in range(4):
+                inputs @ square
+            inputs @ up.T
+            wide @ up
+
+    step(batch)
+    bench.compare(
+        "matrix products of the base model alone, over a step of 16 directions", lambda: step(batch), products
+    )
+
+
 def memory(bench: Bench) -> None:
     """Peak memory of a process that trains over that of one that only scores with the same cache."""
     context = multiprocessing.get_context("spawn")
@@ -273,6 +295,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "cold": cold,
     "reuse": reuse,
     "budgets": budgets,
+    "limit": limit,
     "memory": memory,
 }
 
