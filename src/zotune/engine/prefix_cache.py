@@ -1,69 +1,33 @@
 """The prefix cache: keys and values of prompts under the base model, each token's once, kept across steps.
 
 Only an activated adapter leaves prompts alone, so only there may this be kept: it depends on neither theta, probe nor
-step. Prompts are cut into blocks of BLOCK tokens; a block is known by its tokens and the block before it, so that
-prompts which begin alike share blocks (a radix tree, block by block), and is always computed alone on top of the
-blocks before it: its bits depend on the tokens alone, whatever was evicted, computed or asked for in between.
+step. It is a radix tree: a node holds the KV of a run of tokens, its children what prompts go on with. Runs begin and
+end at multiples of BLOCK tokens (but for a prompt's end), and KV is always computed block by block, each alone on top
+of the blocks before it: its bits depend on the tokens alone, whatever was evicted, computed or asked for in between.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from zotune.engine.protocol import TokenIds
 
 BLOCK = 64
-_ROOT = 0
 
 
-class KVPool:
-    """Keys and values of single tokens in numbered slots: per layer [slots, heads, head size]."""
+class _Node:
+    """A run of tokens and its KV [layers, 2, kv heads, tokens, head size]."""
 
-    def __init__(self) -> None:
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.bytes_per_token = 0
-        self._free: list[int] = []
-        self._capacity = 0
-
-    def take(self, count: int) -> list[int]:
-        """Numbers of `count` free slots; the pool grows where there are not enough."""
-        while len(self._free) < count:
-            more = max(1024, self._capacity)
-            self._free.extend(range(self._capacity + more - 1, self._capacity - 1, -1))
-            self._capacity += more
-        taken = self._free[-count:] if count else []
-        del self._free[len(self._free) - count :]
-        return taken
-
-    def give_back(self, slots: list[int]) -> None:
-        self._free.extend(slots)
-
-    def store(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write keys and values [tokens, heads, head size] of one layer."""
-        if layer == len(self.keys):
-            self.keys.append(keys.new_empty((0, *keys.shape[1:])))
-            self.values.append(values.new_empty((0, *values.shape[1:])))
-            self.bytes_per_token += (keys[0].numel() + values[0].numel()) * keys.element_size()
-        for pool, new in ((self.keys, keys), (self.values, values)):
-            if pool[layer].shape[0] < self._capacity:
-                grown = new.new_empty((self._capacity, *new.shape[1:]))
-                grown[: pool[layer].shape[0]] = pool[layer]
-                pool[layer] = grown
-            pool[layer].index_copy_(0, slots, new)
-
-
-@dataclass
-class _Block:
-    key: tuple[int, TokenIds]
-    number: int
-    slots: list[int]
+    def __init__(self, tokens: TokenIds, kv: torch.Tensor, parent: "_Node | None") -> None:
+        self.tokens = tokens
+        self.kv = kv
+        self.parent = parent
+        self.children: dict[TokenIds, _Node] = {}  # by their first block
 
 
 class PrefixCache:
-    """Blocks under a budget of bytes, least recently used out.
+    """Prompts under a budget of bytes, least recently used out.
 
     What one forward pass needs is kept until `trim`, also beyond the budget: asked for more than fits, the cache slows
     down and never fails.
@@ -71,48 +35,75 @@ class PrefixCache:
 
     def __init__(self, budget_bytes: float) -> None:
         self.budget_bytes = budget_bytes
-        self.pool = KVPool()
+        self.num_bytes = 0
         self.evictions = 0
-        self._blocks: OrderedDict[tuple[int, TokenIds], _Block] = OrderedDict()
-        self._num_tokens = 0
-        self._next = _ROOT + 1
+        self._root = _Node((), torch.empty(0), None)
+        self._by_use: OrderedDict[_Node, None] = OrderedDict()  # a node always stands behind its children
 
-    @property
-    def num_bytes(self) -> int:
-        return self._num_tokens * self.pool.bytes_per_token
-
-    def slots(self, prompt: TokenIds, compute: Callable[[TokenIds, list[int], list[int]], None]) -> list[int]:
-        """Slots of all tokens of a prompt, computed where they are not there.
+    def kv(
+        self, prompt: TokenIds, compute: Callable[[TokenIds, list[torch.Tensor]], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The KV of a prompt, run by run, computed where it is not there.
 
         Args:
-            compute: called with a block's tokens, the slots before it and its own, to fill these.
+            compute: called with a block's tokens and the KV before it; gives the block's KV.
         """
-        slots: list[int] = []
-        found: list[_Block] = []
-        parent = _ROOT
-        for start in range(0, len(prompt), BLOCK):
-            key = (parent, prompt[start : start + BLOCK])
-            block = self._blocks.get(key)
-            if block is None:
-                block = _Block(key, self._next, self.pool.take(len(key[1])))
-                self._next += 1
-                compute(key[1], slots, block.slots)
-                self._blocks[key] = block
-                self._num_tokens += len(block.slots)
-            found.append(block)
-            slots = slots + block.slots
-            parent = block.number
-        for block in reversed(found):  # a block is always younger than what builds on it, so leaves go first
-            self._blocks.move_to_end(block.key)
-        return slots
+        path = self._match(prompt)
+        found = [node.kv for node in path]
+        start = sum(len(node.tokens) for node in path)
+        new: list[torch.Tensor] = []
+        for first in range(start, len(prompt), BLOCK):
+            new.append(compute(prompt[first : first + BLOCK], [*found, *new]))
+        if new:
+            parent = path[-1] if path else self._root
+            path.append(self._add(_Node(prompt[start:], torch.cat(new, dim=3), parent)))
+            found.append(path[-1].kv)
+        for node in reversed(path):
+            self._by_use.move_to_end(node)
+        return found
 
     def trim(self) -> None:
         """Evict until the budget holds."""
-        while self._blocks and self.num_bytes > self.budget_bytes:
-            _, block = self._blocks.popitem(last=False)
-            self.pool.give_back(block.slots)
-            self._num_tokens -= len(block.slots)
+        while self._by_use and self.num_bytes > self.budget_bytes:
+            node, _ = self._by_use.popitem(last=False)
+            assert node.parent is not None
+            del node.parent.children[node.tokens[:BLOCK]]
+            self.num_bytes -= node.kv.nbytes
             self.evictions += 1
+
+    def _match(self, prompt: TokenIds) -> list[_Node]:
+        """The nodes that hold the longest known beginning of a prompt; the last is cut where the prompt leaves it."""
+        path: list[_Node] = []
+        node, start = self._root, 0
+        while child := node.children.get(prompt[start : start + BLOCK]):
+            count = 0
+            while count < len(child.tokens):
+                block = child.tokens[count : count + BLOCK]
+                if prompt[start + count : start + count + BLOCK] != block:
+                    break
+                count += len(block)
+            if count < len(child.tokens):
+                child = self._split(child, count)
+            path.append(child)
+            node, start = child, start + count
+        return path
+
+    def _split(self, node: _Node, count: int) -> _Node:
+        """Cut the first `count` tokens off into a node of their own, which is returned."""
+        assert node.parent is not None
+        first = _Node(node.tokens[:count], node.kv[:, :, :, :count].clone(), node.parent)
+        node.parent.children[node.tokens[:BLOCK]] = first
+        node.tokens, node.kv, node.parent = node.tokens[count:], node.kv[:, :, :, count:].clone(), first
+        first.children[node.tokens[:BLOCK]] = node
+        self._by_use[first] = None
+        return first
+
+    def _add(self, node: _Node) -> _Node:
+        assert node.parent is not None
+        node.parent.children[node.tokens[:BLOCK]] = node
+        self._by_use[node] = None
+        self.num_bytes += node.kv.nbytes
+        return node
 
 
 class NoPrefixCache(PrefixCache):

@@ -16,15 +16,16 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from zotune.adapter import LoraSpec
-from zotune.engine.past_kv import GatheredKV, SharedKV
+from zotune.engine.attention import PromptKV, side_by_side
+from zotune.engine.head import MAX_LOGITS, ScoredHead
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.shared_kv import SharedKV
 from zotune.engine.suffix import Suffix, ancestors, make_suffix
 from zotune.noise import gaussian
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
-MAX_LOGITS = 2**26  # numbers in one table of logits
 logger = logging.getLogger("zotune")
 
 
@@ -55,9 +56,8 @@ class TorchEngine:
         self.lora = self.plain.lora
         self.cache = prefix_cache or NoPrefixCache()
         self.max_tokens_per_forward = max_tokens_per_forward
-        self._positions: torch.Tensor | None = None  # [rows, scored]: what of a pass reaches the LM head
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
-        self._head_hook = model.get_output_embeddings().register_forward_pre_hook(self._keep_scored)
+        self.head = ScoredHead(model)
         self.plain_reason = self._try_out()
         if self.plain_reason:
             logger.info("every token will be computed, without reuse: %s", self.plain_reason)
@@ -92,7 +92,7 @@ class TorchEngine:
         return self.plain.peak_memory_bytes()
 
     def close(self) -> None:
-        self._head_hook.remove()
+        self.head.remove()
         self.plain.close()
 
     # ---- scope activated -----------------------------------------------------------------------------------------
@@ -102,50 +102,57 @@ class TorchEngine:
         order = sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
         for rows in self._chunks(order, suffixes, num_probes):
             size = max(len(suffixes[i].tokens) for i in rows)
-            slots = [self._prompt_slots(batch[i].prompt) for i in rows]
-            longest = max(map(len, slots))
-            filled = [row + [0] * (longest - len(row)) for row in slots]
             input_ids = np.zeros((len(rows), size), dtype=np.int64)
             positions = np.zeros_like(input_ids)
-            own = np.zeros((len(rows), size, size), dtype=bool)
             for row, i in enumerate(rows):
-                count, start = len(suffixes[i].tokens), len(batch[i].prompt)
+                count = len(suffixes[i].tokens)
                 input_ids[row, :count] = suffixes[i].tokens
-                positions[row, :count] = np.add(suffixes[i].depths, start)
-                own[row] = ancestors(suffixes[i], size)
-            allowed = np.zeros((len(rows), num_probes, size, longest + num_probes * size), dtype=bool)
-            allowed[..., :longest] = (np.arange(longest) < np.array([[len(row)] for row in slots]))[:, None, None]
-            for k in range(num_probes):
-                allowed[:, k, :, longest + k * size : longest + (k + 1) * size] = own
-            scored = self._scored(rows, suffixes)
-            starts = np.arange(num_probes)[None, :, None] * size
-            self._positions = self._tensor((scored[:, None, :] + starts).reshape(len(rows), -1))
+                positions[row, :count] = np.add(suffixes[i].depths, len(batch[i].prompt))
+            visible = np.stack([ancestors(suffixes[i], size) for i in rows])
+            prompts = [self._prompt_kv(batch[i].prompt) for i in rows]
+            scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
             self.lora.num_groups = len(rows)
-            logits = self._forward(
+            logits, _ = self._forward_behind(
+                prompts,
+                visible,
                 np.tile(input_ids, num_probes),
                 np.tile(positions, num_probes),
-                allowed.reshape(len(rows), 1, num_probes * size, -1),
-                GatheredKV(self.cache.pool, self._tensor(np.array(filled)), num_probes * size),
+                scored.reshape(len(rows), -1),
+                num_probes,
             )
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
-            logits = logits.view(len(rows), num_probes, scored.shape[1], -1).transpose(0, 1)
-            _add_log_probs(logits, rows, suffixes, scores)
+            places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
+            self._add_log_probs(logits, places, rows, suffixes, scores)
             self.cache.trim()
 
-    def _prompt_slots(self, prompt: TokenIds) -> list[int]:
+    def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
         self.lora.active = False
-        slots = self.cache.slots(prompt, self._compute_block)
+        kv = self.cache.kv(prompt, self._compute_block)
         self.lora.active = True
-        return slots
+        return kv
 
-    def _compute_block(self, tokens: TokenIds, before: list[int], own: list[int]) -> None:
-        """Fill the slots of one block: one row, so that its bits do not depend on company."""
-        count, start = len(tokens), len(before)
-        past = GatheredKV(self.cache.pool, self._tensor(np.array([before])), count, store=self._tensor(np.array(own)))
-        allowed = np.tri(count, start + count, k=start, dtype=bool)[None, None]
-        self._positions = self._tensor(np.zeros((1, 1)))
-        self._forward(np.array([tokens]), np.arange(start, start + count)[None], allowed, past)
+    def _compute_block(self, tokens: TokenIds, before: list[torch.Tensor]) -> torch.Tensor:
+        """The KV of one block: one row, so that its bits do not depend on company."""
+        count, start = len(tokens), sum(run.shape[3] for run in before)
+        positions, visible = np.arange(start, start + count)[None], np.tri(count, dtype=bool)[None]
+        _, kv = self._forward_behind([before], visible, np.array([tokens]), positions, np.zeros((1, 1)))
         self.stats.tokens_computed += count
+        return kv.block()
+
+    def _forward_behind(
+        self,
+        prompts: list[list[torch.Tensor]],
+        visible: np.ndarray,
+        input_ids: np.ndarray,
+        positions: np.ndarray,
+        scored: np.ndarray,
+        num_probes: int = 1,
+    ) -> tuple[torch.Tensor, PromptKV]:
+        """One pass of probes side by side behind their prompts; logits, and the KV of the pass."""
+        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes)
+        unused = torch.zeros((1, 1, 1, 1), device=self.model.device)  # in place of a mask that the model would make
+        with side_by_side(self.model):
+            return self._forward(input_ids, positions, scored, attention_mask=unused, prompt_kv=kv), kv
 
     # ---- scope everywhere ----------------------------------------------------------------------------------------
 
@@ -157,10 +164,9 @@ class TorchEngine:
         shared = SharedKV(num_probes)
         if num_shared:
             input_ids = np.tile(np.array([wholes[0][:num_shared]]), (num_probes, 1))
-            self._positions = self._tensor(np.zeros((num_probes, 1)))
             positions = np.tile(np.arange(num_shared), (num_probes, 1))
-            causal = np.tri(num_shared, dtype=bool)[None, None].repeat(num_probes, axis=0)
-            self._forward(input_ids, positions, causal, shared)
+            mask = self._mask(np.tri(num_shared, dtype=bool)[None, None].repeat(num_probes, axis=0))
+            self._forward(input_ids, positions, np.zeros((num_probes, 1)), attention_mask=mask, past_key_values=shared)
             self.stats.tokens_computed += num_probes * num_shared
             shared.complete = True
         suffixes = [
@@ -180,30 +186,29 @@ class TorchEngine:
                 allowed = np.ones((len(rows), 1, size, num_shared + size), dtype=bool)
                 for row, i in enumerate(rows):
                     allowed[row, 0, :, num_shared:] = ancestors(suffixes[i], size)
-                allowed = np.tile(allowed, (num_probes, 1, 1, 1))
             # Padding is on the right, so that plain causal attention, without a mask, never lets a token see it.
-            scored = self._scored(rows, suffixes)
-            self._positions = self._tensor(np.tile(scored, (num_probes, 1)))
+            scored = np.tile(self._scored(rows, suffixes), (num_probes, 1))
             logits = self._forward(
                 np.tile(input_ids, (num_probes, 1)),
                 np.tile(positions, (num_probes, 1)),
-                allowed,
-                shared if num_shared else None,
+                scored,
+                attention_mask=None if allowed is None else self._mask(np.tile(allowed, (num_probes, 1, 1, 1))),
+                past_key_values=shared if num_shared else None,
             )
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
-            _add_log_probs(logits.view(num_probes, len(rows), scored.shape[1], -1), rows, suffixes, scores)
+            places = np.arange(scored.size).reshape(num_probes, len(rows), -1)
+            self._add_log_probs(logits, places, rows, suffixes, scores)
 
     # ---- common --------------------------------------------------------------------------------------------------
 
     def _chunks(self, order: list[int], suffixes: list[Suffix], num_probes: int) -> Iterator[list[int]]:
         """Examples of like length together, as many as the budgets of tokens and of logits allow."""
-        vocabulary = self.model.config.get_text_config().vocab_size
         chunk: list[int] = []
         size = scored = 0
         for i in order:
             size, scored = max(size, len(suffixes[i].tokens)), max(scored, len(suffixes[i].scored))
             rows = (len(chunk) + 1) * num_probes
-            if chunk and (rows * size > self.max_tokens_per_forward or rows * scored * vocabulary > MAX_LOGITS):
+            if chunk and (rows * size > self.max_tokens_per_forward or not self.head.takes(rows * scored)):
                 yield chunk
                 chunk, size, scored = [], len(suffixes[i].tokens), len(suffixes[i].scored)
             chunk.append(i)
@@ -216,34 +221,42 @@ class TorchEngine:
             scored[row, : len(suffixes[i].scored)] = suffixes[i].scored
         return scored
 
-    def _forward(
-        self, input_ids: np.ndarray, positions: np.ndarray, allowed: np.ndarray | None, past: Any
-    ) -> torch.Tensor:
-        """One pass; logits at the scored positions."""
-        mask = None
-        if allowed is not None:
-            mask = torch.zeros(allowed.shape, dtype=self.model.dtype)
-            mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
-            mask = mask.to(self.model.device)
+    def _forward(self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, **more: Any) -> torch.Tensor:
+        """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
         self.lora.token_mask = None
+        self.head.pick(self._tensor(scored))
         with record_function("zotune::forward"):
             logits = self.model(
                 input_ids=self._tensor(input_ids),
                 position_ids=self._tensor(positions),
-                attention_mask=mask,
-                past_key_values=past,
-                use_cache=past is not None,
+                use_cache=more.get("past_key_values") is not None,
+                **more,
             ).logits
+        self.head.pick(None)
         self.stats.forward_passes += 1
-        self._positions = None
         return logits
 
-    def _keep_scored(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if self._positions is None:
-            return None
-        hidden = args[0]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        return (hidden[rows, self._positions], *args[1:])
+    def _mask(self, allowed: np.ndarray) -> torch.Tensor:
+        """To be added to attention scores, from which token [.., row] may see which [.., column]."""
+        mask = torch.zeros(allowed.shape, dtype=self.model.dtype)
+        mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
+        return mask.to(self.model.device)
+
+    def _add_log_probs(
+        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix], scores: np.ndarray
+    ) -> None:
+        """Add the log-probabilities of the candidates' tokens to scores [probe, example, candidate].
+
+        Args:
+            places: [probes, rows, scored], where the head has the logits of a scored node.
+        """
+        targets = np.array([(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets])
+        examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
+        row, node, token = targets.T
+        at = places[:, row, node]  # [probes, targets]
+        values = self.head.log_probs(logits, self._tensor(at.ravel()), self._tensor(np.tile(token, len(places))))
+        for log_probs, probe_scores in zip(values.cpu().numpy().reshape(at.shape), scores, strict=True):
+            np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), log_probs)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
@@ -264,19 +277,22 @@ class TorchEngine:
         theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.lora.shapes.items()}
         probes = [AT_THETA, Probe(2, 0.05)]
         stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         try:
-            fast = self.score(theta, probes, batch).log_probs
             slow = self.plain.score(theta, probes, batch).log_probs
+            for pieces in (False, True):
+                self.head.max_logits, self.head.is_last = 1, pieces
+                fast = self.score(theta, probes, batch).log_probs
+                agrees = np.allclose(np.nan_to_num(fast), np.nan_to_num(slow), rtol=tolerance, atol=tolerance)
+                if not pieces and not agrees:
+                    return f"{type(self.model).__name__} does not score the same with a mask and cache from outside"
+            self.head.is_last = agrees
         except Exception as error:  # whatever a model's own code raises over arguments it does not know
             return f"{type(self.model).__name__} does not take a mask and cache from outside ({error})"
         finally:
             vars(self.stats).update(stats)
-            self.cache = cache
-            self._positions, self.lora.active = None, True
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        known = np.isfinite(slow)
-        if not np.allclose(fast[known], slow[known], rtol=tolerance, atol=tolerance):
-            return f"{type(self.model).__name__} does not score the same with a mask and cache from outside"
+            self.cache, self.lora.active, self.head.max_logits = cache, True, MAX_LOGITS
+            self.head.pick(None)
         return None
 
 
@@ -292,17 +308,6 @@ def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
         else theta
         for probe in probes
     ]
-
-
-def _add_log_probs(logits: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: np.ndarray) -> None:
-    """Add the candidates' tokens of logits [probes, rows, scored, vocabulary] to scores [probe, example, candidate]."""
-    targets = [(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets]
-    places = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
-    row, node, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
-    normalizers = torch.logsumexp(logits.float(), dim=-1)
-    log_probs = logits[:, row, node, token].float() - normalizers[:, row, node]  # [probes, targets]
-    for values, probe_scores in zip(log_probs.cpu().numpy(), scores, strict=True):
-        np.add.at(probe_scores, (places[:, 0], places[:, 1]), values)
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:
