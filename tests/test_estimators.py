@@ -64,7 +64,7 @@ def test_the_mean_of_slope_times_noise_points_along_the_gradient_as_theory_predi
         estimator = Spsa(1e-2)
         probes = estimator.ask(seeds)
         slopes = estimator.tell(probes, probe_losses(lambda x: true @ x, np.zeros(dimension), probes))
-        estimate = gradient(slopes, "x", (dimension,))
+        estimate = gradient(slopes, "x", np.zeros(dimension))
         cosines.append(estimate @ true / np.linalg.norm(estimate) / np.linalg.norm(true))
     predicted = np.sqrt(directions / (directions + dimension - 1))
     assert predicted > 0.95

@@ -2,12 +2,16 @@
 
 An adapter folder is `adapter_config.json` and `adapter_model.safetensors` in PEFT's format: PEFT, transformers,
 SGLang and vLLM load it. The tensor names of theta are the names in that file.
+
+Forms of LoRA with fewer trained numbers (FORMS) are functions from their theta to LoRA's matrices: engines and files
+see LoRA's alone.
 """
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,8 @@ from safetensors.numpy import load_file, save_file
 from zotune.errors import InputError
 from zotune.noise import uniform
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")  # they change the product
@@ -25,13 +31,19 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The form of an adapter: everything but its numbers. With `invocation_tokens` it is an activated one."""
+    """The form of an adapter: everything but its numbers. With `invocation_tokens` it is an activated one.
+
+    Forms that freeze something have its seed, and the names and shapes of LoRA's matrices, which the engine fills in.
+    """
 
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
     invocation_tokens: tuple[int, ...] | None = None
     fan_in_fan_out: bool = False  # PEFT's word for modules that keep their weight transposed, as GPT-2's do
+    peft_type: str = "lora"
+    frozen_seed: int = 0
+    matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def scope(self) -> str:
@@ -43,14 +55,86 @@ def tensor_name(module_name: str, matrix: str) -> str:
     return f"{_PREFIX}{module_name}.lora_{matrix}.weight"
 
 
-def initial_theta(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """LoRA's initial point: B is zero, A uniform in +-1/sqrt(inputs), as PEFT's (Kaiming with a = sqrt 5)."""
+def initial_theta(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+    """The initial point: LoRA's B and VeRA's b are zero, A uniform in +-1/sqrt(inputs) (Kaiming with a = sqrt 5) and
+    d = 0.1, all as PEFT's."""
+
+    def initial(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("lora_A.weight"):
+            return uniform(seed, f"initial/{name}", shape, bound=shape[1] ** -0.5)
+        return np.full(shape, 0.1 if name.endswith("vera_lambda_d") else 0.0, dtype=np.float32)
+
+    return {name: initial(name, shape) for name, shape in shapes.items()}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How theta stands for LoRA's matrices.
+
+    `shapes` maps LoRA's shapes to theta's; `frozen` draws what is not trained; `matrices` puts LoRA's together.
+    """
+
+    shapes: Callable[[Shapes], Shapes]
+    frozen: Callable[[LoraSpec], dict[str, np.ndarray]]
+    matrices: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], LoraSpec], dict[str, np.ndarray]]
+
+
+def trained_shapes(matrices: Shapes, spec: LoraSpec) -> Shapes:
+    """The shapes of theta, from those of LoRA's matrices."""
+    return FORMS[spec.peft_type].shapes(matrices)
+
+
+def lora_matrices(theta: Mapping[str, np.ndarray], spec: LoraSpec) -> dict[str, np.ndarray]:
+    """The A and B that theta stands for, under the names in PEFT's files."""
+    return FORMS[spec.peft_type].matrices(theta, _frozen(spec), spec)
+
+
+@lru_cache(maxsize=4)
+def _frozen(spec: LoraSpec) -> dict[str, np.ndarray]:
+    return FORMS[spec.peft_type].frozen(spec)
+
+
+def _vera_shapes(matrices: Shapes) -> Shapes:
+    """d of length rank and b of length outputs for each module."""
     return {
-        name: uniform(seed, f"initial/{name}", shape, bound=shape[1] ** -0.5)
-        if name.endswith("lora_A.weight")
-        else np.zeros(shape, dtype=np.float32)
-        for name, shape in shapes.items()
+        name.replace("lora_A.weight", "vera_lambda_d").replace("lora_B.weight", "vera_lambda_b"): (shape[0],)
+        for name, shape in matrices.items()
     }
+
+
+def _vera_frozen(spec: LoraSpec) -> dict[str, np.ndarray]:
+    """One A [rank, most inputs] and one B [most outputs, rank] for all modules, Kaiming-uniform as PEFT's."""
+    inputs = max(shape[1] for name, shape in spec.matrices if name.endswith("lora_A.weight"))
+    outputs = max(shape[0] for name, shape in spec.matrices if name.endswith("lora_B.weight"))
+    return {
+        "A": uniform(spec.frozen_seed, "vera_A", (spec.rank, inputs), bound=(6 / inputs) ** 0.5),
+        "B": uniform(spec.frozen_seed, "vera_B", (outputs, spec.rank), bound=(6 / spec.rank) ** 0.5),
+    }
+
+
+def _vera_matrices(
+    theta: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray], spec: LoraSpec
+) -> dict[str, np.ndarray]:
+    """A = diag(d) A_shared and B = diag(b) B_shared, each cut to its module."""
+    return {
+        name: theta[vector][:, None] * frozen["A" if name.endswith("lora_A.weight") else "B"][: shape[0], : shape[1]]
+        for (name, shape), vector in zip(spec.matrices, _vera_shapes(dict(spec.matrices)), strict=True)
+    }
+
+
+FORMS = {
+    "lora": _Form(lambda matrices: matrices, lambda spec: {}, lambda theta, frozen, spec: dict(theta)),
+    # LoRA-FA (Zhang et al., 2023, arXiv 2308.03303): A stays at its initial value.
+    "lora_fa": _Form(
+        lambda matrices: {name: shape for name, shape in matrices.items() if name.endswith("lora_B.weight")},
+        lambda spec: initial_theta(
+            {name: shape for name, shape in spec.matrices if name.endswith("lora_A.weight")}, spec.frozen_seed
+        ),
+        lambda theta, frozen, spec: {**frozen, **theta},
+    ),
+    # VeRA (Kopiczko et al., 2024, arXiv 2310.11454): a frozen random A and B for all modules, trained scalings of rows.
+    "vera": _Form(_vera_shapes, _vera_frozen, _vera_matrices),
+}
 
 
 def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: LoraSpec, base_model: str) -> None:
@@ -73,7 +157,7 @@ def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: LoraSpec, 
     new_config, new_weights = folder / f"{CONFIG_FILE}.new", folder / f"{WEIGHTS_FILE}.new"
     new_config.write_text(text, encoding="utf-8")
     try:
-        save_file(dict(theta), new_weights, metadata={"format": "pt"})
+        save_file(lora_matrices(theta, spec), new_weights, metadata={"format": "pt"})
     except SafetensorError as error:  # the library's own words for a full or unwritable disk
         raise OSError(errno.EIO, str(error), str(new_weights)) from error
     new_config.replace(folder / CONFIG_FILE)

@@ -9,19 +9,36 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from zotune.adapter import FORMS
 from zotune.errors import InputError
+from zotune.estimators import ESTIMATORS, SHAPINGS
+from zotune.noise import KINDS, Noise
+from zotune.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
 EngineName = Literal["torch", "plain"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
+# The rows of the tables are the choices.
+if TYPE_CHECKING:
+    EstimatorName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    NoiseKind: TypeAlias = str
+    Shaping: TypeAlias = str
+    PeftType: TypeAlias = str
+else:
+    EstimatorName = Literal[tuple(ESTIMATORS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    NoiseKind = Literal[tuple(KINDS)]
+    Shaping = Literal[tuple(SHAPINGS)]
+    PeftType = Literal[tuple(FORMS)]
 
 
 @dataclass(frozen=True)
@@ -73,26 +90,77 @@ class Config:
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
 
-    estimator: Literal["spsa"] = "spsa"
-    """How slopes are estimated: `spsa` is the two-sided difference of MeZO."""
+    estimator: EstimatorName = "spsa"
+    """How slopes are estimated: `spsa` is the two-sided difference of MeZO, `one_sided` shares a base point, `fzoo`
+    and `es` (evolution strategy) free the step of the loss's scale, `svrg` subtracts a control variate, `hizoo`
+    measures curvature for the optimizer of that name, `adaptive` is spsa with an eps that follows rounding noise and
+    curvature."""
 
-    optimizer: Literal["sgd"] = "sgd"
-    """How slopes change theta."""
+    optimizer: OptimizerName = "sgd"
+    """How slopes change theta: `sgd`, `sign`, `adam`, `adamw`, `muon` (orthogonalised matrices) or `hizoo` (a
+    diagonal of curvature). Weight decay is in the gradient with sgd and adam, decoupled with the others."""
 
     directions: int = 1
-    """Directions a step, each with two probes; their slopes are averaged."""
+    """Directions a step, each with a probe or two; their slopes are averaged."""
+
+    noise: NoiseKind | None = None
+    """What directions are drawn from: `gaussian`, `rademacher` (-1 or 1), `sphere` (of each tensor) or `low_rank`
+    (LOZO). Default: rademacher with fzoo, else gaussian."""
+
+    noise_rank: int | None = None
+    """Rank of low_rank noise; default: 2."""
+
+    noise_steps: int | None = None
+    """Steps that the subspace of low_rank noise, or a block of --noise-blocks, is kept; default: 50."""
+
+    noise_blocks: int | None = None
+    """Move one of this many blocks of layers at a time, one after the other; default: all layers in every step."""
+
+    sparsity: float | None = None
+    """Keep this share of each tensor, its entries of largest magnitude, unmoved (Sparse-MeZO: 0.75); default: none."""
+
+    es_shaping: Shaping | None = None
+    """What es makes of the losses of a step: `z-score` or `rank`; default: z-score."""
+
+    svrg_steps: int | None = None
+    """Steps from one anchor of svrg to the next; default: 10."""
+
+    svrg_batches: int | None = None
+    """Batches over which svrg measures an anchor; default: 8."""
+
+    epsilon_steps: int | None = None
+    """Steps from one measurement of adaptive to the next; default: 50. --epsilon is where it starts."""
 
     weight_decay: float = 0.0
     """Weight decay of the optimizer."""
 
-    momentum: float = 0.0
-    """Momentum of the optimizer."""
+    clip: float | None = None
+    """Cut slopes to this multiple of the running median of |slope|; default: never."""
+
+    momentum: float | None = None
+    """Momentum of sgd (default 0), sign (0.9) and muon (0.95)."""
+
+    adam_beta1: float | None = None
+    """Decay of the mean in adam and adamw; default: 0.9."""
+
+    adam_beta2: float | None = None
+    """Decay of the mean square in adam and adamw; default: 0.999."""
+
+    adam_epsilon: float | None = None
+    """What adam and adamw add to the root of the mean square; default: 1e-8."""
+
+    hizoo_smoothing: float | None = None
+    """Share of a step's curvature in the diagonal of the optimizer hizoo; default: 1e-3."""
 
     seed: int = 0
     """Seed of the adapter's start, the order of examples and the directions."""
 
     data_seed: int = 0
     """Seed of the held-out split and of samples of the data; apart from --seed, so that runs share their data."""
+
+    peft_type: PeftType = "lora"
+    """`lora`; `lora_fa`, with A frozen; or `vera`, frozen A and B shared by all modules and scaled by trained vectors
+    (use a large --lora-rank, such as 256). All are exported as ordinary LoRA adapters."""
 
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
@@ -196,6 +264,22 @@ def write_toml(config: Config, path: Path) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
+def arguments_of(made: Callable[..., Any], config: Config) -> dict[str, Any]:
+    """The settings that the dataclass `made` has fields for, but for those left to its own defaults."""
+    names = {field.name for field in fields(Config)} & set(made.__dataclass_fields__)  # type: ignore[attr-defined]
+    return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
+
+
+def make_noise(config: Config) -> Noise:
+    """The noise of a run, at its first step."""
+    given: dict[str, Any] = {
+        "rank": config.noise_rank, "steps": config.noise_steps, "blocks": config.noise_blocks,
+        "sparsity": config.sparsity,
+    }  # fmt: skip
+    kind = config.noise or ("rademacher" if config.estimator == "fzoo" else "gaussian")
+    return Noise(kind, **{name: value for name, value in given.items() if value is not None})
+
+
 def default_learning_rate(num_parameters: int) -> float:
     """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more."""
     return 2e-3 if num_parameters < 100_000_000 else 1e-4
@@ -208,18 +292,25 @@ def _check(config: Config) -> None:
     for name in ("num_steps", "batch_size", "directions", "lora_rank", "eval_steps"):
         if getattr(config, name) < 1:
             refuse(name, "1 or more")
-    for name in ("early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads"):
+    for name in (
+        "early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads", "noise_rank", "noise_steps",
+        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps",
+    ):  # fmt: skip
         if getattr(config, name) is not None and getattr(config, name) < 1:
             refuse(name, "1 or more")
-    for name in ("epsilon", "learning_rate", "lora_alpha"):
+    for name in ("epsilon", "learning_rate", "lora_alpha", "clip", "adam_epsilon"):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             refuse(name, "a finite number above 0")
     for name in ("weight_decay", "warmup_steps", "seed", "data_seed"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             refuse(name, "0 or more")
-    if not 0 <= config.momentum < 1:
-        refuse("momentum", "0 or more and below 1")
+    for name in ("momentum", "adam_beta1", "adam_beta2", "sparsity"):
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) < 1:
+            refuse(name, "0 or more and below 1")
+    if config.hizoo_smoothing is not None and not 0 < config.hizoo_smoothing < 1:
+        refuse("hizoo_smoothing", "above 0 and below 1")
+    _check_method(config)
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
     if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
@@ -239,6 +330,38 @@ def _check(config: Config) -> None:
         role, equals, name = pair.partition("=")
         if not (role and equals and name):
             raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
+
+
+def _check_method(config: Config) -> None:
+    """Refuse settings of other estimators, optimizers and kinds of noise, and combinations that mean nothing."""
+    tables: dict[str, Mapping[str, Any]] = {"estimator": ESTIMATORS, "optimizer": OPTIMIZERS}
+    for option, table in tables.items():
+        chosen = getattr(config, option)
+        for field in fields(Config):
+            takers = [name for name, made in table.items() if field.name in made.__dataclass_fields__]
+            if takers and chosen not in takers and getattr(config, field.name) != field.default:
+                raise InputError(
+                    f"--{field.name.replace('_', '-')} has no effect with --{option} {chosen}; "
+                    f"it is for {', '.join(takers)}"
+                )
+    noise = make_noise(config)
+    if config.noise_rank is not None and noise.kind != "low_rank":
+        raise InputError(f"--noise-rank has no effect with {noise.kind} noise; it is for --noise low_rank")
+    if config.noise_steps is not None and not noise.is_periodic:
+        raise InputError("--noise-steps has no effect without --noise low_rank or --noise-blocks")
+    if noise.kind == "low_rank" and config.peft_type == "vera":
+        raise InputError("--noise low_rank has no effect with --peft-type vera, which trains vectors")
+    if config.estimator == "fzoo" and config.directions < 2:
+        raise InputError("--estimator fzoo needs --directions 2 or more: it divides by the spread of their losses")
+    if (config.estimator == "hizoo") != (config.optimizer == "hizoo"):
+        raise InputError("--estimator hizoo and --optimizer hizoo go together: one measures what the other uses")
+    if config.estimator == "hizoo" and noise.kind != "gaussian":
+        raise InputError(f"--estimator hizoo needs --noise gaussian: {noise.kind} directions do not show the diagonal")
+    if config.estimator == "svrg" and (noise.is_periodic or noise.sparsity):
+        raise InputError(
+            "--estimator svrg compares slopes at different steps along the same directions, which "
+            f"{'--sparsity' if noise.sparsity else 'noise of periods'} changes; leave that out"
+        )
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

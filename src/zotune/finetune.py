@@ -7,8 +7,8 @@
 import json
 import logging
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import initial_theta, save_adapter
-from zotune.config import Config, make_config, read_toml, write_toml
+from zotune.config import Config, arguments_of, make_config, make_noise, read_toml, write_toml
 from zotune.errors import InputError
-from zotune.estimators import ESTIMATORS
-from zotune.journal import Header, Journal, read_journal, replay
+from zotune.estimators import ESTIMATORS, Estimator
+from zotune.journal import Entry, Header, Journal, history, read_journal, replay
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
 from zotune.objectives import OBJECTIVES
+from zotune.optimizers import OPTIMIZERS, Tensors
 from zotune.parts import Parts, assemble, load_data, model_path
 from zotune.run_folder import RunFolder, default_output_dir
 from zotune.schedules import make_schedule
@@ -117,7 +118,8 @@ def make_trainer(
     theta = initial_theta(header.tensors, header.seed)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
-        theta=theta, state=header.make_optimizer().init(theta), step=0, callbacks=callbacks,
+        estimator=_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
+        callbacks=callbacks,
     )  # fmt: skip
 
 
@@ -149,7 +151,8 @@ def resume(
             "as they were, or start a new run"
         )
     logger.info("resuming %s after step %d", folder.path, len(entries))
-    theta, state = replay(header, entries)
+    estimator = _estimator(config)
+    theta, state, estimator = _rebuild(header, entries, _estimator(config))
     metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
     trainer = _trainer(
         config,
@@ -158,6 +161,7 @@ def resume(
         journal,
         metrics,
         header,
+        estimator=estimator,
         theta=theta,
         state=state,
         step=len(entries),
@@ -189,28 +193,40 @@ def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None 
 
 
 def _header(config: Config, parts: Parts) -> Header:
+    made = OPTIMIZERS[config.optimizer]
+    optimizer = made(**arguments_of(made, config))
     return Header(
         seed=config.seed,
         base_model=model_path(config.model),
         tensors=parts.engine.tensor_shapes,
         lora=parts.engine.spec,
-        optimizer={
-            "name": config.optimizer,
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-        },
+        optimizer={"name": config.optimizer, **asdict(optimizer)},
         data=parts.digests,
+        noise=make_noise(config),
     )
+
+
+def _estimator(config: Config) -> Estimator:
+    made = ESTIMATORS[config.estimator]
+    return made(**arguments_of(made, config))
+
+
+def _rebuild(header: Header, entries: Sequence[Entry], estimator: Estimator) -> tuple[Tensors, Tensors, Estimator]:
+    """Theta, the optimizer's state and the estimator as the run that wrote `entries` left them."""
+    points = history(header, entries)
+    theta, state = next(points)
+    for entry, (next_theta, next_state) in zip(entries, points, strict=True):
+        estimator = estimator.after(theta, entry.slopes)
+        theta, state = next_theta, next_state
+    return theta, state, estimator
 
 
 def _changes(before: Header, now: Header) -> list[str]:
     """What a journal was started with and no longer is, in words for the user."""
     names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
-    return names + [
-        field.name
-        for field in fields(Header)
-        if field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name)
-    ]
+    names += ["optimizer"] if before.make_optimizer() != now.make_optimizer() else []
+    compared = {field.name for field in fields(Header)} - {"data", "base_model", "optimizer"}
+    return names + [name for name in sorted(compared) if getattr(before, name) != getattr(now, name)]
 
 
 def _trainer(
@@ -221,6 +237,7 @@ def _trainer(
     metrics: MetricsFile,
     header: Header,
     *,
+    estimator: Estimator,
     theta: Any,
     state: Any,
     step: int,
@@ -230,7 +247,7 @@ def _trainer(
     assert config.objective is not None
     return MeZOTrainer(
         engine=parts.engine,
-        estimator=ESTIMATORS[config.estimator](epsilon=config.epsilon),
+        estimator=estimator,
         optimizer=header.make_optimizer(),
         objective=OBJECTIVES[config.objective],
         schedule=make_schedule(config.lr_scheduler_type, config.learning_rate, config.num_steps, config.warmup_steps),
@@ -245,6 +262,7 @@ def _trainer(
         theta=theta,
         optimizer_state=state,
         step=step,
+        noise=header.noise,
         callbacks=callbacks,
     )
 

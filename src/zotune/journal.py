@@ -1,8 +1,9 @@
 """The journal: the append-only record of slopes that, with the seed in its first line, is the whole run.
 
-Line 1 holds what replay needs and no step changes (tensor shapes, form of the adapter, optimizer, seed); then a line
-a step with its learning rate and slopes. `replay` rebuilds theta at any step bit for bit, with no model. Every line
-carries a CRC-32 and is on disk before `append` returns. It does not hold what can be measured again: see metrics.py.
+Line 1 holds what replay needs and no step changes (tensor shapes, form of the adapter, optimizer, noise, seed); then
+a line a step with its learning rate and slopes. `replay` rebuilds theta at any step bit for bit, with no model. Every
+line carries a CRC-32 and is on disk before `append` returns. It does not hold what can be measured again: see
+metrics.py.
 """
 
 import fcntl
@@ -10,7 +11,8 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,7 @@ from typing import IO, Any
 from zotune.adapter import LoraSpec, initial_theta
 from zotune.errors import InputError
 from zotune.estimators import Slope
+from zotune.noise import GAUSSIAN, Noise
 from zotune.optimizers import OPTIMIZERS, Optimizer, Tensors
 
 FORMAT = 1
@@ -34,6 +37,7 @@ class Header:
     lora: LoraSpec
     optimizer: Mapping[str, Any]  # {"name": a key of OPTIMIZERS, and its arguments}
     data: Mapping[str, str]
+    noise: Noise = GAUSSIAN
     format: int = FORMAT
 
     def make_optimizer(self) -> Optimizer:
@@ -89,7 +93,7 @@ class Journal:
         Raises:
             OSError: the disk refused; what was written before stays whole.
         """
-        self._write({**asdict(entry), "slopes": [[slope.seed, slope.value] for slope in entry.slopes]})
+        self._write({**vars(entry), "slopes": [_plain(slope) for slope in entry.slopes]})
 
     def close(self) -> None:
         self._file.close()
@@ -120,12 +124,27 @@ def read_journal(path: Path) -> tuple[Header, list[Entry]]:
 
 def replay(header: Header, entries: Sequence[Entry]) -> tuple[Tensors, Tensors]:
     """Theta and the optimizer's state after `entries`, the same bits as in the run that wrote them."""
+    (last,) = deque(history(header, entries), maxlen=1)
+    return last
+
+
+def history(header: Header, entries: Sequence[Entry]) -> Iterator[tuple[Tensors, Tensors]]:
+    """Theta and the optimizer's state before each of `entries`, and after the last."""
     optimizer = header.make_optimizer()
     theta = initial_theta(header.tensors, header.seed)
     state = optimizer.init(theta)
+    yield theta, state
     for entry in entries:
         theta, state = optimizer.update(theta, state, entry.slopes, entry.learning_rate)
-    return theta, state
+        yield theta, state
+
+
+def _plain(slope: Slope) -> list[float | None]:
+    """A slope as JSON: seed, value, and what was measured beside them; the noise is the header's."""
+    values = [slope.seed, slope.value, slope.curvature, slope.rounding]
+    while values[-1] is None:
+        values.pop()
+    return values
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
@@ -150,7 +169,8 @@ def _parse(path: Path) -> tuple[Header, list[Entry], int]:
     for number, line in enumerate(lines[1:], start=2):
         try:
             value = _decode(line)
-            slopes = tuple(Slope(int(seed), float(value_)) for seed, value_ in value.pop("slopes"))
+            noise = header.noise.at(header.seed, number - 2)
+            slopes = tuple(_slope(noise, *values) for values in value.pop("slopes"))
             entry = Entry(**value, slopes=slopes)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: line {number} is damaged: {error}") from error
@@ -158,6 +178,10 @@ def _parse(path: Path) -> tuple[Header, list[Entry], int]:
             raise InputError(f"{path}: line {number} is step {entry.step}, expected step {number - 1}")
         entries.append(entry)
     return header, entries, len(content) - len(rest)
+
+
+def _slope(noise: Noise, seed: int, value: float, *measured: float | None) -> Slope:
+    return Slope(int(seed), float(value), noise, *(None if number is None else float(number) for number in measured))
 
 
 def _header(path: Path, line: bytes) -> Header:
@@ -169,11 +193,14 @@ def _header(path: Path, line: bytes) -> Header:
         invocation = lora.pop("invocation_tokens")
         spec = LoraSpec(
             target_modules=tuple(lora.pop("target_modules")),
+            matrices=tuple((name, tuple(shape)) for name, shape in lora.pop("matrices", ())),
             invocation_tokens=None if invocation is None else tuple(invocation),
             **lora,
         )
         tensors = {name: tuple(shape) for name, shape in value.pop("tensors").items()}
-        return Header(**value, lora=spec, tensors=tensors)
+        header = Header(**value | {"noise": Noise(**value.get("noise", {}))}, lora=spec, tensors=tensors)
+        header.make_optimizer()
+        return header
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: line 1 is damaged: {error}") from error
 

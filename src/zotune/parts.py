@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import LoraSpec
-from zotune.config import Config, default_learning_rate, make_config
+from zotune.config import Config, default_learning_rate, make_config, make_noise
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
@@ -33,6 +33,7 @@ from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import Example
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
+from zotune.noise import layer_of
 
 HELD_OUT_SHARE = 0.1
 MAX_DEFAULT_LENGTH = 2048
@@ -139,6 +140,8 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         alpha=config.lora_alpha,
         target_modules=config.target_modules,
         invocation_tokens=encoder.invocation if scope == "activated" else None,
+        peft_type=config.peft_type,
+        frozen_seed=0 if config.peft_type == "lora" else config.seed,
     )
     learning_rate = config.learning_rate or default_learning_rate(model.num_parameters())
     if config.learning_rate is None:
@@ -150,6 +153,7 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         "train_data": _absolute(config.train_data),
         "eval_data": _absolute(config.eval_data),
         "scope": scope,
+        "noise": make_noise(config).kind,
         "max_length": max_length,
         "learning_rate": learning_rate,
         "objective": config.objective or task.objective,
@@ -159,8 +163,10 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     }
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
+    engine = make_engine(config, model, spec)
+    _check_blocks(config, engine)
     return Parts(
-        filled, task, make_engine(config, model, spec), train, evaluation,
+        filled, task, engine, train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
     )  # fmt: skip
 
@@ -184,6 +190,16 @@ def _check_objective(config: Config, task: Task) -> None:
     if (config.objective == "cross_entropy") != bool(task.labels):
         needs = "label words (--labels)" if config.objective == "cross_entropy" else "a completion, not labels"
         raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
+
+
+def _check_blocks(config: Config, engine: TorchEngine | PlainEngine) -> None:
+    blocks = config.noise_blocks or 1
+    layers = {layer_of(name) for name in engine.tensor_shapes}
+    if {layer % blocks for layer in layers} != set(range(blocks)):
+        engine.close()
+        raise InputError(
+            f"--noise-blocks must leave each block a layer: {blocks} blocks of {len(layers)} adapted layers"
+        )
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -19,7 +19,7 @@ from zotune.errors import TrainingError
 from zotune.estimators import Estimator
 from zotune.journal import Entry, Journal
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of
-from zotune.noise import derive_seed, permutation
+from zotune.noise import GAUSSIAN, Noise, derive_seed, permutation
 from zotune.objectives import Objective, candidate_logits
 from zotune.optimizers import Optimizer, Tensors
 from zotune.run_folder import RunFolder
@@ -71,6 +71,7 @@ class MeZOTrainer:
         train_examples, eval_examples: what to learn from, and what to evaluate on (may be empty).
         folder, journal, metrics: where the run is kept; `journal` and `metrics` are open at `step`.
         theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
+        noise: what the directions are drawn from.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class MeZOTrainer:
         theta: Theta,
         optimizer_state: Tensors,
         step: int = 0,
+        noise: Noise = GAUSSIAN,
         callbacks: Iterable[Callback] = (),
     ) -> None:
         self.engine = engine
@@ -110,6 +112,7 @@ class MeZOTrainer:
         self.theta = theta
         self.optimizer_state = optimizer_state
         self.step = step
+        self.noise = noise
         self.callbacks = list(callbacks)
         self._zero_steps = 0
 
@@ -140,13 +143,15 @@ class MeZOTrainer:
     def train_step(self) -> None:
         """One step of the algorithm; it is in the journal when this returns."""
         started, before = time.perf_counter(), asdict(self.engine.stats)
-        batch = self._batch()
-        probes = self.estimator.ask(self._seeds())
+        batch = self._batch(self.estimator.num_batches)
+        probes = self.estimator.ask(self._seeds(), self.noise.at(self.plan.seed, self.step))
         scores = self.engine.score(self.theta, probes, batch)
         losses = self.objective(scores, batch)  # [probe, example]
         slopes = self.estimator.tell(probes, losses)
-        loss, learning_rate = float(losses.mean()), self.schedule(self.step)
+        near = [probe.base is None for probe in probes]
+        loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
         self._check(loss, [slope.value for slope in slopes])
+        self.estimator = self.estimator.after(self.theta, slopes)
         self.theta, self.optimizer_state = self.optimizer.update(
             self.theta, self.optimizer_state, slopes, learning_rate
         )
@@ -165,10 +170,10 @@ class MeZOTrainer:
         for callback in self.callbacks:
             callback.on_step_end(event)
 
-    def _batch(self) -> list[Example]:
+    def _batch(self, num_batches: int = 1) -> list[Example]:
         """Examples `step * batch_size ...` of an endless stream of seeded permutations of the data."""
         count, size = len(self.train_examples), self.plan.batch_size
-        positions = range(self.step * size, (self.step + 1) * size)
+        positions = range(self.step * size, (self.step + num_batches) * size)
         orders = {
             epoch: permutation(self.plan.seed, f"epoch/{epoch}", count) for epoch in {p // count for p in positions}
         }

@@ -6,6 +6,7 @@ slot, by the pass's layout, and all slots are one batched product. Tensor names 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter import LoraSpec, tensor_name
+from zotune.adapter import LoraSpec, lora_matrices, tensor_name, trained_shapes
 from zotune.engine.protocol import Theta
 from zotune.errors import InputError
 
@@ -34,23 +35,27 @@ class LoraLayers:
         self.num_groups = 1
         self.token_mask: torch.Tensor | None = None
         self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        matrices: dict[str, tuple[int, ...]] = {}
         self.modules: list[nn.Module] = []
         self._hooks = []
-        self.fan_in_fan_out = False
+        fan_in_fan_out = False
         for name, module in adapted_modules(model, spec.target_modules):
-            self.fan_in_fan_out |= isinstance(module, Conv1D)
+            fan_in_fan_out |= isinstance(module, Conv1D)
             num_in, num_out = _features(module)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
-            self.shapes[key_a], self.shapes[key_b] = (spec.rank, num_in), (num_out, spec.rank)
+            matrices[key_a], matrices[key_b] = (spec.rank, num_in), (num_out, spec.rank)
             self.modules.append(module)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b)))
+        self.shapes = dict(trained_shapes(matrices, spec))
+        frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
+        self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
 
     def write(self, points: Sequence[Theta]) -> None:
         """Make `points` the adapters of the next forward passes, a slot each."""
         self.num_slots = len(points)
-        for name in self.shapes:
-            stacked = torch.from_numpy(np.stack([point[name] for point in points])).to(self.device)
+        adapters = [lora_matrices(point, self.spec) for point in points]
+        for name in adapters[0]:
+            stacked = torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device)
             self.tensors[name] = stacked.transpose(1, 2)
 
     def remove(self) -> None:

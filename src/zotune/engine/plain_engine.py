@@ -8,7 +8,7 @@ Nothing is kept between calls. This form is the measure of correctness for every
 import resource
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class PlainEngine:
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
         self.lora = LoraLayers(model, spec)
-        self.spec = replace(spec, fan_in_fan_out=self.lora.fan_in_fan_out)
+        self.spec = self.lora.spec
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

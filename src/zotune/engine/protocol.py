@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from zotune.noise import gaussian
+from zotune.noise import GAUSSIAN, Noise
 
 Theta = Mapping[str, np.ndarray]
 """The trained numbers: tensor name (as in PEFT's files) -> float32 array. The master copy; never written in place."""
@@ -20,17 +20,20 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Probe:
-    """A point theta + distance * z(seed). Distance 0 is theta itself."""
+    """A point theta + distance * z(seed). Distance 0 is theta itself. `base`, where given, stands in for theta."""
 
     seed: int
     distance: float
+    noise: Noise = GAUSSIAN
+    base: Theta | None = None
 
     def of(self, theta: Theta) -> Theta:
         """The probe's tensors, computed in float32 from the master copy."""
+        point = theta if self.base is None else self.base
         if self.distance == 0.0:
-            return theta
-        distance = np.float32(self.distance)
-        return {name: value + distance * gaussian(self.seed, name, value.shape) for name, value in theta.items()}
+            return point
+        distance, z = np.float32(self.distance), self.noise.direction(self.seed, point)
+        return {name: value + distance * z[name] for name, value in point.items()}
 
 
 AT_THETA = Probe(seed=0, distance=0.0)

@@ -23,7 +23,7 @@ from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.shared_kv import SharedKV
 from zotune.engine.suffix import Suffix, ancestors, make_suffix
-from zotune.noise import gaussian
+from zotune.noise import Noise, gaussian
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
@@ -297,17 +297,20 @@ class TorchEngine:
 
 
 def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
-    """Each probe's tensors; the noise of a seed is drawn once for all its distances."""
-    noise: dict[int, Theta] = {}
-    for probe in probes:
-        if probe.distance and probe.seed not in noise:
-            noise[probe.seed] = {name: gaussian(probe.seed, name, value.shape) for name, value in theta.items()}
-    return [
-        {name: value + np.float32(probe.distance) * noise[probe.seed][name] for name, value in theta.items()}
-        if probe.distance
-        else theta
-        for probe in probes
-    ]
+    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
+    bases = [theta if probe.base is None else probe.base for probe in probes]
+    drawn: dict[tuple[int, Noise, int], Theta] = {}
+    result = []
+    for probe, base in zip(probes, bases, strict=True):
+        if not probe.distance:
+            result.append(base)
+            continue
+        key = (probe.seed, probe.noise, id(base))
+        if key not in drawn:
+            drawn[key] = probe.noise.direction(probe.seed, base)
+        distance, z = np.float32(probe.distance), drawn[key]
+        result.append({name: value + distance * z[name] for name, value in base.items()})
+    return result
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:
