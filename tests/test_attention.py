@@ -1,7 +1,5 @@
 """Attention of probes side by side gives the numbers of plain attention, row by row and padded alike."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -31,7 +29,8 @@ def test_it_equals_attention_over_prompt_and_own_tokens_row_by_row(shapes):
     query = torch.randn(rows, kv_heads * share, count, SIZE, generator=draw)
     key, value = (torch.randn(rows, kv_heads, count, SIZE, generator=draw) for _ in range(2))
     visible = torch.from_numpy(np.tri(suffix, dtype=bool))[None].repeat(rows, 1, 1)
-    module = SimpleNamespace(layer_idx=1)
+    module = torch.nn.Module()
+    module.layer_idx = 1  # type: ignore[assignment]
 
     expected = torch.empty(rows, count, kv_heads * share, SIZE)
     for row, pieces in enumerate(runs):
