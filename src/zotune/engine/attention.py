@@ -40,20 +40,21 @@ class PromptKV:
         self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[Group]:
-        """Rows that are computed together, their prompts' keys and values, and a mask of padding."""
+        """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
         if self._padded is not None:
             kv, hidden = self._padded
-            yield slice(None), kv[layer, 0], kv[layer, 1], hidden
+            yield slice(None), kv[layer, 0].flatten(0, 1), kv[layer, 1].flatten(0, 1), hidden
             return
+        kv_heads = self.computed[layer][0].shape[1]
         for row, runs in enumerate(self.prompts):
-            with record_function("zotune::cache"):
-                if len(runs) == 1:
-                    keys, values = runs[0][layer]
-                elif runs:
+            if len(runs) == 1:
+                keys, values = runs[0][layer]
+            elif runs:
+                with record_function("zotune::cache"):
                     keys, values = torch.cat([run[layer] for run in runs], dim=2)
-                else:
-                    keys = values = self.computed[layer][0][row, :, :0]
-            yield slice(row, row + 1), keys[None], values[None], None
+            else:
+                keys = values = self.computed[layer][0][row, :, :0]
+            yield slice(row * kv_heads, (row + 1) * kv_heads), keys, values, None
 
     def block(self) -> torch.Tensor:
         """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size]."""
@@ -62,7 +63,11 @@ class PromptKV:
 
 
 def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts, filled to the longest [layers, 2, rows, kv heads, tokens, size], and what is filling."""
+    """All prompts, filled to the longest, and what is filling.
+
+    Returns:
+        [layers, 2, rows, kv heads, longest, head size], and bool [rows * kv heads, 1, longest].
+    """
     lengths = torch.tensor([sum(run.shape[3] for run in runs) for runs in prompts])
     longest = int(lengths.max())
     some = next(run for runs in prompts for run in runs)
@@ -71,8 +76,8 @@ def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tup
     for row, runs in enumerate(prompts):
         if runs:
             kv[:, :, row, :, : lengths[row]] = torch.cat(list(runs), dim=3)
-    hidden = torch.arange(longest) >= lengths[:, None]
-    return kv, hidden[:, None, None, None, None].to(device)
+    hidden = (torch.arange(longest) >= lengths[:, None]).repeat_interleave(heads, dim=0)
+    return kv, hidden[:, None].to(device)
 
 
 def attention(
@@ -92,24 +97,23 @@ def attention(
     with record_function("zotune::attention"):
         rows, heads, count, size = query.shape
         kv_heads, probes = key.shape[1], prompt_kv.num_probes
-        query = query * (size**-0.5 if scaling is None else scaling)
-        by_probe = query.reshape(rows, kv_heads, heads // kv_heads, probes, count // probes, size)
-        by_head = query.reshape(rows, kv_heads, -1, size)  # all queries of a kv head
+        # [rows * kv heads, all queries of a kv head, size], and the same seen probe by probe
+        by_head = query.reshape(rows * kv_heads, -1, size) * (size**-0.5 if scaling is None else scaling)
+        by_probe = by_head.view(rows, kv_heads, heads // kv_heads, probes, count // probes, size)
         own_keys = key.reshape(rows, kv_heads, 1, probes, count // probes, size)
-        own_values = value.reshape(own_keys.shape)
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
-        output = torch.empty_like(by_head)
-        own_weights = torch.empty_like(own_scores)
+        own = own_scores.view(rows * kv_heads, -1, count // probes)
+        output, own_weights = torch.empty_like(by_head), torch.empty_like(own)
         for group, keys, values, hidden in prompt_kv.groups(layer):
-            num_past = keys.shape[2]
-            scores = (by_head[group] @ keys.transpose(-1, -2)).view(*own_scores[group].shape[:-1], num_past)
+            num_past = keys.shape[1]
+            scores = torch.bmm(by_head[group], keys.transpose(1, 2))
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
-            weights = torch.softmax(torch.cat((scores, own_scores[group]), dim=-1).float(), dim=-1).to(query.dtype)
+            weights = torch.softmax(torch.cat((scores, own[group]), dim=-1).float(), dim=-1).to(query.dtype)
             own_weights[group] = weights[..., num_past:]
-            output[group] = weights[..., :num_past].flatten(2, 4) @ values
-        output = output.view(by_probe.shape) + own_weights @ own_values
-        return output.view(rows, heads, count, size).transpose(1, 2), None
+            torch.bmm(weights[..., :num_past], values, out=output[group])
+        own_output = own_weights.view(own_scores.shape) @ value.reshape(own_keys.shape)
+        return (output.view(by_probe.shape) + own_output).view(rows, heads, count, size).transpose(1, 2), None
 
 
 @contextmanager
