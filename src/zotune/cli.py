@@ -334,6 +334,60 @@ class Profile(Train):
             print(f"trace, for a browser's tracing page: {trace}")
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Train several methods on tasks and seeds at equal budgets, as a TOML file says; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    def run(self) -> None:
+        study = _study(self.study, self.output_dir)
+
+        from zotune.compare import HEADING, run_comparison, table
+        from zotune.console import set_up_logging
+        from zotune.plots import plot_comparison
+        from zotune.study import markdown
+
+        set_up_logging()
+        groups: dict[str, dict[str, list[Path]]] = {}
+        for cell in run_comparison(study):
+            groups.setdefault(cell.task, {}).setdefault(cell.method, []).append(cell.folder.path)
+            text = markdown(HEADING, table(study.cells))
+            (study.output / "table.md").write_text(text, encoding="utf-8")
+        print(text)
+        print(study.output / "table.md", *plot_comparison(groups, study.output), sep="\n")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Search the grid of a TOML file by successive halving, within its budget; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study, with a [grid]; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    keep: int = 3
+    """One in so many goes on to the next round."""
+
+    def run(self) -> None:
+        if self.keep < 2:
+            raise InputError(f"--keep must be 2 or more, got {self.keep}")
+        study = _study(self.study, self.output_dir)
+
+        from zotune.console import set_up_logging
+        from zotune.study import markdown
+        from zotune.sweep import HEADING, run_sweep
+
+        set_up_logging()
+        print(markdown(HEADING, run_sweep(study, self.keep)))
+
+
 METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
 
 
@@ -351,7 +405,7 @@ def _with_plain_help(command: Any) -> Any:
 
 COMMANDS = {
     "train": Train, "evaluate": Evaluate, "predict": Predict, "resume": Resume, "replay": Replay, "plot": Plot,
-    "analyze": Analyze, "profile": Profile, "tasks": Tasks,
+    "compare": Compare, "sweep": Sweep, "analyze": Analyze, "profile": Profile, "tasks": Tasks,
 }  # fmt: skip
 COMMANDS = {name: _with_plain_help(command) for name, command in COMMANDS.items()}
 
@@ -386,6 +440,12 @@ def _subcommand(name: str, default: Any) -> Any:
     command = COMMANDS[name]
     options = {} if default is None else {"default": default}
     return Annotated[command, tyro.conf.subcommand(name, description=command.__doc__, **options)]
+
+
+def _study(path: str, output_dir: str | None) -> Any:
+    from zotune.study import read_study
+
+    return read_study(Path(path), output_dir)
 
 
 def _finish(summary: dict[str, Any], folder: Path) -> None:

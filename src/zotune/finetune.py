@@ -74,7 +74,7 @@ def mezo_finetune(
     trainer = make_trainer(
         model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks, **settings
     )
-    return _run(trainer)
+    return run(trainer)
 
 
 def make_trainer(
@@ -85,11 +85,12 @@ def make_trainer(
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] = (),
+    kind: type[MeZOTrainer] = MeZOTrainer,
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
 
-    Use it in a `with` statement, or `close` it at the end.
+    Use it in a `with` statement, or `close` it at the end. `kind` is for those who change what a step is.
     """
     named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
@@ -119,7 +120,7 @@ def make_trainer(
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
         estimator=_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
-        callbacks=callbacks,
+        callbacks=callbacks, kind=kind,
     )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def resume(
         step=len(entries),
         callbacks=callbacks,
     )
-    return _run(trainer)
+    return run(trainer)
 
 
 def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
@@ -242,10 +243,11 @@ def _trainer(
     state: Any,
     step: int,
     callbacks: Iterable[Callback],
+    kind: type[MeZOTrainer] = MeZOTrainer,
 ) -> MeZOTrainer:
     assert config.learning_rate is not None
     assert config.objective is not None
-    return MeZOTrainer(
+    return kind(
         engine=parts.engine,
         estimator=estimator,
         optimizer=header.make_optimizer(),
@@ -267,7 +269,8 @@ def _trainer(
     )
 
 
-def _run(trainer: MeZOTrainer) -> Result:
+def run(trainer: MeZOTrainer) -> Result:
+    """Train to the end, sum up in summary.json, and close the trainer."""
     with trainer:
         trainer.train()
         summary = summarize(trainer)

@@ -7,7 +7,7 @@ Nothing is kept between calls. This form is the measure of correctness for every
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from zotune.adapter import LoraSpec
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+"""A scalar from log-probabilities [example, candidate]."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class PlainEngine:
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
-        forwards = list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
+        forwards = self._forwards(batch)
         for probe_scores, probe in zip(log_probs, probes, strict=True):
             self.lora.write([probe.of(theta)])
-            for rows in forwards:
-                self._score_rows(rows, batch, probe_scores)
+            sums = self._log_probs(forwards, batch).numpy().astype(np.float32)
+            np.copyto(probe_scores, sums, where=num_tokens > 0)
         return Scores(log_probs, num_tokens)
 
     @torch.inference_mode()
@@ -73,6 +76,15 @@ class PlainEngine:
             results.append(texts)
         return results
 
+    def backward(self, matrices: Mapping[str, torch.Tensor], batch: Sequence[Example], loss: Loss) -> float:
+        """Loss of a batch and, added to `.grad` of LoRA's `matrices`, its gradient: what training here does without."""
+        self.model.requires_grad_(False)
+        self.lora.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
+        self.lora.num_slots = 1
+        value = loss(self._log_probs(self._forwards(batch), batch))
+        torch.autograd.backward(value)
+        return float(value.detach())
+
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.model.device)
@@ -85,6 +97,9 @@ class PlainEngine:
 
     def close(self) -> None:
         self.lora.remove()
+
+    def _forwards(self, batch: Sequence[Example]) -> list[list[_Row]]:
+        return list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
 
     def _pack(self, rows: list[_Row], num_new: int = 0) -> Iterator[list[_Row]]:
         """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
@@ -116,8 +131,17 @@ class PlainEngine:
         self.stats.forward_passes += 1
         self.stats.tokens_computed += int(inputs["attention_mask"].sum())
 
-    def _score_rows(self, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
-        """One forward pass; writes the log-probabilities of the rows' candidates into [example, candidate]."""
+    def _log_probs(self, forwards: Sequence[list[_Row]], batch: Sequence[Example]) -> torch.Tensor:
+        """Sums over candidates' tokens under the adapter that is written: float64 [example, candidate], on the CPU."""
+        width = max(len(example.candidates) for example in batch)
+        sums = torch.zeros(len(batch) * width, dtype=torch.float64)
+        for rows in forwards:
+            places, log_probs = self._token_log_probs(rows, batch)
+            sums = sums.index_add(0, places[:, 0] * width + places[:, 1], log_probs.cpu().double())
+        return sums.view(len(batch), width)
+
+    def _token_log_probs(self, rows: list[_Row], batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass; (example, candidate) [n, 2] and log-probability [n] of the tokens that its rows score."""
         inputs = self._inputs(rows)
         position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
@@ -126,18 +150,15 @@ class PlainEngine:
         ).logits[:, -num_scored:]  # fmt: skip
         self._count(inputs)
         targets = [
-            (index, num_scored - len(candidate) + offset, token)
+            (row.example, c, index, num_scored - len(candidate) + offset, token)
             for index, row in enumerate(rows)
-            for candidate in (batch[row.example].candidates[c] for c in row.candidates)
+            for c, candidate in ((c, batch[row.example].candidates[c]) for c in row.candidates)
             for offset, token in enumerate(candidate)
         ]
-        row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
+        table = torch.tensor(targets)
+        index, position, token = table[:, 2:].to(logits.device).unbind(dim=1)
         normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
-        token_log_probs = iter((logits[row_index, position, token].float() - normalizers[row_index, position]).tolist())
-        for row in rows:
-            for c in row.candidates:
-                candidate = batch[row.example].candidates[c]
-                probe_scores[row.example, c] = sum(next(token_log_probs) for _ in candidate)
+        return table[:, :2], logits[index, position, token].float() - normalizers[index, position]
 
     def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
         inputs = self._inputs(rows)
