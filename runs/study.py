@@ -76,10 +76,10 @@ def best_learning_rate(name: str, options: argparse.Namespace) -> float:
     if not found.is_file():
         path = options.output / "sweep" / f"{name}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        first = options.tune_task
+        first, few = options.tune_task, method.get("directions", 1) == 1
         # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
         study = {
-            "output_dir": str(path.with_suffix("")), "budget": {"steps": options.tune_steps if method.get("directions", 1) == 1 else options.tune_steps // 4},
+            "output_dir": str(path.with_suffix("")), "budget": {"steps": options.tune_steps // (1 if few else 4)},
             "settings": settings(options) | {k: v for k, v in method.items() if k != "first_order"},
             "tasks": {first: task(first, options)},
             "grid": {"learning_rate": grid} | ({"first_order": [True]} if method.get("first_order") else {}),
@@ -113,8 +113,9 @@ def main() -> None:
     methods = {
         name: METHODS[name][1] | {"learning_rate": best_learning_rate(name, options)} for name in options.methods
     }
-    test = {
-        name: {"test_data": str(options.data / name / "test.jsonl.gz"), "test_samples": 1000} for name in options.tasks
+    tasks = {
+        name: task(name, options) | {"test_data": str(options.data / name / "test.jsonl.gz"), "test_samples": 1000}
+        for name in options.tasks
     }
     study = {
         "output_dir": str(options.output / "runs"), "seeds": options.seeds, "budget": {"seconds": options.seconds},
