@@ -1,0 +1,23 @@
+"""The entry point that SGLang calls in every one of its processes, also those of users who do not train here.
+
+It registers hooks and touches nothing else. Where SGLang is not a version that zotune knows, it says so once and
+leaves SGLang as it is.
+"""
+
+import logging
+
+from zotune.engine.sglang import cpu
+from zotune.engine.sglang.names import check
+from zotune.errors import InputError
+
+logger = logging.getLogger("zotune")
+
+
+def register() -> None:
+    """Named in pyproject.toml, under sglang.srt.plugins."""
+    try:
+        check(cpu.NAMES)
+    except InputError as error:
+        logger.warning("zotune's SGLang plugin stays off: %s", error)
+        return
+    cpu.register()
