@@ -1,15 +1,15 @@
 """What SGLang 0.5.23 lacks to run LoRA and tensor parallelism on a machine without an accelerator, as hooks.
 
-1. Its LoRA layers and its `torch_native` LoRA backend ask for pinned memory, which PyTorch refuses where there is
-   nothing to pin it for. The hooks drop the request; they change no number.
-2. Its groups of ranks ask for NCCL and for CUDA's all-reduce; on a CPU they get Gloo alone.
-3. `OPTForCausalLM` does not say how wide its modules are, and the general rule wants a field that an OPTConfig lacks.
-   The hook reads the widths off the configuration. This one is for every device.
+They are registered only where PyTorch sees no accelerator, and change no number.
 
-1 and 2 are registered only where PyTorch sees no accelerator. `cores_of_ranks` is what SGLang asks of the environment
-for several ranks on one CPU.
+1. Its LoRA layers and its `torch_native` LoRA backend ask for pinned memory, which PyTorch refuses where there is
+   nothing to pin it for. The hooks drop the request.
+2. Its groups of ranks ask for NCCL and for CUDA's all-reduce; on a CPU they get Gloo alone.
+
+`cores_of_ranks` is what SGLang asks of the environment for several ranks on one CPU.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +29,8 @@ PINNING = (
     "sglang.srt.lora.backend.torch_backend:TorchNativeLoRABackend.prepare_lora_batch",
 )
 GROUP = "sglang.srt.distributed.parallel_state:GroupCoordinator.__init__"
-WIDTHS = "sglang.srt.lora.utils:get_hidden_dim"
 BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
-NAMES = (HOOKS, *PINNING, GROUP, WIDTHS)
+NAMES = (HOOKS, *PINNING, GROUP)
 
 
 def has_accelerator() -> bool:
@@ -42,11 +41,11 @@ def register() -> None:
     """Register the hooks; SGLang applies them when all plugins have had their turn."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(WIDTHS.replace(":", "."), _widths, HookType.AROUND)
-    if not has_accelerator():
-        HookRegistry.register(GROUP.replace(":", "."), _gloo_alone, HookType.AROUND)
-        for name in PINNING:
-            HookRegistry.register(name.replace(":", "."), _unpinned, HookType.AROUND)
+    if has_accelerator():
+        return
+    HookRegistry.register(GROUP.replace(":", "."), _gloo_alone, HookType.AROUND)
+    for name in PINNING:
+        HookRegistry.register(name.replace(":", "."), _unpinned, HookType.AROUND)
 
 
 def cores_of_ranks(num_ranks: int) -> dict[str, str]:
@@ -74,22 +73,6 @@ def _unpinned(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _gloo_alone(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    import inspect
-
     given = inspect.signature(original).bind(*args, **kwargs)
     given.arguments |= {"use_pynccl": False, "use_custom_allreduce": False}
     return original(*given.args, **given.kwargs)
-
-
-def _widths(original: Callable[..., Any], module_name: str, config: Any, base_model: Any, *args: Any, **kw: Any) -> Any:
-    """(inputs, outputs) of a module, outputs of stacked ones summed."""
-    if type(base_model).__name__ != "OPTForCausalLM" or hasattr(base_model, "get_hidden_dim"):
-        return original(module_name, config, base_model, *args, **kw)
-    hidden, inner = config.hidden_size, config.ffn_dim
-    widths = {
-        "qkv_proj": (hidden, 3 * hidden),
-        "out_proj": (hidden, hidden),
-        "fc1": (hidden, inner),
-        "fc2": (inner, hidden),
-    }
-    return widths[module_name] if module_name in widths else original(module_name, config, base_model, *args, **kw)
