@@ -25,14 +25,14 @@ def register() -> None:
 
 def _widths(original: Callable[..., Any], module_name: str, config: Any, base_model: Any, *args: Any, **kw: Any) -> Any:
     """(inputs, outputs) of a module, outputs of stacked ones summed."""
-    hidden, inner = config.hidden_size, getattr(config, "ffn_dim", 0)
-    widths = {
-        "qkv_proj": (hidden, 3 * hidden),
-        "out_proj": (hidden, hidden),
-        "fc1": (hidden, inner),
-        "fc2": (inner, hidden),
-    }
-    is_opt = type(base_model).__name__ == "OPTForCausalLM" and not hasattr(base_model, "get_hidden_dim")
-    if is_opt and module_name in widths:
-        return widths[module_name]
+    if type(base_model).__name__ == "OPTForCausalLM" and not hasattr(base_model, "get_hidden_dim"):
+        hidden, inner = config.hidden_size, config.ffn_dim
+        widths = {
+            "qkv_proj": (hidden, 3 * hidden),
+            "out_proj": (hidden, hidden),
+            "fc1": (hidden, inner),
+            "fc2": (inner, hidden),
+        }
+        if module_name in widths:
+            return widths[module_name]
     return original(module_name, config, base_model, *args, **kw)

@@ -1,0 +1,141 @@
+"""Theta in SGLang's LoRA slots, written in place: slot k becomes theta + distance_k * z(seed_k).
+
+SGLang keeps the adapters of a batch in slots of two tensors per module: A as [slots, rank, inputs], B as [slots,
+outputs, rank], with q, k and v (gate and up) stacked under one name, and each rank of a tensor-parallel group holding
+its share. Every rank holds all of theta in fp32, draws all of z itself from the seed and the tensor's name, and
+writes its share of the sum, rounded once to the slot's own dtype. Nothing but seeds and distances is sent.
+
+Which numbers are a rank's share is not worked out here: SGLang's own functions slice a tensor of indices.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zotune.adapter import LoraSpec
+from zotune.engine.protocol import Probe, Theta
+from zotune.errors import InputError
+from zotune.noise import gaussian
+
+_POOL = "sglang.srt.lora.mem_pool:LoRAMemoryPool."
+NAMES = (
+    "sglang.srt.lora.lora_registry:LoRARef",
+    "sglang.srt.lora.lora_manager:LoRAManager.load_lora_adapter_from_tensors",
+    "sglang.srt.lora.lora_manager:LoRAManager.fetch_new_loras",
+    _POOL + "get_tensor",
+    _POOL + "get_buffer_id",
+    "sglang.srt.lora.utils:LoRAType",
+    "sglang.srt.lora.utils:get_target_module_name",
+    "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_a_weights",
+    "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_b_weights",
+)
+
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""SGLang's stacked modules and what they are in transformers, in the order in which they are stacked."""
+
+STACKED = {part: stacked for stacked, parts in PARTS.items() for part in parts}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of theta goes in every slot, and which of its rows (B) or columns (A) this rank holds."""
+
+    buffer: torch.Tensor  # [slots, rows, columns]
+    rows: slice
+    share: np.ndarray | slice
+    axis: int
+
+
+class Slots:
+    """The slots `lora_ids` of `lora`, SGLang's LoRA manager, for tensors of `shapes`."""
+
+    def __init__(
+        self, lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        _register(lora, lora_ids, spec, shapes)
+        self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
+        modules = {name: module for layer in lora.lora_modules for name, module in layer.items()}
+        self.places = {name: _place(name, shapes, modules, lora) for name in shapes}
+        for place in self.places.values():
+            place.buffer[self.slots] = 0
+
+    def write(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        """Make the probes the adapters of the first slots; the noise of a seed is drawn once for all its distances."""
+        seeds = {probe.seed for probe in probes if probe.distance}
+        for name, place in self.places.items():
+            value = theta[name]
+            noise = {seed: gaussian(seed, name, value.shape) for seed in seeds}
+            points = [
+                value + np.float32(probe.distance) * noise[probe.seed] if probe.distance else value for probe in probes
+            ]
+            stacked = np.stack([point.take(place.share, place.axis) for point in points])
+            place.buffer[self.slots[: len(probes)], place.rows] = torch.from_numpy(stacked).to(
+                place.buffer.device, place.buffer.dtype
+            )
+
+
+def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Let SGLang know of adapters of zeros under these names, and give each its slot beside the base model's."""
+    from sglang.srt.lora.lora_registry import LoRARef
+
+    config = {
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes}),
+        "peft_type": "LORA",
+    }
+    for lora_id in lora_ids:
+        zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        result = lora.load_lora_adapter_from_tensors(
+            LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path="zotune", pinned=False), zeros, config
+        )
+        if not result.success:
+            raise InputError(f"--engine sglang: SGLang does not take this adapter: {result.error_message}")
+    lora.fetch_new_loras({None, *lora_ids})
+
+
+def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[str, Any], lora: Any) -> _Place:
+    from sglang.srt.layers.utils import get_layer_id
+    from sglang.srt.lora.utils import LoRAType, get_target_module_name
+
+    hugging_face, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
+    parent, _, part = hugging_face.rpartition(".")
+    module_name = f"{parent}.{STACKED.get(part, part)}"
+    if module_name not in modules:
+        raise InputError(
+            f"--target-modules: SGLang has no module {module_name} to adapt; it has {', '.join(_kinds(modules))}"
+        )
+    module = modules[module_name]
+    kind = LoRAType.LORA_A if matrix.startswith("A") else LoRAType.LORA_B
+    target = get_target_module_name(module_name, lora.memory_pool.target_modules)
+    buffer = lora.memory_pool.get_tensor(target, get_layer_id(module_name), kind)
+    parts = PARTS.get(STACKED.get(part, ""), (part,))
+    rank = shapes[name][0] if kind is LoRAType.LORA_A else shapes[name][1]
+    if kind is LoRAType.LORA_A:
+        columns = torch.arange(shapes[name][1])[None].expand(rank, -1)
+        share = module.slice_lora_a_weights(columns)[0].numpy()
+        rows = slice(parts.index(part) * rank, (parts.index(part) + 1) * rank)
+        return _Place(buffer, rows, share, axis=1)
+    sizes = [_outputs(module, p) for p in parts]
+    sizes = [shapes[name][0]] if len(parts) == 1 else sizes
+    start = sum(sizes[: parts.index(part)])
+    own = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
+    where = torch.nonzero((own >= start) & (own < start + shapes[name][0]))[:, 0]
+    rows = slice(int(where[0]), int(where[-1]) + 1)
+    return _Place(buffer, rows, (own[rows] - start).numpy(), axis=0)
+
+
+def _outputs(module: Any, part: str) -> int:
+    """The outputs of one part of a stacked module, over all ranks."""
+    layer = module.base_layer
+    if part in PARTS["qkv_proj"]:
+        heads = layer.total_num_heads if part == "q_proj" else layer.total_num_kv_heads
+        return heads * layer.head_size
+    return layer.output_sizes[PARTS["gate_up_proj"].index(part)]
+
+
+def _kinds(modules: Iterable[str]) -> list[str]:
+    return sorted({part for name in modules for part in PARTS.get(name.rpartition(".")[2], (name.rpartition(".")[2],))})
