@@ -5,8 +5,10 @@ does the same; the first one answers with the numbers. A rank ends with the proc
 ends: a thread watches a pipe that nobody else holds open.
 """
 
+import faulthandler
 import mmap
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -253,6 +255,7 @@ def main() -> None:
     connection = Connection(commands)
     start: Start = connection.recv()
     _end_with_parent(lifeline, start.parent)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1 writes where every thread is to the log
     try:
         worker = Worker(start, theta_file)
         connection.send(("ok", {"capacity": worker.driver.capacity}))
