@@ -43,8 +43,6 @@ def register() -> None:
     """Register the hooks; SGLang applies them when all plugins have had their turn."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if has_accelerator():
-        return
     HookRegistry.register(GROUP.replace(":", "."), _gloo_alone, HookType.AROUND)
     import sglang.srt.layers.rotary_embedding.base as rotary
 

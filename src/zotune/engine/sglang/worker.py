@@ -22,7 +22,7 @@ import numpy as np
 from zotune.adapter import LoraSpec
 from zotune.engine.plain_engine import empty_scores
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
-from zotune.engine.sglang import cpu, driver, models, opt, slots
+from zotune.engine.sglang import cpu, cpu_attention, driver, models, opt, slots
 from zotune.engine.sglang.driver import Counts, Driver, Job
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
@@ -46,7 +46,7 @@ class Start:
 
 class Worker:
     def __init__(self, start: Start, theta_file: int) -> None:
-        check((*cpu.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
         lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
         self.driver = Driver(start.options, start.rank, start.port, lora_ids)
         models.check_loaded(self.driver.model)
