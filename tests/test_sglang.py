@@ -1,10 +1,11 @@
-"""The SGLang engine against the plain one, with the real package; what needs it is skipped where it is not installed."""
+"""The SGLang engine against the plain one, with the real package. Where it is not installed, that is skipped."""
 
 import importlib.util
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,8 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_
         assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
     config = read_toml(tmp_path / "sglang" / "config.toml")
     assert config.sglang == {"max_total_tokens": 2000}
-    write_toml(type(config)(**{**vars(config), "engine": "torch", "sglang": {}, "num_steps": 12}), tmp_path / "sglang" / "config.toml")  # fmt: skip
+    longer = replace(config, engine="torch", sglang={}, num_steps=12)
+    write_toml(longer, tmp_path / "sglang" / "config.toml")
     assert resume(tmp_path / "sglang").summary["steps"] == 12
 
 
