@@ -88,12 +88,7 @@ class PlainEngine:
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.model.device)
-        status = Path("/proc/self/status")
-        if status.is_file():  # Linux: getrusage would count what a parent process held when it started this one
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            return int(fields["VmHWM"].split()[0]) * 1024
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident_bytes()
 
     def close(self) -> None:
         self.lora.remove()
@@ -180,6 +175,16 @@ class PlainEngine:
         completions = [_until(token_ids, stop) for token_ids in new_tokens]
         self.stats.tokens_computed += sum(len(token_ids) for token_ids in completions)
         return completions
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had in use."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: getrusage would count what a parent process held when it started this one
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,10 @@ from zotune.engine.attention import PromptKV, side_by_side
 from zotune.engine.head import MAX_LOGITS, ScoredHead
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds, points
 from zotune.engine.shared_kv import SharedKV
 from zotune.engine.suffix import Suffix, ancestors, make_suffix
-from zotune.noise import Noise, gaussian
+from zotune.noise import gaussian
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
@@ -294,23 +294,6 @@ class TorchEngine:
             self.cache, self.lora.active, self.head.max_logits = cache, True, MAX_LOGITS
             self.head.pick(None)
         return None
-
-
-def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
-    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
-    bases = [theta if probe.base is None else probe.base for probe in probes]
-    drawn: dict[tuple[int, Noise, int], Theta] = {}
-    result = []
-    for probe, base in zip(probes, bases, strict=True):
-        if not probe.distance:
-            result.append(base)
-            continue
-        key = (probe.seed, probe.noise, id(base))
-        if key not in drawn:
-            drawn[key] = probe.noise.direction(probe.seed, base)
-        distance, z = np.float32(probe.distance), drawn[key]
-        result.append({name: value + distance * z[name] for name, value in base.items()})
-    return result
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:
