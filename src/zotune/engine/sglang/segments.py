@@ -10,6 +10,7 @@ Where the adapter starts travels in the adapter's id, which SGLang hands from th
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,20 +46,26 @@ class InvokedId(str):
         return invoked
 
 
-def split(
-    lora_ids: Sequence[str | None], prefix_lens: Sequence[int], lens: Sequence[int]
-) -> tuple[list[str | None], list[int]]:
-    """Of sequences that add `lens` tokens to `prefix_lens` earlier ones, the ids and lengths of their segments."""
-    ids: list[str | None] = []
-    segment_lens: list[int] = []
+@dataclass(frozen=True)
+class Segment:
+    """`length` tokens of a sequence after its first `prefix_len`, all under one adapter; None is the base model."""
+
+    lora_id: str | None
+    prefix_len: int
+    length: int
+
+
+def split(lora_ids: Sequence[str | None], prefix_lens: Sequence[int], lens: Sequence[int]) -> list[Segment]:
+    """The segments of sequences that add `lens` tokens to `prefix_lens` earlier ones. Idempotent."""
+    segments = []
     for lora_id, prefix_len, length in zip(lora_ids, prefix_lens, lens, strict=True):
         start = lora_id.start if isinstance(lora_id, InvokedId) else 0
         num_base = min(max(start - prefix_len, 0), length)
-        for segment_id, segment_len in ((None, num_base), (lora_id, length - num_base)):
-            if segment_len:
-                ids.append(segment_id)
-                segment_lens.append(segment_len)
-    return ids, segment_lens
+        if num_base:
+            segments.append(Segment(None, prefix_len, num_base))
+        if num_base < length:
+            segments.append(Segment(lora_id, prefix_len + num_base, length - num_base))
+    return segments
 
 
 def register() -> None:
@@ -75,11 +82,13 @@ def _segmented(batch: Any) -> Any:
         return batch
     if not mode.is_extend_or_draft_extend_or_mixed():
         return batch  # decoding: every token lies after the invocation
-    ids, lens = split(batch.lora_ids, batch.extend_prefix_lens_cpu, batch.extend_seq_lens_cpu)
+    segments = split(batch.lora_ids, batch.extend_prefix_lens_cpu, batch.extend_seq_lens_cpu)
+    ids, lens = [segment.lora_id for segment in segments], [segment.length for segment in segments]
     if ids == list(batch.lora_ids):
         return batch
     view = copy.copy(batch)
-    view.lora_ids, view.batch_size, view.extend_seq_lens_cpu = ids, len(ids), lens
+    view.lora_ids, view.batch_size = ids, len(ids)
+    view.extend_prefix_lens_cpu, view.extend_seq_lens_cpu = [segment.prefix_len for segment in segments], lens
     view.extend_seq_lens = torch.tensor(lens, dtype=batch.extend_seq_lens.dtype, device=batch.extend_seq_lens.device)
     view.return_logprob = False  # read only for the rows of the LM head, which `_prepare` does itself
     return view
