@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zotune.engine.sglang.cpu import cores_of_ranks
+
 START_LIMIT_S = 300
 
 
@@ -55,7 +57,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str) -> Iterator[Server]:
+def serve(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str, num_ranks: int = 1) -> Iterator[Server]:
     """A server of `model`, with the adapters by name, until the block ends; then none of its processes is left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,12 +66,12 @@ def serve(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str) -> 
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", str(server.port),
         "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
         "--grammar-backend", "none", "--disable-cuda-graph", "--dtype", "float32", "--skip-server-warmup",
-        "--mem-fraction-static", "0.3", "--log-level", "warning",
+        "--mem-fraction-static", "0.3", "--log-level", "warning", "--tp-size", str(num_ranks),
     ]  # fmt: skip
     if adapters:
         command += ["--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "4", "--lora-paths"]
         command += [f"{name}={folder}" for name, folder in adapters.items()]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **cores_of_ranks(num_ranks)}
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, *flags], stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment

@@ -250,8 +250,8 @@ def test_plain_requests_see_no_trace_of_an_adapter(opt: tuple[Case, Server]) -> 
 @needs_sglang
 def test_two_ranks_chunks_of_a_prompt_and_decoding_beside_them_change_no_token(cases: dict[str, Case]) -> None:
     case = cases["opt"]
-    flags = ("--tp-size", "2", "--chunked-prefill-size", "16", "--enable-mixed-chunk", "--max-total-tokens", "16384")
-    with serve(case.model, case.adapters, case.folder / "tp.log", *flags) as server:
+    flags = ("--chunked-prefill-size", "16", "--enable-mixed-chunk", "--max-total-tokens", "16384")
+    with serve(case.model, case.adapters, case.folder / "tp.log", *flags, num_ranks=2) as server:
         prompts = case.prompts(50)
         case.check(server, prompts)
         case.check(server, prompts)
