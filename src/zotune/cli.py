@@ -6,14 +6,15 @@ Exit code 2: what was asked for cannot be done; 1: training had to stop.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_type_hints
 
 import tyro
 
 import zotune
-from zotune.config import Config, Dtype, read_toml
+from zotune.config import Config, Dtype, EngineName, read_toml
+from zotune.engine.sglang.options import parse_flags
 from zotune.errors import InputError, TrainingError
 
 
@@ -46,6 +47,12 @@ class Inference:
 
     model: str | None = None
     """Hub id or local folder of the base model; default: that of the adapter's run, or demo."""
+
+    engine: EngineName | None = None
+    """What computes the forward passes, as for training; default: that of the adapter's run, or torch."""
+
+    sglang: dict[str, Any] = field(default_factory=dict)
+    """Options of SGLang's own, as for training: --sglang.NAME VALUE."""
 
     adapter: str | None = None
     """An adapter folder, such as RUN/adapter; default: none, the bare model."""
@@ -340,12 +347,14 @@ METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR 
 def _with_plain_help(command: Any) -> Any:
     """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
     hints = get_type_hints(command)
-    for field in fields(command):
-        if field.default is None:
-            kind = next(kind for kind in get_args(hints[field.name]) if kind is not type(None))
+    for option in fields(command):
+        if option.name == "sglang":  # taken out of the command line before it is parsed
+            command.__annotations__["sglang"] = Annotated[dict[str, Any], tyro.conf.Suppress]
+        elif option.default is None:
+            kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
             metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
             argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-            command.__annotations__[field.name] = Annotated[hints[field.name], argument]
+            command.__annotations__[option.name] = Annotated[hints[option.name], argument]
     return command
 
 
@@ -377,9 +386,15 @@ def parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         config = read_toml(Path(arguments.pop(1)))
         base = Train(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    options, arguments = parse_flags(arguments)
     commands: Any = Union[tuple(_subcommand(name, base if name == "train" else None) for name in COMMANDS)]  # noqa: UP007
     style = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
+    command = tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
+    if not options:
+        return command
+    if not hasattr(command, "sglang"):
+        raise InputError(f"--sglang.{next(iter(options))}: {type(command).__name__.lower()} takes no options of SGLang")
+    return replace(command, sglang={**command.sglang, **options})
 
 
 def _subcommand(name: str, default: Any) -> Any:

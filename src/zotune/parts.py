@@ -23,6 +23,7 @@ from zotune.data.templates import Encoder
 from zotune.engine.loading import (
     choose_device,
     context_length,
+    empty_model,
     free_memory_bytes,
     load_config,
     load_model,
@@ -31,12 +32,18 @@ from zotune.engine.loading import (
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import Example
+from zotune.engine.sglang.engine import SglangEngine
+from zotune.engine.sglang.names import check as check_sglang
+from zotune.engine.sglang.options import check_options
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
 
 HELD_OUT_SHARE = 0.1
 MAX_DEFAULT_LENGTH = 2048
 logger = logging.getLogger("zotune")
+
+
+AnyEngine = TorchEngine | PlainEngine | SglangEngine
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Parts:
 
     config: Config
     task: Task
-    engine: TorchEngine | PlainEngine
+    engine: AnyEngine
     train: list[Example]
     evaluation: list[Example]
     digests: dict[str, str]
@@ -70,7 +77,15 @@ def model_path(model: str) -> str:
     return demo_path("model") if model == "demo" else model
 
 
+def check_engine(config: Config) -> None:
+    """Refuse an engine that is not there, or options that it does not have, before anything is loaded."""
+    if config.engine == "sglang":
+        check_sglang()
+        check_options(config.sglang)
+
+
 def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
+    check_engine(config)
     train_source = config.train_data if train_data is None else train_data
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
@@ -129,18 +144,24 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
                 encoded[split].num_truncated, len(records), split, max_length,
             )  # fmt: skip
     device = choose_device(config.device) if model is None else str(model.device)
-    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    dtype: str = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if model is None:
-        model = load_model(path, dtype, device, config.trust_remote_code)
+    if config.engine == "sglang":
+        if model is not None:
+            raise InputError("--engine sglang loads the model itself: give its folder or hub id, not the loaded model")
+        num_parameters = empty_model(model_config, config.trust_remote_code).num_parameters()
+    else:
+        model = model or load_model(path, dtype, device, config.trust_remote_code)
+        num_parameters = model.num_parameters()
+        dtype = str(model.dtype).removeprefix("torch.")
     spec = LoraSpec(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         target_modules=config.target_modules,
         invocation_tokens=encoder.invocation if scope == "activated" else None,
     )
-    learning_rate = config.learning_rate or default_learning_rate(model.num_parameters())
+    learning_rate = config.learning_rate or default_learning_rate(num_parameters)
     if config.learning_rate is None:
         logger.info("learning rate: %g (by the size of the model)", learning_rate)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
@@ -154,19 +175,28 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         "learning_rate": learning_rate,
         "objective": config.objective or task.objective,
         "device": device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "num_threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "num_threads": torch.get_num_threads() if config.engine != "sglang" else None,
     }
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
     return Parts(
-        filled, task, make_engine(config, model, spec), train, evaluation,
+        filled, task, make_engine(config, spec, device, dtype, model), train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
     )  # fmt: skip
 
 
-def make_engine(config: Config, model: PreTrainedModel, spec: LoraSpec) -> TorchEngine | PlainEngine:
-    """The engine that the configuration names, with its cache."""
+def make_engine(
+    config: Config, spec: LoraSpec, device: str, dtype: str, model: PreTrainedModel | None = None
+) -> AnyEngine:
+    """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
+    path = model_path(config.model)
+    if config.engine == "sglang":
+        return SglangEngine(
+            path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
+            num_probes=2 * config.directions, trust_remote_code=config.trust_remote_code, options=config.sglang,
+        )  # fmt: skip
+    model = model or load_model(path, dtype, device, config.trust_remote_code)
     if config.engine == "plain":
         return PlainEngine(model, spec)
     budget = free_memory_bytes(model.device) / 2 if config.kv_cache_gb is None else config.kv_cache_gb * 1e9

@@ -5,6 +5,7 @@ They are registered only where PyTorch sees no accelerator, and change no number
 1. Its LoRA layers and its `torch_native` LoRA backend ask for pinned memory, which PyTorch refuses where there is
    nothing to pin it for. The hooks drop the request.
 2. Its groups of ranks ask for NCCL and for CUDA's all-reduce; on a CPU they get Gloo alone.
+3. Its rotary embedding imports a kernel of vLLM's unless its module believes in a CPU; PyTorch's own is used then.
 
 `cores_of_ranks` is what SGLang asks of the environment for several ranks on one CPU.
 """
@@ -29,8 +30,9 @@ PINNING = (
     "sglang.srt.lora.backend.torch_backend:TorchNativeLoRABackend.prepare_lora_batch",
 )
 GROUP = "sglang.srt.distributed.parallel_state:GroupCoordinator.__init__"
+ROTARY = "sglang.srt.layers.rotary_embedding.base:_is_cpu"
 BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
-NAMES = (HOOKS, *PINNING, GROUP)
+NAMES = (HOOKS, *PINNING, GROUP, ROTARY)
 
 
 def has_accelerator() -> bool:
@@ -41,9 +43,10 @@ def register() -> None:
     """Register the hooks; SGLang applies them when all plugins have had their turn."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if has_accelerator():
-        return
     HookRegistry.register(GROUP.replace(":", "."), _gloo_alone, HookType.AROUND)
+    import sglang.srt.layers.rotary_embedding.base as rotary
+
+    rotary._is_cpu = True
     for name in PINNING:
         HookRegistry.register(name.replace(":", "."), _unpinned, HookType.AROUND)
 

@@ -18,10 +18,10 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
-import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from zotune.adapter import LoraSpec
+from zotune.engine.loading import empty_model
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.sglang import cpu
@@ -211,9 +211,7 @@ def adapter_shapes(
     """Theta's tensors for this model, read off its structure; no weights are made."""
     if not spec.target_modules:
         return {}, False
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    layers = LoraLayers(model, spec)
+    layers = LoraLayers(empty_model(config, trust_remote_code), spec)
     layers.remove()
     return layers.shapes, layers.fan_in_fan_out
 

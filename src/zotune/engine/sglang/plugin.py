@@ -6,7 +6,7 @@ leaves SGLang as it is.
 
 import logging
 
-from zotune.engine.sglang import alora, cpu, opt
+from zotune.engine.sglang import alora, cpu, cpu_attention, opt
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError
 
@@ -16,10 +16,12 @@ logger = logging.getLogger("zotune")
 def register() -> None:
     """Named in pyproject.toml, under sglang.srt.plugins."""
     try:
-        check((*cpu.NAMES, *opt.NAMES, *alora.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *alora.NAMES))
     except InputError as error:
         logger.warning("zotune's SGLang plugin stays off: %s", error)
         return
-    cpu.register()
+    if not cpu.has_accelerator():
+        cpu.register()
+        cpu_attention.register()
     opt.register()
     alora.register()

@@ -41,11 +41,15 @@ STACKED = {part: stacked for stacked, parts in PARTS.items() for part in parts}
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of theta goes in every slot, and which of its rows (B) or columns (A) this rank holds."""
+    """Where a tensor of theta goes in every slot, and which of its rows (B) or columns (A) this rank holds.
+
+    SGLang pads some modules to widths that its kernels like; the padding stays zero.
+    """
 
     buffer: torch.Tensor  # [slots, rows, columns]
     rows: slice
-    share: np.ndarray | slice
+    columns: slice
+    share: np.ndarray
     axis: int
 
 
@@ -72,13 +76,13 @@ class Slots:
                 value + np.float32(probe.distance) * noise[probe.seed] if probe.distance else value for probe in probes
             ]
             stacked = np.stack([point.take(place.share, place.axis) for point in points])
-            place.buffer[self.slots[: len(probes)], place.rows] = torch.from_numpy(stacked).to(
+            place.buffer[self.slots[: len(probes)], place.rows, place.columns] = torch.from_numpy(stacked).to(
                 place.buffer.device, place.buffer.dtype
             )
 
 
 def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Let SGLang know of adapters of zeros under these names, and give each its slot beside the base model's."""
+    """Let SGLang know of adapters without tensors under these names, and give each its slot beside the base model's."""
     from sglang.srt.lora.lora_registry import LoRARef
 
     config = {
@@ -88,10 +92,8 @@ def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mappin
         "peft_type": "LORA",
     }
     for lora_id in lora_ids:
-        zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        result = lora.load_lora_adapter_from_tensors(
-            LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path="zotune", pinned=False), zeros, config
-        )
+        reference = LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path="zotune", pinned=False)
+        result = lora.load_lora_adapter_from_tensors(reference, {}, config)
         if not result.success:
             raise InputError(f"--engine sglang: SGLang does not take this adapter: {result.error_message}")
     lora.fetch_new_loras({None, *lora_ids})
@@ -115,26 +117,39 @@ def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[st
     parts = PARTS.get(STACKED.get(part, ""), (part,))
     rank = shapes[name][0] if kind is LoRAType.LORA_A else shapes[name][1]
     if kind is LoRAType.LORA_A:
-        columns = torch.arange(shapes[name][1])[None].expand(rank, -1)
-        share = module.slice_lora_a_weights(columns)[0].numpy()
+        own = module.slice_lora_a_weights(torch.arange(_inputs(module))[None].expand(rank, -1))[0]
+        columns, share = _part(own, 0, shapes[name][1])
         rows = slice(parts.index(part) * rank, (parts.index(part) + 1) * rank)
-        return _Place(buffer, rows, share, axis=1)
+        return _Place(buffer, rows, columns, share, axis=1)
     sizes = [_outputs(module, p) for p in parts]
-    sizes = [shapes[name][0]] if len(parts) == 1 else sizes
-    start = sum(sizes[: parts.index(part)])
     own = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
-    where = torch.nonzero((own >= start) & (own < start + shapes[name][0]))[:, 0]
-    rows = slice(int(where[0]), int(where[-1]) + 1)
-    return _Place(buffer, rows, (own[rows] - start).numpy(), axis=0)
+    rows, share = _part(own, sum(sizes[: parts.index(part)]), shapes[name][0])
+    return _Place(buffer, rows, slice(0, rank), share, axis=0)
+
+
+def _part(own: torch.Tensor, start: int, count: int) -> tuple[slice, np.ndarray]:
+    """Where the indices start .. start + count lie among this rank's own, and which of them it has."""
+    where = torch.nonzero((own >= start) & (own < start + count))[:, 0]
+    if not len(where):
+        return slice(0, 0), np.zeros(0, dtype=np.int64)
+    place = slice(int(where[0]), int(where[-1]) + 1)
+    return place, (own[place] - start).numpy()
+
+
+def _inputs(module: Any) -> int:
+    """The inputs of a module over all ranks, padding included."""
+    return module.base_layer.input_size
 
 
 def _outputs(module: Any, part: str) -> int:
-    """The outputs of one part of a stacked module, over all ranks."""
+    """The outputs of a module, or of one part of a stacked one, over all ranks, padding included."""
     layer = module.base_layer
     if part in PARTS["qkv_proj"]:
         heads = layer.total_num_heads if part == "q_proj" else layer.total_num_kv_heads
         return heads * layer.head_size
-    return layer.output_sizes[PARTS["gate_up_proj"].index(part)]
+    if part in PARTS["gate_up_proj"]:
+        return layer.output_sizes[PARTS["gate_up_proj"].index(part)]
+    return layer.output_size
 
 
 def _kinds(modules: Iterable[str]) -> list[str]:

@@ -5,8 +5,10 @@ does the same; the first one answers with the numbers. A rank ends with the proc
 ends: a thread watches a pipe that nobody else holds open.
 """
 
+import faulthandler
 import mmap
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -20,7 +22,7 @@ import numpy as np
 from zotune.adapter import LoraSpec
 from zotune.engine.plain_engine import empty_scores
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
-from zotune.engine.sglang import cpu, driver, models, opt, slots
+from zotune.engine.sglang import cpu, cpu_attention, driver, models, opt, slots
 from zotune.engine.sglang.driver import Counts, Driver, Job
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
@@ -44,7 +46,7 @@ class Start:
 
 class Worker:
     def __init__(self, start: Start, theta_file: int) -> None:
-        check((*cpu.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
         lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
         self.driver = Driver(start.options, start.rank, start.port, lora_ids)
         models.check_loaded(self.driver.model)
@@ -253,6 +255,7 @@ def main() -> None:
     connection = Connection(commands)
     start: Start = connection.recv()
     _end_with_parent(lifeline, start.parent)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1 writes where every thread is to the log
     try:
         worker = Worker(start, theta_file)
         connection.send(("ok", {"capacity": worker.driver.capacity}))
