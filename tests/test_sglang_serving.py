@@ -4,6 +4,8 @@ Real servers, started as a user starts them, and PEFT's own greedy generation on
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,18 @@ def test_sequences_of_other_adapters_stay_whole() -> None:
         Segment(None, 0, 3),
         Segment(InvokedId("activated", 3), 3, 2),
     ]
+
+
+@needs_sglang
+def test_every_accepted_lora_backend_applies_adapters_from_the_invocation_on() -> None:
+    """The kernels of `triton` and `csgmv`, interpreted; no GPU is needed, and none of its timing is shown."""
+    script = Path(__file__).with_name("sglang_lora_backends.py")
+    result = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert set(found["differences"]) == {"torch_native", "triton", "csgmv"}
+    for difference in found["differences"].values():
+        assert difference < 1e-6 * found["largest"], "float32, other orders of summation"
 
 
 # ---- adapters, prompts and PEFT's answers --------------------------------------------------------------------------
