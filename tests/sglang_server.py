@@ -66,7 +66,7 @@ def serve(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str, num
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", str(server.port),
         "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
         "--grammar-backend", "none", "--disable-cuda-graph", "--dtype", "float32", "--skip-server-warmup",
-        "--mem-fraction-static", "0.3", "--log-level", "warning", "--tp-size", str(num_ranks),
+        "--mem-fraction-static", "0.3", "--sleep-on-idle", "--log-level", "warning", "--tp-size", str(num_ranks),
     ]  # fmt: skip
     if adapters:
         command += ["--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "4", "--lora-paths"]

@@ -146,12 +146,16 @@ class Case:
             self._answers[key] = output[0, len(prompt) :].tolist()
         return self._answers[key]
 
+    def expected(self, prompts: list[list[int]]) -> list[list[int]]:
+        """What `check` compares with: PEFT's answers, computed once."""
+        return [self.answer(prompt, adapter) for prompt in prompts for adapter in MIX]
+
     def check(self, server: Server, prompts: list[list[int]]) -> list[dict[str, Any]]:
         """One batch with every prompt under every adapter and none; each answer is PEFT's."""
+        expected = self.expected(prompts)
         requests = [(prompt, adapter) for prompt in prompts for adapter in MIX]
         results = server.generate([prompt for prompt, _ in requests], [adapter for _, adapter in requests])
-        got = [result["output_ids"] for result in results]
-        assert got == [self.answer(prompt, adapter) for prompt, adapter in requests]
+        assert [result["output_ids"] for result in results] == expected
         return results
 
 
@@ -265,8 +269,9 @@ def test_plain_requests_see_no_trace_of_an_adapter(opt: tuple[Case, Server]) -> 
 def test_two_ranks_chunks_of_a_prompt_and_decoding_beside_them_change_no_token(cases: dict[str, Case]) -> None:
     case = cases["opt"]
     flags = ("--chunked-prefill-size", "16", "--enable-mixed-chunk", "--max-total-tokens", "16384")
+    prompts = case.prompts(50)
+    case.expected(prompts)  # before the server takes its share of the cores
     with serve(case.model, case.adapters, case.folder / "tp.log", *flags, num_ranks=2) as server:
-        prompts = case.prompts(50)
         case.check(server, prompts)
         case.check(server, prompts)
 
@@ -284,8 +289,9 @@ def test_a_cache_too_small_for_the_prompts_and_pages_of_tokens_change_no_token(c
         "--max-loras-per-batch",
         "2",
     )
+    prompts = case.prompts(50)
+    case.expected(prompts)
     with serve(case.model, case.adapters, case.folder / "log", *flags) as server:
-        prompts = case.prompts(50)
         case.check(server, prompts)
         case.check(server, prompts)
 
@@ -294,7 +300,8 @@ def test_a_cache_too_small_for_the_prompts_and_pages_of_tokens_change_no_token(c
 @pytest.mark.skipif(not (SHARED / "models").is_dir(), reason="no trained model at hand")
 def test_a_trained_model_serves_as_peft(tmp_path: Path) -> None:
     case = Case("opt", SHARED / "models" / "opt-imdb-4m", tmp_path, [40, 41], 8192, std=0.05)
+    prompts = case.prompts(50, longest=120)
+    case.expected(prompts)
     with serve(case.model, case.adapters, tmp_path / "log") as server:
-        prompts = case.prompts(50, longest=200)
         case.check(server, prompts)
         case.check(server, prompts)
