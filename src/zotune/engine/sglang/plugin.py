@@ -6,7 +6,7 @@ leaves SGLang as it is.
 
 import logging
 
-from zotune.engine.sglang import cpu, cpu_attention, opt
+from zotune.engine.sglang import alora, cpu, cpu_attention, opt
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("zotune")
 def register() -> None:
     """Named in pyproject.toml, under sglang.srt.plugins."""
     try:
-        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *alora.NAMES))
     except InputError as error:
         logger.warning("zotune's SGLang plugin stays off: %s", error)
         return
@@ -24,3 +24,4 @@ def register() -> None:
         cpu.register()
         cpu_attention.register()
     opt.register()
+    alora.register()
