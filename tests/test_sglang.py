@@ -308,3 +308,18 @@ def test_the_common_prefix_is_what_all_begin_with():
     assert common_prefix([(1, 2, 3), (1, 2), (1, 2, 4)]) == (1, 2)
     assert common_prefix([(1,), (2,)]) == ()
     assert common_prefix([]) == ()
+
+
+@needs_sglang
+def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(tmp_path, model_dirs, reviews_file):
+    slopes = {}
+    for name, options in (("one", {}), ("pool", {"dp_size": 2})):
+        mezo_finetune(
+            str(model_dirs["opt"]), str(reviews_file), labels=("terrible", "great"), invocation=" It was", num_steps=3,
+            directions=2, batch_size=4, engine="sglang", sglang={"max_total_tokens": 2000, **options},
+            output_dir=tmp_path / name,
+        )  # fmt: skip
+        _, entries = read_journal(tmp_path / name / "journal.jsonl")
+        slopes[name] = [slope.value for entry in entries for slope in entry.slopes]
+    # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
+    np.testing.assert_allclose(slopes["pool"], slopes["one"], atol=2e-4)

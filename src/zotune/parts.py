@@ -30,6 +30,7 @@ from zotune.engine.loading import (
     load_tokenizer,
 )
 from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.pool import EnginePool
 from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import Example
 from zotune.engine.sglang.engine import SglangEngine
@@ -44,7 +45,7 @@ MAX_DEFAULT_LENGTH = 2048
 logger = logging.getLogger("zotune")
 
 
-AnyEngine = TorchEngine | PlainEngine | SglangEngine
+AnyEngine = TorchEngine | PlainEngine | SglangEngine | EnginePool[SglangEngine]
 
 
 @dataclass(frozen=True)
@@ -198,15 +199,34 @@ def make_engine(
     """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
     path = model_path(config.model)
     if config.engine == "sglang":
-        return SglangEngine(
-            path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
-            num_probes=2 * config.directions, trust_remote_code=config.trust_remote_code, options=config.sglang,
-        )  # fmt: skip
+        return _sglang_engine(config, spec, device, dtype)
     model = model or load_model(path, dtype, device, config.trust_remote_code)
     if config.engine == "plain":
         return PlainEngine(model, spec)
     budget = free_memory_bytes(model.device) / 2 if config.kv_cache_gb is None else config.kv_cache_gb * 1e9
     return TorchEngine(model, spec, PrefixCache(budget))
+
+
+def _sglang_engine(config: Config, spec: LoraSpec, device: str, dtype: str) -> SglangEngine | EnginePool[SglangEngine]:
+    """One engine, or for SGLang's dp_size a pool of as many, on devices side by side."""
+    path, options = model_path(config.model), dict(config.sglang)
+    num_engines = options.pop("dp_size", 1)
+    num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
+    engines: list[SglangEngine] = []
+    try:
+        for index in range(num_engines):
+            if num_engines > 1:
+                options["base_gpu_id"] = first_gpu + index * num_gpus
+            engines.append(SglangEngine(
+                path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
+                num_probes=-(-2 * config.directions // num_engines), trust_remote_code=config.trust_remote_code,
+                options=options,
+            ))  # fmt: skip
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
+    return engines[0] if num_engines == 1 else EnginePool(engines)
 
 
 def choose_max_length(asked: int | None, context: int | None) -> int:

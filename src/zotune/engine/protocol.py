@@ -103,7 +103,10 @@ class EngineStats:
 class Engine(Protocol):
     """Scores probes of an adapter on a causal language model."""
 
-    stats: EngineStats
+    @property
+    def stats(self) -> EngineStats:
+        """What has run so far."""
+        ...
 
     @property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -29,7 +29,6 @@ SET_BY_ZOTUNE = {
     "page_size": None,  # 1: prompts are cut at any token
     "disable_radix_cache": None,  # exact reuse is the point
     "disable_overlap_schedule": None,  # the scheduler is driven step by step
-    "dp_size": None,  # several engines do that
     "pp_size": None,
     "nnodes": None,
     "speculative_algorithm": None,
@@ -55,6 +54,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in SET_BY_ZOTUNE:
             instead = SET_BY_ZOTUNE[name]
             raise InputError(f"{flag}: " + (f"use {instead}" if instead else "zotune sets this itself; leave it out"))
+    for name in ("tp_size", "dp_size"):
+        if type(options.get(name, 1)) is not int or options.get(name, 1) < 1:
+            raise InputError(f"--sglang.{name.replace('_', '-')} must be 1 or more, got {options[name]}")
 
 
 @functools.cache
