@@ -317,7 +317,7 @@ def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(
         mezo_finetune(
             str(model_dirs["opt"]), str(reviews_file), labels=("terrible", "great"), invocation=" It was", num_steps=3,
             directions=2, batch_size=4, engine="sglang", sglang={"max_total_tokens": 2000, **options},
-            output_dir=tmp_path / name,
+            output_dir=str(tmp_path / name),
         )  # fmt: skip
         _, entries = read_journal(tmp_path / name / "journal.jsonl")
         slopes[name] = [slope.value for entry in entries for slope in entry.slopes]

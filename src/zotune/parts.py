@@ -212,10 +212,11 @@ def _sglang_engine(config: Config, spec: LoraSpec, device: str, dtype: str) -> S
     path, options = model_path(config.model), dict(config.sglang)
     num_engines = options.pop("dp_size", 1)
     num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
+    side_by_side = num_engines > 1 and device != "cpu"
     engines: list[SglangEngine] = []
     try:
         for index in range(num_engines):
-            if num_engines > 1:
+            if side_by_side:
                 options["base_gpu_id"] = first_gpu + index * num_gpus
             engines.append(SglangEngine(
                 path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
