@@ -204,11 +204,12 @@ time.sleep(600)
 @needs_sglang
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
 def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(opt_dir):
-    before = set(Path("/dev/shm").iterdir())
+    """Memory that they share has no name in /dev/shm, so that none can be left there."""
     trainer = subprocess.Popen([sys.executable, "-c", KILLED, str(opt_dir)], stdout=subprocess.PIPE, text=True)
     assert trainer.stdout
     ranks = [int(pid) for pid in trainer.stdout.readline().split()]
     assert len(ranks) == 2
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (trainer.pid, *ranks)]
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     trainer.stdout.close()
@@ -216,7 +217,9 @@ def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(opt_dir):
     while (alive := [pid for pid in ranks if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not alive
-    assert not {path for path in set(Path("/dev/shm").iterdir()) - before if not path.name.startswith("sem.mp-")}
+    for text in maps:
+        assert "memfd:zotune-theta" in text
+        assert not [line for line in text.splitlines() if "/dev/shm/" in line and not line.endswith("(deleted)")]
 
 
 def is_running(pid):
