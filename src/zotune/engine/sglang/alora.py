@@ -9,7 +9,8 @@ the start of their last occurrence in the prompt, as PEFT does it. Everything be
 3. in its forward passes the adapter acts on the tokens from the invocation on (`segments`).
 
 So no KV is ever computed twice for being shared, and none that an adapter changed is ever found by another request.
-A prompt without the invocation is served by the base model, as PEFT does it. What was not tested is refused.
+A prompt without the invocation is served by the base model, as PEFT does it. Where SGLang works in a way that this was
+not made for, the adapter or the request is refused with the reason.
 """
 
 import functools
@@ -84,6 +85,8 @@ def _cannot_serve(lora: Any, config: Any) -> str | None:
         return "and adapts lm_head, which is not supported"
     if lora.attn_dp_enabled:
         return "which is not supported with data-parallel attention"
+    if lora.enable_lora_overlap_loading:
+        return "which is not supported with --enable-lora-overlap-loading"
     if lora.speculative_algorithm is not None:
         return f"which is not supported with --speculative-algorithm {lora.speculative_algorithm}"
     return None

@@ -111,13 +111,13 @@ def _can_use_graph(original: Any, lora: Any, batch: Any) -> bool:
 
 
 def _validate(original: Any, lora: Any, lora_ids: set[str | None]) -> bool:
-    return original(lora, _with_base(lora_ids))
+    return original(lora, lora_ids | _needed_beside(lora_ids))
 
 
 def _fetch(original: Any, lora: Any, new_loras: set[str | None], running_loras: Any = frozenset()) -> None:
-    original(lora, _with_base(new_loras), set(running_loras))
+    original(lora, new_loras | _needed_beside(new_loras | running_loras), set(running_loras))
 
 
-def _with_base(lora_ids: set[str | None]) -> set[str | None]:
-    """With the base model among them where an activated adapter is: tokens before the invocation need its slot."""
-    return lora_ids | {None} if any(isinstance(lora_id, InvokedId) for lora_id in lora_ids) else lora_ids
+def _needed_beside(lora_ids: set[str | None]) -> set[str | None]:
+    """The base model, where an activated adapter is: tokens before its invocation need a slot without an adapter."""
+    return {None} if any(isinstance(lora_id, InvokedId) for lora_id in lora_ids) else set()
