@@ -94,7 +94,7 @@ class Config:
     """How slopes are estimated: `spsa` is the two-sided difference of MeZO, `one_sided` shares a base point, `fzoo`
     and `es` (evolution strategy) free the step of the loss's scale, `svrg` subtracts a control variate, `hizoo`
     measures curvature for the optimizer of that name, `adaptive` is spsa with an eps that follows rounding noise and
-    curvature."""
+    curvature, `jvp` differentiates in forward mode, exactly and without eps."""
 
     optimizer: OptimizerName = "sgd"
     """How slopes change theta: `sgd`, `sign`, `adam`, `adamw`, `muon` (orthogonalised matrices) or `hizoo` (a

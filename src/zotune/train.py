@@ -147,7 +147,9 @@ class MeZOTrainer:
         probes = self.estimator.ask(self._seeds(), self.noise.at(self.plan.seed, self.step))
         scores = self.engine.score(self.theta, probes, batch)
         losses = self.objective(scores, batch)  # [probe, example]
-        slopes = self.estimator.tell(probes, losses)
+        slopes = self.estimator.tell(
+            probes, losses if scores.tangents is None else self.objective.derivative(scores, batch)
+        )
         near = [probe.base is None for probe in probes]
         loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
         self._check(loss, [slope.value for slope in slopes])

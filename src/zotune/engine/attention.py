@@ -45,6 +45,10 @@ class PromptKV:
             kv, hidden = self._padded
             yield slice(None), kv[layer, 0], kv[layer, 1], hidden
             return
+        if not any(self.prompts):
+            empty = self.computed[layer][0][:, :, :0]
+            yield slice(None), empty, empty, None
+            return
         for row, runs in enumerate(self.prompts):
             with record_function("zotune::cache"):
                 if len(runs) == 1:
@@ -98,17 +102,16 @@ def attention(
         own_keys = key.reshape(rows, kv_heads, 1, probes, count // probes, size)
         own_values = value.reshape(own_keys.shape)
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
-        output = torch.empty_like(by_head)
-        own_weights = torch.empty_like(own_scores)
+        outputs, own_weights = [], []
         for group, keys, values, hidden in prompt_kv.groups(layer):
             num_past = keys.shape[2]
             scores = (by_head[group] @ keys.transpose(-1, -2)).view(*own_scores[group].shape[:-1], num_past)
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
             weights = torch.softmax(torch.cat((scores, own_scores[group]), dim=-1).float(), dim=-1).to(query.dtype)
-            own_weights[group] = weights[..., num_past:]
-            output[group] = weights[..., :num_past].flatten(2, 4) @ values
-        output = output.view(by_probe.shape) + own_weights @ own_values
+            own_weights.append(weights[..., num_past:])
+            outputs.append(weights[..., :num_past].flatten(2, 4) @ values)
+        output = torch.cat(outputs).view(by_probe.shape) + torch.cat(own_weights) @ own_values
         return output.view(rows, heads, count, size).transpose(1, 2), None
 
 

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter import LoraSpec, lora_matrices, tensor_name, trained_shapes
+from zotune.adapter import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
 from zotune.engine.protocol import Theta
 from zotune.errors import InputError
 
@@ -53,10 +53,18 @@ class LoraLayers:
     def write(self, points: Sequence[Theta]) -> None:
         """Make `points` the adapters of the next forward passes, a slot each."""
         self.num_slots = len(points)
-        adapters = [lora_matrices(point, self.spec) for point in points]
-        for name in adapters[0]:
-            stacked = torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device)
-            self.tensors[name] = stacked.transpose(1, 2)
+        self.tensors = self._stacked([lora_matrices(point, self.spec) for point in points])
+
+    def tangents(self, directions: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        """How `tensors` of one slot change along directions: [directions, 1, ...]."""
+        stacked = self._stacked([lora_tangents(direction, self.spec) for direction in directions])
+        return {name: tensor.unsqueeze(1) for name, tensor in stacked.items()}
+
+    def _stacked(self, adapters: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device).transpose(1, 2)
+            for name in adapters[0]
+        }
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -67,7 +75,8 @@ class LoraLayers:
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             if self.active:
                 with record_function("zotune::lora"):
-                    output += self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
+                    product = self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
+                    return (output + product).to(output.dtype)
             return output
 
         return add_product

@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from zotune.adapter import LoraSpec
+from zotune.engine.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 
@@ -52,11 +54,42 @@ class PlainEngine:
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         forwards = list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
+        if any(probe.derivative for probe in probes):
+            return Scores(log_probs, num_tokens, self._tangents(theta, probes, forwards, batch, log_probs))
         for probe_scores, probe in zip(log_probs, probes, strict=True):
             self.lora.write([probe.of(theta)])
             for rows in forwards:
-                self._score_rows(rows, batch, probe_scores)
+                _put(self._log_probs(rows, batch), rows, batch, probe_scores)
         return Scores(log_probs, num_tokens)
+
+    def _tangents(
+        self, theta: Theta, probes: Sequence[Probe], forwards: list[list[_Row]], batch: Sequence[Example],
+        log_probs: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Derivatives [probe, example, candidate], one direction at a time; fills `log_probs` too."""
+        tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
+        with eager_attention(self.model):
+            for index, probe in enumerate(probes):
+                for rows in forwards:
+                    values, (moved,) = values_and_tangents(
+                        self.lora, theta, [probe], partial(self._log_probs, rows, batch)
+                    )
+                    _put(values, rows, batch, log_probs[index])
+                    _put(moved, rows, batch, tangents[index])
+        self.stats.tokens_computed += self.stats.tokens_computed - before  # each token's tangent
+        return tangents
+
+    def why_no_derivatives(self) -> str | None:
+        probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
+        theta = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.tensor_shapes.items()}
+        stats = vars(self.stats).copy()
+        try:
+            self.score(theta, [probe], batch)
+        except Exception as error:  # whatever a model's own code raises over numbers that have derivatives
+            return f"{type(self.model).__name__} does not compute derivatives in forward mode ({error})"
+        finally:
+            vars(self.stats).update(stats)
+        return None
 
     @torch.inference_mode()
     def generate(
@@ -116,8 +149,8 @@ class PlainEngine:
         self.stats.forward_passes += 1
         self.stats.tokens_computed += int(inputs["attention_mask"].sum())
 
-    def _score_rows(self, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
-        """One forward pass; writes the log-probabilities of the rows' candidates into [example, candidate]."""
+    def _log_probs(self, rows: list[_Row], batch: Sequence[Example]) -> torch.Tensor:
+        """One forward pass; log-probabilities of the tokens of the rows' candidates, one after the other."""
         inputs = self._inputs(rows)
         position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
@@ -133,11 +166,7 @@ class PlainEngine:
         ]
         row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
         normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
-        token_log_probs = iter((logits[row_index, position, token].float() - normalizers[row_index, position]).tolist())
-        for row in rows:
-            for c in row.candidates:
-                candidate = batch[row.example].candidates[c]
-                probe_scores[row.example, c] = sum(next(token_log_probs) for _ in candidate)
+        return logits[row_index, position, token].float() - normalizers[row_index, position]
 
     def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
         inputs = self._inputs(rows)
@@ -168,6 +197,14 @@ def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray,
         num_tokens[index, : len(example.candidates)] = [len(candidate) for candidate in example.candidates]
     present = np.arange(num_tokens.shape[1]) < np.array([[len(example.candidates)] for example in batch])
     return num_tokens, np.where(present, 0.0, -np.inf).astype(np.float32)[None].repeat(num_probes, axis=0)
+
+
+def _put(token_values: torch.Tensor, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
+    """Sums over the tokens of the rows' candidates, into [example, candidate]."""
+    values = iter(token_values.tolist())
+    for row in rows:
+        for c in row.candidates:
+            probe_scores[row.example, c] = sum(next(values) for _ in batch[row.example].candidates[c])
 
 
 def _rows(index: int, example: Example) -> Iterator[_Row]:

@@ -8,6 +8,7 @@ with is computed once per probe. In both, candidates share their prompt and only
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from zotune.adapter import LoraSpec
 from zotune.engine.attention import PromptKV, side_by_side
+from zotune.engine.forward_mode import values_and_tangents
 from zotune.engine.head import MAX_LOGITS, ScoredHead
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
@@ -70,6 +72,8 @@ class TorchEngine:
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         if self.plain_reason or not self._fits(batch):
             return self.plain.score(theta, probes, batch)
+        if any(probe.derivative for probe in probes):
+            return self._score_tangents(theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = _tokens_needed(batch) * len(probes), self.stats.tokens_computed
         score_some = self._score_activated if self.spec.scope == "activated" else self._score_everywhere
@@ -82,6 +86,9 @@ class TorchEngine:
             score_some(len(some), batch, log_probs[start : start + most])
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
+
+    def why_no_derivatives(self) -> str | None:
+        return self.plain.why_no_derivatives()
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
@@ -99,31 +106,73 @@ class TorchEngine:
 
     def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         suffixes = [make_suffix(example.invocation, example.candidates) for example in batch]
-        order = sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
-        for rows in self._chunks(order, suffixes, num_probes):
-            size = max(len(suffixes[i].tokens) for i in rows)
-            input_ids = np.zeros((len(rows), size), dtype=np.int64)
-            positions = np.zeros_like(input_ids)
-            for row, i in enumerate(rows):
-                count = len(suffixes[i].tokens)
-                input_ids[row, :count] = suffixes[i].tokens
-                positions[row, :count] = np.add(suffixes[i].depths, len(batch[i].prompt))
-            visible = np.stack([ancestors(suffixes[i], size) for i in rows])
-            prompts = [self._prompt_kv(batch[i].prompt) for i in rows]
-            scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
-            self.lora.num_groups = len(rows)
-            logits, _ = self._forward_behind(
-                prompts,
-                visible,
-                np.tile(input_ids, num_probes),
-                np.tile(positions, num_probes),
-                scored.reshape(len(rows), -1),
-                num_probes,
-            )
+        for rows in self._chunks(_by_length(batch, suffixes), suffixes, num_probes):
+            prompts = [batch[i].prompt for i in rows]
+            values = self._log_probs_behind(prompts, [self._prompt_kv(p) for p in prompts], rows, suffixes, num_probes)
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
-            places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
-            self._add_log_probs(logits, places, rows, suffixes, scores)
+            _add(values, rows, suffixes, scores)
             self.cache.trim()
+
+    def _log_probs_behind(
+        self,
+        prompts: list[TokenIds],
+        prompt_kv: list[list[torch.Tensor]],
+        rows: list[int],
+        suffixes: list[Suffix],
+        num_probes: int,
+    ) -> torch.Tensor:
+        """Log-probabilities [probe, target] of the rows' suffixes behind their prompts, probes side by side."""
+        size = max(len(suffixes[i].tokens) for i in rows)
+        input_ids = np.zeros((len(rows), size), dtype=np.int64)
+        positions = np.zeros_like(input_ids)
+        for row, i in enumerate(rows):
+            count = len(suffixes[i].tokens)
+            input_ids[row, :count] = suffixes[i].tokens
+            positions[row, :count] = np.add(suffixes[i].depths, len(prompts[row]))
+        visible = np.stack([ancestors(suffixes[i], size) for i in rows])
+        scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
+        self.lora.num_groups = len(rows)
+        logits, _ = self._forward_behind(
+            prompt_kv,
+            visible,
+            np.tile(input_ids, num_probes),
+            np.tile(positions, num_probes),
+            scored.reshape(len(rows), -1),
+            num_probes,
+        )
+        places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
+        return self._log_probs(logits, places, rows, suffixes)
+
+    def _score_tangents(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        """One pass gives theta's scores and all their derivatives; in scope everywhere the prompts' too.
+
+        A prompt under an activated adapter does not change with theta: its KV is the cache's.
+        """
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
+        everywhere = self.spec.scope == "everywhere"
+        prompts = [() if everywhere else example.prompt for example in batch]
+        trunks = [example.prompt + example.invocation if everywhere else example.invocation for example in batch]
+        suffixes = [make_suffix(trunk, e.candidates) for trunk, e in zip(trunks, batch, strict=True)]
+        most = max(1, self.max_tokens_per_forward // max(len(suffix.tokens) for suffix in suffixes) - 1)
+        for start in range(0, len(probes), most):
+            some = slice(start, start + most)
+            count = 1 + len(probes[some])
+            for rows in self._chunks(_by_length(batch, suffixes), suffixes, count):
+                kept = [[] if everywhere else self._prompt_kv(prompts[i]) for i in rows]
+                values, moved = values_and_tangents(
+                    self.lora,
+                    theta,
+                    probes[some],
+                    partial(self._log_probs_behind, [prompts[i] for i in rows], kept, rows, suffixes, num_probes=1),
+                )
+                self.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
+                _add(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
+                _add(moved[:, 0], rows, suffixes, tangents[some])
+                self.cache.trim()
+            self.stats.tokens_reused += _tokens_needed(batch) * count
+        self.stats.tokens_reused -= self.stats.tokens_computed - before
+        return Scores(log_probs, num_tokens, tangents)
 
     def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
         self.lora.active = False
@@ -197,7 +246,7 @@ class TorchEngine:
             )
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
             places = np.arange(scored.size).reshape(num_probes, len(rows), -1)
-            self._add_log_probs(logits, places, rows, suffixes, scores)
+            _add(self._log_probs(logits, places, rows, suffixes), rows, suffixes, scores)
 
     # ---- common --------------------------------------------------------------------------------------------------
 
@@ -242,21 +291,19 @@ class TorchEngine:
         mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
         return mask.to(self.model.device)
 
-    def _add_log_probs(
-        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix], scores: np.ndarray
-    ) -> None:
-        """Add the log-probabilities of the candidates' tokens to scores [probe, example, candidate].
+    def _log_probs(
+        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix]
+    ) -> torch.Tensor:
+        """The log-probabilities of the candidates' tokens [probe, target].
 
         Args:
             places: [probes, rows, scored], where the head has the logits of a scored node.
         """
         targets = np.array([(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets])
-        examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
         row, node, token = targets.T
         at = places[:, row, node]  # [probes, targets]
         values = self.head.log_probs(logits, self._tensor(at.ravel()), self._tensor(np.tile(token, len(places))))
-        for log_probs, probe_scores in zip(values.cpu().numpy().reshape(at.shape), scores, strict=True):
-            np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), log_probs)
+        return values.view(at.shape)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
@@ -311,6 +358,18 @@ def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
         distance, z = np.float32(probe.distance), drawn[key]
         result.append({name: value + distance * z[name] for name, value in base.items()})
     return result
+
+
+def _by_length(batch: Sequence[Example], suffixes: list[Suffix]) -> list[int]:
+    """Examples, those with the longest prompts first."""
+    return sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
+
+
+def _add(values: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: np.ndarray) -> None:
+    """Add values [probe, target] of the candidates' tokens to scores [probe, example, candidate]."""
+    examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
+    for probe_values, probe_scores in zip(values.cpu().numpy(), scores, strict=True):
+        np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), probe_values)
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:
