@@ -152,6 +152,43 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "epsilon not a number": (f"{GOOD} --epsilon nan", ("--epsilon must be a finite number above 0, got nan",)),
     "negative learning rate": (f"{GOOD} --learning-rate -1", ("--learning-rate must be", "above 0, got -1",)),
     "momentum 1": (f"{GOOD} --momentum 1", ("--momentum must be 0 or more and below 1, got 1",)),
+    "momentum of adam": (
+        f"{GOOD} --optimizer adam --momentum 0.5",
+        ("--momentum has no effect with --optimizer adam; it is for sgd, sign, muon",),
+    ),
+    "betas of sgd": (
+        f"{GOOD} --adam-beta1 0.5", ("--adam-beta1 has no effect with --optimizer sgd; it is for adam, adamw",),
+    ),
+    "beta 1": (f"{GOOD} --optimizer adam --adam-beta2 1", ("--adam-beta2 must be 0 or more and below 1, got 1",)),
+    "adam epsilon 0": (f"{GOOD} --optimizer adam --adam-epsilon 0", ("--adam-epsilon must be a finite number above 0",)),
+    "smoothing of sgd": (f"{GOOD} --hizoo-smoothing 0.1", ("--hizoo-smoothing has no effect with --optimizer sgd",)),
+    "smoothing of 1": (
+        f"{GOOD} --estimator hizoo --optimizer hizoo --hizoo-smoothing 1", ("--hizoo-smoothing must be above 0",),
+    ),
+    "clip 0": (f"{GOOD} --clip 0", ("--clip must be a finite number above 0, got 0",)),
+    "shaping of spsa": (f"{GOOD} --es-shaping rank", ("--es-shaping has no effect with --estimator spsa; it is for es",)),
+    "anchor of spsa": (f"{GOOD} --svrg-steps 3", ("--svrg-steps has no effect with --estimator spsa; it is for svrg",)),
+    "no anchor": (f"{GOOD} --estimator svrg --svrg-steps 0", ("--svrg-steps must be 1 or more, got 0",)),
+    "anchor of other directions": (
+        f"{GOOD} --estimator svrg --sparsity 0.5", ("--estimator svrg", "--sparsity changes; leave that out"),
+    ),
+    "anchor of another period": (
+        f"{GOOD} --estimator svrg --noise low_rank", ("--estimator svrg", "noise of periods changes"),
+    ),
+    "measuring eps with spsa": (f"{GOOD} --epsilon-steps 3", ("--epsilon-steps has no effect with --estimator spsa",)),
+    "fzoo of one direction": (f"{GOOD} --estimator fzoo", ("--estimator fzoo needs --directions 2 or more",)),
+    "half of hizoo": (f"{GOOD} --estimator hizoo", ("--estimator hizoo and --optimizer hizoo go together",)),
+    "the other half of hizoo": (f"{GOOD} --optimizer hizoo", ("--estimator hizoo and --optimizer hizoo go together",)),
+    "hizoo without a diagonal": (
+        f"{GOOD} --estimator hizoo --optimizer hizoo --noise rademacher", ("--estimator hizoo needs --noise gaussian",),
+    ),
+    "rank of Gaussian noise": (f"{GOOD} --noise-rank 3", ("--noise-rank has no effect with gaussian noise",)),
+    "period of nothing": (f"{GOOD} --noise-steps 3", ("--noise-steps has no effect without --noise low_rank",)),
+    "low rank of vectors": (
+        f"{GOOD} --noise low_rank --peft-type vera", ("--noise low_rank has no effect with --peft-type vera",),
+    ),
+    "more blocks than layers": (f"{GOOD} --noise-blocks 3", ("--noise-blocks", "3 blocks of 2 adapted layers")),
+    "everything sparse": (f"{GOOD} --sparsity 1", ("--sparsity must be 0 or more and below 1, got 1",)),
     "negative weight decay": (f"{GOOD} --weight-decay -0.1", ("--weight-decay must be 0 or more, got -0.1",)),
     "batch size 0": (f"{GOOD} --batch-size 0", ("--batch-size must be 1 or more, got 0",)),
     "no steps": (f"{GOOD} --num-steps 0", ("--num-steps must be 1 or more, got 0",)),
@@ -236,6 +273,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
 MISUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown flag": (f"{GOOD} --scpe activated", ("--scpe", "--scope")),
     "bad choice": (f"{GOOD} --scope both", ("'both'", "--scope", "activated", "everywhere")),
+    "unknown optimizer": (f"{GOOD} --optimizer adagrad", ("'adagrad'", "--optimizer", "muon")),
     "a word for a number": (f"{GOOD} --num-steps many", ("--num-steps", "many")),
     "a flag without its value": (f"{TRAIN} --train-data", ("--train-data",)),
     "unknown command": ("trian", ("trian", "train")),

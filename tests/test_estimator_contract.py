@@ -188,9 +188,7 @@ def test_noise_in_the_losses_goes_into_the_slopes_as_stated(row):
         return
     rng, size, epsilon, count = np.random.default_rng(1), 1e-3, 1e-2, 400
     clean = values_of(row, epsilon, quadratic, [5])
-    noisy = np.array(
-        [values_of(row, epsilon, lambda x: quadratic(x) + rng.normal() * size, [5]) for _ in range(count)]
-    )
+    noisy = np.array([values_of(row, epsilon, lambda x: quadratic(x) + rng.normal() * size, [5]) for _ in range(count)])
     expected = row.noise_gain * size / epsilon
     assert abs(noisy.mean() - clean.item()) < 4 * expected / count**0.5
     assert noisy.std() == pytest.approx(expected, rel=4 / (2 * count) ** 0.5)

@@ -1,8 +1,11 @@
 """The journal: durable, checked line by line, and enough to rebuild theta bit for bit."""
 
+import json
 import subprocess
 import sys
 import textwrap
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from zotune.adapter import LoraSpec, initial_theta
 from zotune.errors import InputError
 from zotune.estimators import Slope
 from zotune.journal import Entry, Header, Journal, read_journal, replay
+from zotune.noise import Noise
 
 SHAPES = {"m.lora_A.weight": (2, 3), "m.lora_B.weight": (4, 2)}
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -125,6 +129,37 @@ def test_a_journal_without_its_first_line_is_refused(path, content):
 def test_another_format_is_refused_and_says_so(path):
     write(path, Header(**{**vars(make_header()), "format": 2}), [])
     with pytest.raises(InputError, match="line 1 is damaged: format 2; this zotune reads format 1"):
+        read_journal(path)
+
+
+def test_a_journal_of_before_there_were_kinds_of_noise_and_adapter_replays(path):
+    write(path, make_header(0.9), ENTRIES)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    value = json.loads(first)
+    for name in ("peft_type", "frozen_seed", "matrices"):
+        del value["lora"][name]
+    del value["noise"], value["crc32"]
+    text = json.dumps(value)
+    path.write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + b"".join(rest))
+    assert read_journal(path) == (make_header(0.9), ENTRIES)
+
+
+def test_what_was_measured_beside_a_slope_and_the_noise_of_its_step_read_back(path):
+    noise = Noise("low_rank", steps=1)
+    header = replace(make_header(), noise=noise)
+    entries = [
+        Entry(step, 0.5, 1e-3, (Slope(step, 0.1, noise.at(header.seed, step - 1), curvature, rounding),))
+        for step, (curvature, rounding) in enumerate([(None, None), (0.1, None), (0.2, 1e-7), (None, 1e-7)], start=1)
+    ]
+    write(path, header, entries)
+    assert read_journal(path) == (header, entries)
+    assert entries[0].slopes[0].noise != entries[1].slopes[0].noise
+
+
+@pytest.mark.parametrize("change", [{"optimizer": {"name": "sdg"}}, {"optimizer": {"name": "adam", "momentum": 0.1}}])
+def test_an_optimizer_that_this_zotune_does_not_know_is_refused(path, change):
+    write(path, replace(make_header(), **change), [])
+    with pytest.raises(InputError, match="line 1 is damaged"):
         read_journal(path)
 
 
