@@ -29,14 +29,22 @@ class PromptKV:
         prompts: each row's KV, run by run: [layers, 2, kv heads, tokens, head size], keys and values.
         visible: bool [rows, suffix, suffix], what a token sees of its own probe.
         num_probes: probes side by side in a row.
+        differentiated: whether the pass is one of `forward_mode`.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[torch.Tensor]], visible: torch.Tensor, num_probes: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[torch.Tensor]],
+        visible: torch.Tensor,
+        num_probes: int,
+        differentiated: bool = False,
+    ) -> None:
         self.prompts = prompts
         self.num_probes = num_probes
         # [rows, kv heads, heads a kv head, probes, suffix, suffix], to be added to scores
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.differentiated = differentiated
         self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[Group]:
@@ -48,6 +56,10 @@ class PromptKV:
         if not any(self.prompts):
             empty = self.computed[layer][0][:, :, :0]
             yield slice(None), empty, empty, None
+            return
+        if self.differentiated:
+            kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            yield slice(None), kv[0], kv[1], hidden
             return
         for row, runs in enumerate(self.prompts):
             with record_function("zotune::cache"):
@@ -66,17 +78,42 @@ class PromptKV:
 
 
 def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts, filled to the longest [layers, 2, rows, kv heads, tokens, size], and what is filling."""
-    lengths = torch.tensor([sum(run.shape[3] for run in runs) for runs in prompts])
+    """All prompts [..., kv heads, tokens, size], filled to the longest [..., rows, kv heads, tokens, size], and what is
+    filling."""
+    lengths = torch.tensor([sum(run.shape[-2] for run in runs) for runs in prompts])
     longest = int(lengths.max())
     some = next(run for runs in prompts for run in runs)
-    layers, pair, heads, _, size = some.shape
-    kv = some.new_zeros((layers, pair, len(prompts), heads, longest, size))
+    *first, heads, _, size = some.shape
+    kv = some.new_zeros((*first, len(prompts), heads, longest, size))
     for row, runs in enumerate(prompts):
         if runs:
-            kv[:, :, row, :, : lengths[row]] = torch.cat(list(runs), dim=3)
+            kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
     hidden = torch.arange(longest) >= lengths[:, None]
     return kv, hidden[:, None, None, None, None].to(device)
+
+
+class KeptProduct(torch.autograd.Function):
+    """left @ kept, where `kept` does not change with theta: under `vmap` the tangents of all directions are one
+    product, and `kept` is not copied for each."""
+
+    @staticmethod
+    def forward(left: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        return left @ kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, left_tangent: torch.Tensor, _: None) -> torch.Tensor:
+        (kept,) = ctx.saved_tensors
+        return KeptProduct.apply(left_tangent, kept)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], left: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, int]:
+        left = left.movedim(in_dims[0], -3)
+        product = KeptProduct.apply(left.flatten(-3, -2), kept)
+        return product.unflatten(-2, left.shape[-3:-1]), product.dim() - 2
 
 
 def attention(
@@ -103,14 +140,15 @@ def attention(
         own_values = value.reshape(own_keys.shape)
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
         outputs, own_weights = [], []
+        product = KeptProduct.apply if prompt_kv.differentiated else torch.matmul
         for group, keys, values, hidden in prompt_kv.groups(layer):
             num_past = keys.shape[2]
-            scores = (by_head[group] @ keys.transpose(-1, -2)).view(*own_scores[group].shape[:-1], num_past)
+            scores = product(by_head[group], keys.transpose(-1, -2)).view(*own_scores[group].shape[:-1], num_past)
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
             weights = torch.softmax(torch.cat((scores, own_scores[group]), dim=-1).float(), dim=-1).to(query.dtype)
             own_weights.append(weights[..., num_past:])
-            outputs.append(weights[..., :num_past].flatten(2, 4) @ values)
+            outputs.append(product(weights[..., :num_past].flatten(2, 4), values))
         output = torch.cat(outputs).view(by_probe.shape) + torch.cat(own_weights) @ own_values
         return output.view(rows, heads, count, size).transpose(1, 2), None
 

@@ -120,6 +120,7 @@ class TorchEngine:
         rows: list[int],
         suffixes: list[Suffix],
         num_probes: int,
+        differentiated: bool = False,
     ) -> torch.Tensor:
         """Log-probabilities [probe, target] of the rows' suffixes behind their prompts, probes side by side."""
         size = max(len(suffixes[i].tokens) for i in rows)
@@ -139,6 +140,7 @@ class TorchEngine:
             np.tile(positions, num_probes),
             scored.reshape(len(rows), -1),
             num_probes,
+            differentiated,
         )
         places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
         return self._log_probs(logits, places, rows, suffixes)
@@ -160,12 +162,8 @@ class TorchEngine:
             count = 1 + len(probes[some])
             for rows in self._chunks(_by_length(batch, suffixes), suffixes, count):
                 kept = [[] if everywhere else self._prompt_kv(prompts[i]) for i in rows]
-                values, moved = values_and_tangents(
-                    self.lora,
-                    theta,
-                    probes[some],
-                    partial(self._log_probs_behind, [prompts[i] for i in rows], kept, rows, suffixes, num_probes=1),
-                )
+                compute = partial(self._log_probs_behind, [prompts[i] for i in rows], kept, rows, suffixes, 1, True)
+                values, moved = values_and_tangents(self.lora, theta, probes[some], compute)
                 self.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
                 _add(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
                 _add(moved[:, 0], rows, suffixes, tangents[some])
@@ -196,9 +194,10 @@ class TorchEngine:
         positions: np.ndarray,
         scored: np.ndarray,
         num_probes: int = 1,
+        differentiated: bool = False,
     ) -> tuple[torch.Tensor, PromptKV]:
         """One pass of probes side by side behind their prompts; logits, and the KV of the pass."""
-        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes)
+        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes, differentiated)
         unused = torch.zeros((1, 1, 1, 1), device=self.model.device)  # in place of a mask that the model would make
         with side_by_side(self.model):
             return self._forward(input_ids, positions, scored, attention_mask=unused, prompt_kv=kv), kv
