@@ -19,6 +19,8 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zotune.engine.kept_product import KeptProduct
+
 Group = tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -90,30 +92,6 @@ def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tup
             kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
     hidden = torch.arange(longest) >= lengths[:, None]
     return kv, hidden[:, None, None, None, None].to(device)
-
-
-class KeptProduct(torch.autograd.Function):
-    """left @ kept, where `kept` does not change with theta: under `vmap` the tangents of all directions are one
-    product, and `kept` is not copied for each."""
-
-    @staticmethod
-    def forward(left: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        return left @ kept
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def jvp(ctx: Any, left_tangent: torch.Tensor, _: None) -> torch.Tensor:
-        (kept,) = ctx.saved_tensors
-        return KeptProduct.apply(left_tangent, kept)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], left: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, int]:
-        left = left.movedim(in_dims[0], -3)
-        product = KeptProduct.apply(left.flatten(-3, -2), kept)
-        return product.unflatten(-2, left.shape[-3:-1]), product.dim() - 2
 
 
 def attention(

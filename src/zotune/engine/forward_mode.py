@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from zotune.engine.kept_product import KeptWeights
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import Probe, Theta
 
@@ -30,7 +31,8 @@ def values_and_tangents(
 
     def computed(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         lora.tensors = tensors
-        return compute()
+        with KeptWeights():
+            return compute()
 
     def differentiated(tangents: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         values, derivatives = torch.func.jvp(computed, (primals,), (tangents,))
