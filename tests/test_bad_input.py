@@ -160,14 +160,14 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{GOOD} --adam-beta1 0.5", ("--adam-beta1 has no effect with --optimizer sgd; it is for adam, adamw",),
     ),
     "beta 1": (f"{GOOD} --optimizer adam --adam-beta2 1", ("--adam-beta2 must be 0 or more and below 1, got 1",)),
-    "adam epsilon 0": (f"{GOOD} --optimizer adam --adam-epsilon 0", ("--adam-epsilon must be a finite number above 0",)),
+    "adam epsilon 0": (f"{GOOD} --optimizer adam --adam-epsilon 0", ("--adam-epsilon must be a finite number",)),
     "smoothing of sgd": (f"{GOOD} --hizoo-smoothing 0.1", ("--hizoo-smoothing has no effect with --optimizer sgd",)),
     "smoothing of 1": (
         f"{GOOD} --estimator hizoo --optimizer hizoo --hizoo-smoothing 1", ("--hizoo-smoothing must be above 0",),
     ),
     "clip 0": (f"{GOOD} --clip 0", ("--clip must be a finite number above 0, got 0",)),
-    "shaping of spsa": (f"{GOOD} --es-shaping rank", ("--es-shaping has no effect with --estimator spsa; it is for es",)),
-    "anchor of spsa": (f"{GOOD} --svrg-steps 3", ("--svrg-steps has no effect with --estimator spsa; it is for svrg",)),
+    "shaping of spsa": (f"{GOOD} --es-shaping rank", ("--es-shaping has no effect with", "it is for es")),
+    "anchor of spsa": (f"{GOOD} --svrg-steps 3", ("--svrg-steps has no effect with", "it is for svrg")),
     "no anchor": (f"{GOOD} --estimator svrg --svrg-steps 0", ("--svrg-steps must be 1 or more, got 0",)),
     "anchor of other directions": (
         f"{GOOD} --estimator svrg --sparsity 0.5", ("--estimator svrg", "--sparsity changes; leave that out"),

@@ -84,7 +84,7 @@ def test_noise_of_before_is_the_default():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mean_zero_and_covariance_one(kind):
-    """Within five standard errors, taken from the draws themselves; low rank over many periods, where U is drawn too."""
+    """Within five standard errors, taken from the draws themselves; low rank over many periods, U anew in each."""
     noise, count = Noise(kind, steps=1), 8000
     draws = np.stack([noise.at(1, s).draw(s, "m", MATRIX).ravel() for s in range(count)]).astype(np.float64)
     assert (np.abs(draws.mean(axis=0)) < 5 * draws.std(axis=0) / count**0.5).all()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -247,6 +248,26 @@ def test_resume_refuses_settings_that_would_replay_to_another_adapter(options, t
     )
     with pytest.raises(InputError, match="was started with other seed, optimizer"):
         resume(run)
+
+
+def test_a_run_of_before_there_were_other_optimizers_resumes(options, whole_run, tmp_path):
+    """Its journal and its config.toml lack what came later: noise, kinds of adapter, settings of other optimizers."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(5)])
+    first, rest = (run / "journal.jsonl").read_bytes().split(b"\n", 1)
+    value = json.loads(first)
+    for name in ("peft_type", "frozen_seed", "matrices"):
+        del value["lora"][name]
+    value["optimizer"] = {"name": "sgd", "momentum": 0.5, "weight_decay": 0.0}
+    del value["noise"], value["crc32"]
+    text = json.dumps(value)
+    (run / "journal.jsonl").write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + rest)
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)
+    (run / "config.toml").write_text("".join(line for line in lines if not line.startswith(("noise", "peft_type"))))
+    resume(run)
+    assert durable(run)["adapter/adapter_model.safetensors"] == durable(whole_run)["adapter/adapter_model.safetensors"]
+    assert read_journal(run / "journal.jsonl")[1] == read_journal(whole_run / "journal.jsonl")[1]
 
 
 def test_a_run_in_use_is_not_overwritten(options, tmp_path):

@@ -151,7 +151,6 @@ def resume(
             "as they were, or start a new run"
         )
     logger.info("resuming %s after step %d", folder.path, len(entries))
-    estimator = _estimator(config)
     theta, state, estimator = _rebuild(header, entries, _estimator(config))
     metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
     trainer = _trainer(
@@ -224,9 +223,12 @@ def _rebuild(header: Header, entries: Sequence[Entry], estimator: Estimator) -> 
 def _changes(before: Header, now: Header) -> list[str]:
     """What a journal was started with and no longer is, in words for the user."""
     names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
-    names += ["optimizer"] if before.make_optimizer() != now.make_optimizer() else []
-    compared = {field.name for field in fields(Header)} - {"data", "base_model", "optimizer"}
-    return names + [name for name in sorted(compared) if getattr(before, name) != getattr(now, name)]
+    for field in fields(Header):
+        if field.name == "optimizer":  # what was left to a default may be written out in one and not in the other
+            names += [field.name] if before.make_optimizer() != now.make_optimizer() else []
+        elif field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name):
+            names.append(field.name)
+    return names
 
 
 def _trainer(
