@@ -75,7 +75,8 @@ def compare_times(options: argparse.Namespace, scope: str) -> dict[str, object]:
 
 
 def compare_errors(options: argparse.Namespace, scope: str) -> dict[str, object]:
-    batch, full, half = make_batch(options), *(make_engine(load(options, d), scope) for d in (torch.float32, torch.bfloat16))
+    full, half = (make_engine(load(options, dtype), scope) for dtype in (torch.float32, torch.bfloat16))
+    batch = make_batch(options)
     theta = some_theta(full)
     exact = slopes(Jvp(), full, theta, batch, options.directions)
 

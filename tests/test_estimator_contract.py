@@ -37,9 +37,9 @@ Function = Callable[[np.ndarray], float]
 class Row:
     """What an estimator states of itself.
 
-    order: its error falls with eps to this power; None: it has none but rounding. free: its slopes do not depend on the scale of the loss; they are
-    compared up to a positive factor. noise_gain: independent noise of size s in the losses makes an error of standard
-    deviation noise_gain * s / eps. exact: False where slopes are but an ascent direction.
+    order: its error falls with eps to this power; None: it has none but rounding. free: its slopes do not depend on the
+    scale of the loss; they are compared up to a positive factor. noise_gain: independent noise of size s in the losses
+    makes an error of standard deviation noise_gain * s / eps. exact: False where slopes are but an ascent direction.
     """
 
     made: Callable[[float], Estimator]

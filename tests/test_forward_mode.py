@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from zotune.objectives import OBJECTIVES, cross_entropy
 INVOCATION = (50, 51)
 SEEDS = (4, 5, 6)
 SCOPES = {"activated": INVOCATION, "everywhere": None}
-ENGINES = {
+ENGINES: dict[str, Any] = {
     "plain": PlainEngine,
     "torch": lambda model, spec: TorchEngine(model, spec, PrefixCache(1e8)),
     "torch in small passes": lambda model, spec: TorchEngine(model, spec, NoPrefixCache(), max_tokens_per_forward=12),
@@ -106,7 +107,7 @@ def fast_and_plain():
 def test_in_bfloat16_the_error_is_smaller_than_spsas_at_every_epsilon(kind, scope):
     """Root of the mean square over 16 directions, against autograd in float64 on the same rounded weights."""
     spec, seeds = LoraSpec(4, 8.0, TARGETS[kind], SCOPES[scope]), range(16)
-    model = make_model(kind).to(torch.bfloat16)
+    model = make_model(kind).bfloat16()
     engine = ENGINES["torch"](model, spec)
     theta = some_theta(engine)
     rounded = make_model(kind)

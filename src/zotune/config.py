@@ -23,6 +23,7 @@ from zotune.noise import KINDS, Noise
 from zotune.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
+Tuning = Literal["lora", "full"]
 EngineName = Literal["torch", "plain"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
@@ -82,7 +83,8 @@ class Config:
     """Distance of the probes from theta along a direction."""
 
     learning_rate: float | None = None
-    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md)."""
+    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md); 1e-6 with
+    --tuning full."""
 
     lr_scheduler_type: SchedulerType = "constant"
     """How the learning rate goes over the steps, as in transformers."""
@@ -157,6 +159,10 @@ class Config:
 
     data_seed: int = 0
     """Seed of the held-out split and of samples of the data; apart from --seed, so that runs share their data."""
+
+    tuning: Tuning = "lora"
+    """What is trained: `lora`, an adapter; or `full`, the model's own parameters in their dtype, at the memory of
+    inference, exported as a model folder. MeZO's for OPT: --tuning full --epsilon 1e-3 --learning-rate 1e-6 or 1e-7."""
 
     peft_type: PeftType = "lora"
     """`lora`; `lora_fa`, with A frozen; or `vera`, frozen A and B shared by all modules and scaled by trained vectors
@@ -280,8 +286,11 @@ def make_noise(config: Config) -> Noise:
     return Noise(kind, **{name: value for name, value in given.items() if value is not None})
 
 
-def default_learning_rate(num_parameters: int) -> float:
-    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more."""
+def default_learning_rate(num_parameters: int, tuning: str = "lora") -> float:
+    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more. Its range for
+    all parameters is 1e-7 .. 1e-6."""
+    if tuning == "full":
+        return 1e-6
     return 2e-3 if num_parameters < 100_000_000 else 1e-4
 
 
@@ -311,6 +320,7 @@ def _check(config: Config) -> None:
     if config.hizoo_smoothing is not None and not 0 < config.hizoo_smoothing < 1:
         refuse("hizoo_smoothing", "above 0 and below 1")
     _check_method(config)
+    _check_tuning(config)
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
     if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
@@ -362,6 +372,23 @@ def _check_method(config: Config) -> None:
             "--estimator svrg compares slopes at different steps along the same directions, which "
             f"{'--sparsity' if noise.sparsity else 'noise of periods'} changes; leave that out"
         )
+
+
+def _check_tuning(config: Config) -> None:
+    if config.tuning == "lora":
+        return
+    for name in ("peft_type", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
+        if getattr(config, name) != Config.__dataclass_fields__[name].default:
+            raise InputError(f"--{name.replace('_', '-')} has no effect with --tuning full; leave it out")
+    if config.scope == "activated":
+        raise InputError("--scope activated has no meaning with --tuning full: prompts change with the parameters")
+    if config.optimizer != "sgd" or config.momentum or config.clip:
+        raise InputError(
+            "--tuning full needs --optimizer sgd without --momentum and --clip: the state of the others would take the "
+            "memory of a model"
+        )
+    if config.estimator in ("svrg", "jvp"):
+        raise InputError(f"--estimator {config.estimator} needs --tuning lora: it holds a second theta")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

@@ -30,7 +30,7 @@ from zotune.engine.loading import (
 )
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import Example
+from zotune.engine.protocol import Example, TokenIds
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
 from zotune.noise import layer_of
@@ -56,6 +56,7 @@ class Parts:
     config: Config
     task: Task
     engine: TorchEngine | PlainEngine
+    tokenizer: Tokenizer
     train: list[Example]
     evaluation: list[Example]
     digests: dict[str, str]
@@ -112,8 +113,8 @@ def _own_data(task: Task) -> tuple[Any, Any]:
 
 def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenizer: Tokenizer | None) -> Parts:
     task = data.task
-    scope = config.scope or ("activated" if task.invocation else "everywhere")
-    if config.scope is None:
+    scope = config.scope or ("activated" if task.invocation and config.tuning == "lora" else "everywhere")
+    if config.scope is None and config.tuning == "lora":
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
     path = model_path(config.model)
@@ -135,19 +136,12 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         torch.set_num_threads(config.num_threads)
     if model is None:
         model = load_model(path, dtype, device, config.trust_remote_code)
-    spec = LoraSpec(
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        target_modules=config.target_modules,
-        invocation_tokens=encoder.invocation if scope == "activated" else None,
-        peft_type=config.peft_type,
-        frozen_seed=0 if config.peft_type == "lora" else config.seed,
-    )
-    learning_rate = config.learning_rate or default_learning_rate(model.num_parameters())
+    spec = _spec(config, encoder.invocation if scope == "activated" else None)
+    learning_rate = config.learning_rate or default_learning_rate(model.num_parameters(), config.tuning)
     if config.learning_rate is None:
-        logger.info("learning rate: %g (by the size of the model)", learning_rate)
+        logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, config.tuning)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
-    chosen = {
+    chosen: dict[str, Any] = {
         "model": config.model if config.model == "demo" else _absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
         "train_data": _absolute(config.train_data),
@@ -169,12 +163,26 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         engine.close()
         raise InputError(f"--estimator jvp: {reason}; use spsa, or another engine or model")
     return Parts(
-        filled, task, engine, train, evaluation,
+        filled, task, engine, tokenizer, train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
     )  # fmt: skip
 
 
-def make_engine(config: Config, model: PreTrainedModel, spec: LoraSpec) -> TorchEngine | PlainEngine:
+def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
+    """The form of the adapter; None: the model's own parameters are trained."""
+    if config.tuning == "full":
+        return None
+    return LoraSpec(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        invocation_tokens=invocation,
+        peft_type=config.peft_type,
+        frozen_seed=0 if config.peft_type == "lora" else config.seed,
+    )
+
+
+def make_engine(config: Config, model: PreTrainedModel, spec: LoraSpec | None) -> TorchEngine | PlainEngine:
     """The engine that the configuration names, with its cache."""
     if config.engine == "plain":
         return PlainEngine(model, spec)

@@ -35,8 +35,8 @@ def values_and_tangents(
             return compute()
 
     def differentiated(tangents: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        values, derivatives = torch.func.jvp(computed, (primals,), (tangents,))
-        return values, derivatives
+        pair: tuple[torch.Tensor, torch.Tensor] = torch.func.jvp(computed, (primals,), (tangents,))  # type: ignore[assignment]
+        return pair
 
     directions = lora.tangents([probe.noise.direction(probe.seed, theta) for probe in probes])
     try:

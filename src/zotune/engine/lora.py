@@ -16,27 +16,22 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zotune.adapter import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
-from zotune.engine.protocol import Theta
+from zotune.engine.layers import TrainedLayers
+from zotune.engine.protocol import AT_THETA, Probe, Theta
 from zotune.errors import InputError
+from zotune.noise import Noise, gaussian
 
 
-class LoraLayers:
-    """The adapted modules of one model.
-
-    `write` fills the slots. `num_groups` says how the tokens of a pass lie: as [groups, slots, the rest]. `token_mask`
-    [rows, tokens] keeps the adapter to some tokens. With `active` false the model is the base model.
-    """
+class LoraLayers(TrainedLayers):
+    """The adapted modules of one model; `place` and `write` fill the slots."""
 
     def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
+        super().__init__()
         self.scaling = spec.alpha / spec.rank
         self.device = model.device
-        self.active = True
         self.num_slots = 1
-        self.num_groups = 1
-        self.token_mask: torch.Tensor | None = None
         self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
         matrices: dict[str, tuple[int, ...]] = {}
-        self.modules: list[nn.Module] = []
         self._hooks = []
         fan_in_fan_out = False
         for name, module in adapted_modules(model, spec.target_modules):
@@ -49,6 +44,14 @@ class LoraLayers:
         self.shapes = dict(trained_shapes(matrices, spec))
         frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
+
+    def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        with record_function("zotune::noise"):
+            self.write(points(theta, probes))
+
+    def trial(self) -> tuple[Theta, list[Probe]]:
+        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}
+        return theta, [AT_THETA, Probe(2, 0.05)]
 
     def write(self, points: Sequence[Theta]) -> None:
         """Make `points` the adapters of the next forward passes, a slot each."""
@@ -92,6 +95,23 @@ class LoraLayers:
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
         # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
         return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
+
+
+def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
+    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
+    bases = [theta if probe.base is None else probe.base for probe in probes]
+    drawn: dict[tuple[int, Noise, int], Theta] = {}
+    result = []
+    for probe, base in zip(probes, bases, strict=True):
+        if not probe.distance:
+            result.append(base)
+            continue
+        key = (probe.seed, probe.noise, id(base))
+        if key not in drawn:
+            drawn[key] = probe.noise.direction(probe.seed, base)
+        distance, z = np.float32(probe.distance), drawn[key]
+        result.append({name: value + distance * z[name] for name, value in base.items()})
+    return result
 
 
 def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -18,8 +18,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from zotune.adapter import LoraSpec
 from zotune.engine.forward_mode import eager_attention, values_and_tangents
+from zotune.engine.layers import TrainedLayers
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.weights import ModelWeights
+from zotune.engine.whole_model import WholeModel
 
 
 @dataclass(frozen=True)
@@ -31,24 +34,30 @@ class _Row:
 
 
 class PlainEngine:
-    """Scores probes of a LoRA adapter on any causal LM of transformers, on CPU or CUDA.
+    """Scores probes of a LoRA adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter.
+        spec: the form of the adapter; None: theta is the model's own parameters.
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: LoraSpec, max_tokens_per_forward: int = 4096) -> None:
+    def __init__(self, model: PreTrainedModel, spec: LoraSpec | None, max_tokens_per_forward: int = 4096) -> None:
         self.model = model.eval()
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
-        self.lora = LoraLayers(model, spec)
-        self.spec = self.lora.spec
+        self.layers: TrainedLayers = WholeModel(model) if spec is None else LoraLayers(model, spec)
+        self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else None
+        self.scope = "everywhere" if spec is None else spec.scope
+
+    @property
+    def weights(self) -> ModelWeights | None:
+        """Theta itself, where it is the model's own parameters."""
+        return self.layers.weights if isinstance(self.layers, WholeModel) else None
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        return dict(self.lora.shapes)
+        return dict(self.layers.shapes)
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
@@ -57,7 +66,7 @@ class PlainEngine:
         if any(probe.derivative for probe in probes):
             return Scores(log_probs, num_tokens, self._tangents(theta, probes, forwards, batch, log_probs))
         for probe_scores, probe in zip(log_probs, probes, strict=True):
-            self.lora.write([probe.of(theta)])
+            self.layers.place(theta, [probe])
             for rows in forwards:
                 _put(self._log_probs(rows, batch), rows, batch, probe_scores)
         return Scores(log_probs, num_tokens)
@@ -70,9 +79,10 @@ class PlainEngine:
         tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
         with eager_attention(self.model):
             for index, probe in enumerate(probes):
+                assert isinstance(self.layers, LoraLayers)
                 for rows in forwards:
                     values, (moved,) = values_and_tangents(
-                        self.lora, theta, [probe], partial(self._log_probs, rows, batch)
+                        self.layers, theta, [probe], partial(self._log_probs, rows, batch)
                     )
                     _put(values, rows, batch, log_probs[index])
                     _put(moved, rows, batch, tangents[index])
@@ -80,6 +90,8 @@ class PlainEngine:
         return tangents
 
     def why_no_derivatives(self) -> str | None:
+        if not isinstance(self.layers, LoraLayers):
+            return "all parameters are trained, and only LoRA's have derivatives here"
         probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
         theta = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.tensor_shapes.items()}
         stats = vars(self.stats).copy()
@@ -98,7 +110,7 @@ class PlainEngine:
         rows = [_Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
         results: list[list[TokenIds]] = []
         for probe in probes:
-            self.lora.write([probe.of(theta)])
+            self.layers.place(theta, [probe])
             texts: list[TokenIds] = [()] * len(prompts)
             for chunk in self._pack(rows, num_new=sampling.max_new_tokens):
                 for row, token_ids in zip(chunk, self._generate_rows(chunk, sampling), strict=True):
@@ -117,7 +129,7 @@ class PlainEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def close(self) -> None:
-        self.lora.remove()
+        self.layers.remove()
 
     def _pack(self, rows: list[_Row], num_new: int = 0) -> Iterator[list[_Row]]:
         """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
@@ -135,13 +147,13 @@ class PlainEngine:
         longest = len(rows[0].input_ids)
         input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
-        self.lora.num_groups = 1
+        self.layers.num_groups = 1
         for index, row in enumerate(rows):
             input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
             attention_mask[index, longest - len(row.input_ids) :] = 1
-        if self.spec.scope == "activated":
+        if self.scope == "activated":
             adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            self.lora.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
+            self.layers.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 

@@ -20,26 +20,27 @@ from zotune.adapter import LoraSpec
 from zotune.engine.attention import PromptKV, side_by_side
 from zotune.engine.forward_mode import values_and_tangents
 from zotune.engine.head import MAX_LOGITS, ScoredHead
+from zotune.engine.lora import LoraLayers
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.protocol import Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.shared_kv import SharedKV
 from zotune.engine.suffix import Suffix, ancestors, make_suffix
-from zotune.noise import Noise, gaussian
+from zotune.engine.weights import ModelWeights
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
 
 
 class TorchEngine:
-    """Scores probes of a LoRA adapter on a causal LM of transformers, on CPU or CUDA.
+    """Scores probes of a LoRA adapter, or of all parameters, on a causal LM of transformers, on CPU or CUDA.
 
     Models whose attention does not take a mask and a cache from outside (found by a trial at the start) go through the
     plain engine, and the log says so.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter.
+        spec: the form of the adapter; None: theta is the model's own parameters.
         prefix_cache: where prompts are kept, in scope `activated`.
         max_tokens_per_forward: rows are packed into forward passes of at most this many computed tokens.
     """
@@ -47,15 +48,16 @@ class TorchEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        spec: LoraSpec,
+        spec: LoraSpec | None,
         prefix_cache: PrefixCache | None = None,
         max_tokens_per_forward: int = 8192,
     ) -> None:
         self.plain = PlainEngine(model, spec)
         self.model = self.plain.model
         self.spec = self.plain.spec
+        self.scope = self.plain.scope
         self.stats = self.plain.stats
-        self.lora = self.plain.lora
+        self.layers = self.plain.layers
         self.cache = prefix_cache or NoPrefixCache()
         self.max_tokens_per_forward = max_tokens_per_forward
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
@@ -63,6 +65,10 @@ class TorchEngine:
         self.plain_reason = self._try_out()
         if self.plain_reason:
             logger.info("every token will be computed, without reuse: %s", self.plain_reason)
+
+    @property
+    def weights(self) -> ModelWeights | None:
+        return self.plain.weights
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -76,13 +82,12 @@ class TorchEngine:
             return self._score_tangents(theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = _tokens_needed(batch) * len(probes), self.stats.tokens_computed
-        score_some = self._score_activated if self.spec.scope == "activated" else self._score_everywhere
+        score_some = self._score_activated if self.scope == "activated" else self._score_everywhere
         longest = max(len(example.invocation) + max(map(len, example.candidates)) for example in batch)
-        most = max(1, self.max_tokens_per_forward // longest)
+        most = self.layers.max_probes or max(1, self.max_tokens_per_forward // longest)
         for start in range(0, len(probes), most):
             some = probes[start : start + most]
-            with record_function("zotune::noise"):
-                self.lora.write(points(theta, some))
+            self.layers.place(theta, some)
             score_some(len(some), batch, log_probs[start : start + most])
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
@@ -132,7 +137,7 @@ class TorchEngine:
             positions[row, :count] = np.add(suffixes[i].depths, len(prompts[row]))
         visible = np.stack([ancestors(suffixes[i], size) for i in rows])
         scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
-        self.lora.num_groups = len(rows)
+        self.layers.num_groups = len(rows)
         logits, _ = self._forward_behind(
             prompt_kv,
             visible,
@@ -152,7 +157,7 @@ class TorchEngine:
         """
         num_tokens, log_probs = empty_scores(len(probes), batch)
         tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
-        everywhere = self.spec.scope == "everywhere"
+        everywhere = self.scope == "everywhere"
         prompts = [() if everywhere else example.prompt for example in batch]
         trunks = [example.prompt + example.invocation if everywhere else example.invocation for example in batch]
         suffixes = [make_suffix(trunk, e.candidates) for trunk, e in zip(trunks, batch, strict=True)]
@@ -163,7 +168,8 @@ class TorchEngine:
             for rows in self._chunks(_by_length(batch, suffixes), suffixes, count):
                 kept = [[] if everywhere else self._prompt_kv(prompts[i]) for i in rows]
                 compute = partial(self._log_probs_behind, [prompts[i] for i in rows], kept, rows, suffixes, 1, True)
-                values, moved = values_and_tangents(self.lora, theta, probes[some], compute)
+                assert isinstance(self.layers, LoraLayers)
+                values, moved = values_and_tangents(self.layers, theta, probes[some], compute)
                 self.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
                 _add(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
                 _add(moved[:, 0], rows, suffixes, tangents[some])
@@ -173,9 +179,9 @@ class TorchEngine:
         return Scores(log_probs, num_tokens, tangents)
 
     def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
-        self.lora.active = False
+        self.layers.active = False
         kv = self.cache.kv(prompt, self._compute_block)
-        self.lora.active = True
+        self.layers.active = True
         return kv
 
     def _compute_block(self, tokens: TokenIds, before: list[torch.Tensor]) -> torch.Tensor:
@@ -208,7 +214,7 @@ class TorchEngine:
         wholes = [example.prompt + example.invocation for example in batch]
         num_shared = _common_prefix(wholes) if len(batch) > 1 else 0
         num_shared = num_shared if num_shared >= MIN_SHARED else 0
-        self.lora.num_groups = 1
+        self.layers.num_groups = 1
         shared = SharedKV(num_probes)
         if num_shared:
             input_ids = np.tile(np.array([wholes[0][:num_shared]]), (num_probes, 1))
@@ -271,7 +277,7 @@ class TorchEngine:
 
     def _forward(self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, **more: Any) -> torch.Tensor:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
-        self.lora.token_mask = None
+        self.layers.token_mask = None
         self.head.pick(self._tensor(scored))
         with record_function("zotune::forward"):
             logits = self.model(
@@ -310,18 +316,17 @@ class TorchEngine:
     def _fits(self, batch: Sequence[Example]) -> bool:
         """Whether the layout serves these examples; it needs a token to compute, and full attention."""
         longest = max(len(e.prompt) + len(e.invocation) + max(map(len, e.candidates)) for e in batch)
-        trunk = min(len(e.invocation if self.spec.scope == "activated" else e.prompt + e.invocation) for e in batch)
+        trunk = min(len(e.invocation if self.scope == "activated" else e.prompt + e.invocation) for e in batch)
         return trunk > 0 and not (self._window and longest > self._window)
 
     def _try_out(self) -> str | None:
         """Why this model must go through the plain engine, or None: both score a small batch and must agree."""
-        if any(module is self.model.get_output_embeddings() for module in self.lora.modules):
+        if any(module is self.model.get_output_embeddings() for module in self.layers.modules):
             return "the adapter is on the output layer"
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i + 3) % vocabulary for i in range(24))
         batch = [Example(ids[:17], ids[17:19], (ids[19:20], ids[20:23])), Example(ids[5:15], ids[17:19], (ids[19:20],))]
-        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.lora.shapes.items()}
-        probes = [AT_THETA, Probe(2, 0.05)]
+        theta, probes = self.layers.trial()
         stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         try:
@@ -337,26 +342,9 @@ class TorchEngine:
             return f"{type(self.model).__name__} does not take a mask and cache from outside ({error})"
         finally:
             vars(self.stats).update(stats)
-            self.cache, self.lora.active, self.head.max_logits = cache, True, MAX_LOGITS
+            self.cache, self.layers.active, self.head.max_logits = cache, True, MAX_LOGITS
             self.head.pick(None)
         return None
-
-
-def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
-    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
-    bases = [theta if probe.base is None else probe.base for probe in probes]
-    drawn: dict[tuple[int, Noise, int], Theta] = {}
-    result = []
-    for probe, base in zip(probes, bases, strict=True):
-        if not probe.distance:
-            result.append(base)
-            continue
-        key = (probe.seed, probe.noise, id(base))
-        if key not in drawn:
-            drawn[key] = probe.noise.direction(probe.seed, base)
-        distance, z = np.float32(probe.distance), drawn[key]
-        result.append({name: value + distance * z[name] for name, value in base.items()})
-    return result
 
 
 def _by_length(batch: Sequence[Example], suffixes: list[Suffix]) -> list[int]:
