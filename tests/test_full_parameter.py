@@ -1,13 +1,15 @@
 """Training of all parameters: slopes against autograd, models untouched by probes, runs replayed to the bit."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedModel
 
 from tests.conftest import CONFIGS, TARGETS, make_model
 from tests.test_estimators import BATCH
@@ -25,7 +27,7 @@ from zotune.optimizers import InPlace, Sgd
 ENGINES: dict[str, Any] = {"plain": PlainEngine, "torch": TorchEngine}
 
 
-@pytest.fixture(params=[2**20, 100], ids=["whole tensors", "pieces"])
+@pytest.fixture(params=[2**20, 500], ids=["whole tensors", "pieces"])
 def piece_size(request, monkeypatch: pytest.MonkeyPatch) -> int:
     """Also with pieces so small that every matrix of the tiny models is several."""
     monkeypatch.setattr(weights_module, "PIECE_SIZE", request.param)
@@ -48,7 +50,7 @@ def moved(model: PreTrainedModel, probe: Probe) -> PreTrainedModel:
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_probes_scores_are_those_of_a_model_that_was_moved_there(kind, make, dtype, piece_size):
-    engine = make(make_model(kind).to(dtype), None)
+    engine: TorchEngine | PlainEngine = make(make_model(kind).to(dtype), None)
     probe = Probe(3, 0.05)
     scores = engine.score(engine.weights, [probe, AT_THETA], BATCH).log_probs
     for row, model in enumerate((moved(make_model(kind).to(dtype), probe), make_model(kind).to(dtype))):
@@ -142,8 +144,9 @@ def options(reviews_file: Path) -> dict:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_trained_model_equals_the_replay_to_the_bit_also_after_a_resume(
-    options, model_dirs, tmp_path, kind, dtype, piece_size
+    options, model_dirs, tmp_path, kind, dtype, monkeypatch
 ):
+    monkeypatch.setattr(weights_module, "PIECE_SIZE", 2000)
     settings = {**options, "model": str(model_dirs[kind]), "dtype": dtype}
     result = mezo_finetune(**settings, output_dir=str(tmp_path / "run"))
     assert result.adapter == tmp_path / "run" / "model"
@@ -202,3 +205,21 @@ def test_what_does_not_go_with_all_parameters_is_refused(options, opt_dir, tmp_p
     with pytest.raises(InputError, match=message):
         mezo_finetune(**{**options, "model": str(opt_dir), **settings}, output_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_takes_less_than_a_tenth_more_memory_than_inference(tmp_path):
+    """In fresh processes, on an OPT whose table of embeddings (147 MiB) is most of its 46 million parameters."""
+    config = OPTConfig(
+        vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072, num_hidden_layers=1,
+        num_attention_heads=12,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    script = Path(__file__).parents[1] / "benchmarks" / "full_parameter.py"
+    flags = ["--model", str(tmp_path / "model"), "--batch-size", "1", "--prompt-tokens", "16", "--steps", "1"]
+    peaks = []
+    for work in ("inference", "training"):
+        command = [sys.executable, str(script), *flags, "--dtype", "float32", "--work", work]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(json.loads(result.stdout.splitlines()[-1])["peak_mib"])
+    assert 300 < peaks[0] < 0.999 * peaks[1]
+    assert peaks[1] < 1.1 * peaks[0]

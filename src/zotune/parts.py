@@ -159,9 +159,9 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     _check_objective(filled, task)
     engine = make_engine(config, model, spec)
     _check_blocks(config, engine)
-    if config.estimator == "jvp" and (reason := engine.why_no_derivatives()):
+    if config.estimator == "jvp" and (obstacle := engine.why_no_derivatives()):
         engine.close()
-        raise InputError(f"--estimator jvp: {reason}; use spsa, or another engine or model")
+        raise InputError(f"--estimator jvp: {obstacle}; use spsa, or another engine or model")
     return Parts(
         filled, task, engine, tokenizer, train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
