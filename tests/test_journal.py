@@ -111,6 +111,16 @@ def test_any_other_change_of_a_byte_is_refused_with_its_line(tmp_path_factory, d
         read_journal(path)
 
 
+@pytest.mark.parametrize("space", [b"\t", b"\r"])
+def test_a_changed_byte_that_means_the_same_to_json_is_refused_too(path, space):
+    write(path, make_header(), ENTRIES)
+    whole = path.read_bytes()
+    for position in (index for index, byte in enumerate(whole) if byte == ord(" ")):
+        path.write_bytes(whole[:position] + space + whole[position + 1 :])
+        with pytest.raises(InputError, match=r"line \d is damaged"):
+            read_journal(path)
+
+
 @pytest.mark.parametrize("order", [[0, 2, 3], [0, 1, 1, 2], [0, 2, 1, 3], [1, 2, 3]])
 def test_lines_missing_doubled_or_out_of_order_are_refused(path, order):
     write(path, make_header(), ENTRIES)

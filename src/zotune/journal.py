@@ -105,8 +105,7 @@ class Journal:
         self._file.close()
 
     def _write(self, value: dict[str, Any]) -> None:
-        text = json.dumps(value, allow_nan=False)
-        line = f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
+        line = _encode(value) + b"\n"
         try:
             written = self._file.write(line)
             if written != len(line):  # a disk that fills up takes a part and refuses the rest
@@ -223,7 +222,15 @@ def _decode(line: bytes) -> dict[str, Any]:
         value = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError("not JSON") from error
-    expected = value.pop("crc32", None) if isinstance(value, dict) else None
-    if zlib.crc32(json.dumps(value).encode()) != expected:
+    if not isinstance(value, dict) or "crc32" not in value:
+        raise ValueError("it has no checksum")
+    del value["crc32"]
+    if _encode(value) != line:  # also where other bytes mean the same, such as another space
         raise ValueError("its checksum does not match")
     return value
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    """A line without its end."""
+    text = json.dumps(value, allow_nan=False)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'.encode()
