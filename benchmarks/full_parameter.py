@@ -79,9 +79,7 @@ def main() -> None:
                 child = subprocess.run([*command, "--work", work], check=True, capture_output=True, text=True)
                 results.append(json.loads(child.stdout.splitlines()[-1]))
                 print(json.dumps(results[-1]), flush=True)
-    print(
-        "\n| dtype | inference, MiB | training, MiB | ratio | inference, s | training step, s |\n" + "|---" * 6 + "|"
-    )
+    print("\n| dtype | inference, MiB | training, MiB | ratio | inference, s | training step, s |\n" + "|---" * 6 + "|")
     for inference, training in zip(results[::2], results[1::2], strict=True):
         print(
             f"| {inference['dtype']} | {inference['peak_mib']:.0f} | {training['peak_mib']:.0f} "

@@ -93,6 +93,7 @@ def test_probes_never_change_a_bit_of_the_model_and_close_leaves_it_as_it_was(ki
     before, forwards = bits(model), [module.forward for module in model.modules()]
     engine = TorchEngine(model, None)
     assert engine.plain_reason is None
+    assert engine.weights is not None
     engine.score(engine.weights, Spsa(0.1).ask(range(3)), BATCH)
     assert bits(model) == before
     engine.close()
