@@ -257,6 +257,7 @@ def test_a_target_that_matches_nothing_is_refused_with_what_exists():
 )
 def test_damaged_and_unsupported_adapters_are_refused(tmp_path: Path, name, content, message):
     engine = make_engine("opt", "everywhere")
+    assert engine.spec
     save_adapter(tmp_path, some_theta(engine), engine.spec, "none")
     (tmp_path / name).unlink()
     if content is not None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zotune.adapter import LoraSpec, initial_theta
+from zotune.engine.protocol import Theta
 from zotune.errors import InputError
 from zotune.estimators import Slope
 from zotune.journal import Entry, Header, Journal, read_journal, replay
@@ -68,7 +69,7 @@ def test_replay_gives_the_same_bits_as_the_live_updates_from_any_cut(tmp_path_fa
     write(path, make_header(momentum, seed), entries)
     header, read = read_journal(path)
     live = header.make_optimizer()
-    theta = initial_theta(SHAPES, seed)
+    theta: Theta = initial_theta(SHAPES, seed)
     state = live.init(theta)
     cut = data.draw(st.integers(0, len(entries)))
     for entry in entries[:cut]:

@@ -161,6 +161,7 @@ def test_lora_fa_trains_b_from_the_a_that_lora_would_start_with():
     engine = PlainEngine(make_model("opt"), spec_of("lora_fa"))
     lora = PlainEngine(make_model("opt"), SPEC)
     assert set(engine.tensor_shapes) == {name for name in lora.tensor_shapes if "lora_B" in name}
+    assert engine.spec
     start = lora_matrices(initial_theta(engine.tensor_shapes, 5), engine.spec)
     for name, value in initial_theta(lora.tensor_shapes, 5).items():
         assert np.array_equal(start[name], value)
@@ -173,6 +174,7 @@ def test_vera_trains_two_vectors_a_module_and_shares_the_rest():
         ("vera_lambda_d", (4,)), ("vera_lambda_b", (16,)), ("vera_lambda_b", (32,)),
     }  # fmt: skip
     assert all((value == (0.1 if name.endswith("d") else 0)).all() for name, value in theta.items())
+    assert engine.spec
     ones = {name: np.ones_like(value) for name, value in theta.items()}
     matrices = lora_matrices(ones, engine.spec)
     first, other = (matrices[name] for name in matrices if name.endswith("q_proj.lora_A.weight"))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zotune.engine.lora import points
 from zotune.engine.protocol import AT_THETA, Probe
-from zotune.engine.torch_engine import points
 from zotune.noise import (
     GAUSSIAN,
     KINDS,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.protocol import Example, Scores
+from zotune.engine.protocol import Example, Scores, Theta
 from zotune.estimators import Slope
 from zotune.journal import Entry, Header, Journal, read_journal, replay
 from zotune.noise import KINDS, Noise, gaussian
@@ -174,7 +174,8 @@ def test_every_optimizer_has_a_row():
 
 def live_run(header: Header, num_steps: int) -> tuple[list[Entry], Any, Any]:
     """A run of `num_steps` steps of two directions with slopes as they come, one of them far out."""
-    optimizer, theta = header.make_optimizer(), initial_theta(header.tensors, header.seed)
+    optimizer = header.make_optimizer()
+    theta: Theta = initial_theta(header.tensors, header.seed)
     state, entries, rng = optimizer.init(theta), [], np.random.default_rng(4)
     for step in range(num_steps):
         slopes = tuple(

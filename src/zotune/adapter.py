@@ -89,6 +89,13 @@ def lora_matrices(theta: Mapping[str, np.ndarray], spec: LoraSpec) -> dict[str, 
     return FORMS[spec.peft_type].matrices(theta, _frozen(spec), spec)
 
 
+def lora_tangents(direction: Mapping[str, np.ndarray], spec: LoraSpec) -> dict[str, np.ndarray]:
+    """How A and B change as theta moves along `direction`: every form is linear in theta but for what is frozen."""
+    frozen = _frozen(spec)
+    moved = FORMS[spec.peft_type].matrices(direction, frozen, spec)
+    return {name: np.zeros_like(value) if name in frozen else value for name, value in moved.items()}
+
+
 @lru_cache(maxsize=4)
 def _frozen(spec: LoraSpec) -> dict[str, np.ndarray]:
     return FORMS[spec.peft_type].frozen(spec)

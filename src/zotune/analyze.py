@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from zotune.adapter import initial_theta
 from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import Example, Probe, Scores, Theta
+from zotune.engine.protocol import AT_THETA, Example, Probe, Scores, Theta
 from zotune.engine.suffix import make_suffix
 from zotune.noise import derive_seed
 from zotune.objectives import Objective
@@ -134,8 +134,8 @@ Caches = list[list[tuple[torch.Tensor, torch.Tensor]]]  # [example][layer] -> ke
 @torch.inference_mode()
 def _prompt_caches(engine: PlainEngine, point: Theta, batch: Sequence[Example]) -> Caches:
     """Prompt KV under a point, an ordinary LoRA's: it acts on every token."""
-    engine.lora.write([point])
-    engine.lora.num_groups, engine.lora.token_mask = 1, None
+    engine.layers.place(point, [AT_THETA])
+    engine.layers.num_groups, engine.layers.token_mask = 1, None
     caches = []
     for example in batch:
         ids = torch.tensor([example.prompt], device=engine.model.device)
@@ -148,8 +148,8 @@ def _prompt_caches(engine: PlainEngine, point: Theta, batch: Sequence[Example]) 
 @torch.inference_mode()
 def _losses(engine: PlainEngine, objective: Objective, point: Theta, batch: Sequence[Example], caches: Caches) -> float:
     """Mean loss with invocation and candidates computed under `point`, on top of the given prompt KV."""
-    engine.lora.write([point])
-    engine.lora.num_groups, engine.lora.token_mask = 1, None
+    engine.layers.place(point, [AT_THETA])
+    engine.layers.num_groups, engine.layers.token_mask = 1, None
     num_candidates = max(len(example.candidates) for example in batch)
     log_probs = np.full((1, len(batch), num_candidates), -np.inf, dtype=np.float32)
     num_tokens = np.zeros((len(batch), num_candidates), dtype=np.int64)

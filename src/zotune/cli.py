@@ -192,13 +192,16 @@ class Resume:
 
 @dataclass(frozen=True)
 class Replay:
-    """Rebuild the adapter at any step of a run from its journal; no model is loaded."""
+    """Rebuild the adapter at any step of a run from its journal; no model is loaded.
+
+    After full-parameter training it is the model that is rebuilt, from the base model, which must be at hand.
+    """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
 
     output_dir: str
-    """Where to write the adapter; must not exist."""
+    """Where to write the adapter (or model); must not exist."""
 
     step: int | None = None
     """The step; default: the last."""
@@ -207,7 +210,7 @@ class Replay:
         from zotune.finetune import replay_run
 
         step = replay_run(self.run_folder, self.output_dir, self.step)
-        print(f"adapter after step {step}: {self.output_dir}")
+        print(f"after step {step}: {self.output_dir}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from zotune.noise import KINDS, Noise
 from zotune.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
+Tuning = Literal["lora", "full"]
 EngineName = Literal["torch", "plain", "sglang"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
@@ -86,7 +87,8 @@ class Config:
     """Distance of the probes from theta along a direction."""
 
     learning_rate: float | None = None
-    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md)."""
+    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md); 1e-6 with
+    --tuning full."""
 
     lr_scheduler_type: SchedulerType = "constant"
     """How the learning rate goes over the steps, as in transformers."""
@@ -98,7 +100,7 @@ class Config:
     """How slopes are estimated: `spsa` is the two-sided difference of MeZO, `one_sided` shares a base point, `fzoo`
     and `es` (evolution strategy) free the step of the loss's scale, `svrg` subtracts a control variate, `hizoo`
     measures curvature for the optimizer of that name, `adaptive` is spsa with an eps that follows rounding noise and
-    curvature."""
+    curvature, `jvp` differentiates in forward mode, exactly and without eps."""
 
     optimizer: OptimizerName = "sgd"
     """How slopes change theta: `sgd`, `sign`, `adam`, `adamw`, `muon` (orthogonalised matrices) or `hizoo` (a
@@ -161,6 +163,10 @@ class Config:
 
     data_seed: int = 0
     """Seed of the held-out split and of samples of the data; apart from --seed, so that runs share their data."""
+
+    tuning: Tuning = "lora"
+    """What is trained: `lora`, an adapter; or `full`, the model's own parameters in their dtype, at the memory of
+    inference, exported as a model folder. MeZO's for OPT: --tuning full --epsilon 1e-3 --learning-rate 1e-6 or 1e-7."""
 
     peft_type: PeftType = "lora"
     """`lora`; `lora_fa`, with A frozen; or `vera`, frozen A and B shared by all modules and scaled by trained vectors
@@ -284,8 +290,11 @@ def make_noise(config: Config) -> Noise:
     return Noise(kind, **{name: value for name, value in given.items() if value is not None})
 
 
-def default_learning_rate(num_parameters: int) -> float:
-    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more."""
+def default_learning_rate(num_parameters: int, tuning: str = "lora") -> float:
+    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more. Its range for
+    all parameters is 1e-7 .. 1e-6."""
+    if tuning == "full":
+        return 1e-6
     return 2e-3 if num_parameters < 100_000_000 else 1e-4
 
 
@@ -315,6 +324,7 @@ def _check(config: Config) -> None:
     if config.hizoo_smoothing is not None and not 0 < config.hizoo_smoothing < 1:
         refuse("hizoo_smoothing", "above 0 and below 1")
     _check_method(config)
+    _check_tuning(config)
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
     if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
@@ -330,6 +340,10 @@ def _check(config: Config) -> None:
     if config.sglang and config.engine != "sglang":
         raise InputError(f"--sglang.* options have no effect with --engine {config.engine}; add --engine sglang")
     if config.engine == "sglang":
+        if config.tuning == "full":
+            raise InputError(
+                "--tuning full has no effect with --engine sglang, which trains adapters; use --engine torch"
+            )
         if config.kv_cache_gb is not None:
             raise InputError("--kv-cache-gb has no effect with --engine sglang; use --sglang.max-total-tokens")
         if config.num_threads is not None:
@@ -377,6 +391,23 @@ def _check_method(config: Config) -> None:
             "--estimator svrg compares slopes at different steps along the same directions, which "
             f"{'--sparsity' if noise.sparsity else 'noise of periods'} changes; leave that out"
         )
+
+
+def _check_tuning(config: Config) -> None:
+    if config.tuning == "lora":
+        return
+    for name in ("peft_type", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
+        if getattr(config, name) != Config.__dataclass_fields__[name].default:
+            raise InputError(f"--{name.replace('_', '-')} has no effect with --tuning full; leave it out")
+    if config.scope == "activated":
+        raise InputError("--scope activated has no meaning with --tuning full: prompts change with the parameters")
+    if config.optimizer != "sgd" or config.momentum or config.clip:
+        raise InputError(
+            "--tuning full needs --optimizer sgd without --momentum and --clip: the state of the others would take the "
+            "memory of a model"
+        )
+    if config.estimator in ("svrg", "jvp"):
+        raise InputError(f"--estimator {config.estimator} needs --tuning lora: it holds a second theta")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

@@ -110,7 +110,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("peak memory", "", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB")
     console = RichConsole(highlight=False)
     console.print(table)
-    console.print(f"run folder: {folder} (adapter: {folder / 'adapter'})", soft_wrap=True)
+    console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:

@@ -45,7 +45,8 @@ class Estimator(ABC):
 
     @abstractmethod
     def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
-        """Slopes from the losses [probe, example] at the probes that `ask` gave."""
+        """Slopes from the losses [probe, example] at the probes that `ask` gave, or from their derivatives where the
+        probes ask for those."""
 
     def after(self, theta: Theta, slopes: Sequence[Slope]) -> Self:
         """The estimator of the next step, where this one, at `theta`, gave `slopes`."""
@@ -288,6 +289,27 @@ class Svrg(Estimator):
         return replace(self, age=self.age + 1)
 
 
+# ---- without differences
+
+
+@dataclass(frozen=True)
+class Jvp(Estimator):
+    """Exact directional derivatives by forward-mode differentiation (Baydin et al., 2022, arXiv 2202.08587).
+
+    slope_k = d/dt L(theta + t z_k) at t = 0: no eps, no error but rounding, and the mean of slope * z over Gaussian
+    directions is the gradient itself. Time and memory of 1 + K forwards.
+    """
+
+    def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
+        return [Probe(seed, 0.0, noise, derivative=True) for seed in seeds]
+
+    def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
+        return [
+            Slope(probe.seed, value, probe.noise)
+            for probe, value in zip(probes, losses.mean(axis=1).tolist(), strict=True)
+        ]
+
+
 ESTIMATORS: dict[str, type[Estimator]] = {
     "spsa": Spsa,
     "one_sided": OneSided,
@@ -296,4 +318,5 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "svrg": Svrg,
     "hizoo": Hizoo,
     "adaptive": AdaptiveSpsa,
+    "jvp": Jvp,
 }

@@ -9,6 +9,7 @@ import logging
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import initial_theta, save_adapter
 from zotune.config import Config, arguments_of, make_config, make_noise, read_toml, write_toml
+from zotune.engine.loading import load_model, load_tokenizer
+from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.protocol import Theta
+from zotune.engine.torch_engine import TorchEngine
+from zotune.engine.weights import ModelWeights, save_model
 from zotune.errors import InputError
 from zotune.estimators import ESTIMATORS, Estimator
 from zotune.journal import Entry, Header, Journal, history, read_journal, replay
@@ -27,14 +33,17 @@ from zotune.optimizers import OPTIMIZERS, Tensors
 from zotune.parts import Parts, assemble, load_data, model_path
 from zotune.run_folder import RunFolder, default_output_dir
 from zotune.schedules import make_schedule
-from zotune.train import Callback, Evaluation, MeZOTrainer, TrainingPlan
+from zotune.train import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan
 
 logger = logging.getLogger("zotune")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves. Metrics are on the evaluation data, None where there is none."""
+    """What a run leaves. Metrics are on the evaluation data, None where there is none.
+
+    After full-parameter training `adapter` is a model folder.
+    """
 
     run_folder: Path
     adapter: Path
@@ -116,7 +125,7 @@ def make_trainer(
     write_toml(config, folder.config)
     header = _header(config, parts)
     journal = Journal.create(folder.journal, header)
-    theta = initial_theta(header.tensors, header.seed)
+    theta = parts.engine.weights or initial_theta(header.tensors, header.seed)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
         estimator=_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
@@ -152,7 +161,7 @@ def resume(
             "as they were, or start a new run"
         )
     logger.info("resuming %s after step %d", folder.path, len(entries))
-    theta, state, estimator = _rebuild(header, entries, _estimator(config))
+    theta, state, estimator = _rebuild(header, entries, _estimator(config), parts.engine.weights)
     metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
     trainer = _trainer(
         config,
@@ -171,7 +180,9 @@ def resume(
 
 
 def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
-    """Rebuild the adapter after `step` steps (default: the last) from the journal; loads no model. Returns the step.
+    """Rebuild the adapter after `step` steps (default: the last) from the journal. Returns the step.
+
+    It loads no model but after full-parameter training, which has changed one: that is what it rebuilds then.
 
     Raises:
         InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
@@ -181,12 +192,26 @@ def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None 
     if not 0 <= step <= len(entries):
         raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
     RunFolder(Path(output_dir)).check_free(overwrite=False)
-    theta, _ = replay(header, entries[:step])
     try:
-        save_adapter(Path(output_dir), theta, header.lora, header.base_model)
+        if header.lora is None:
+            _replay_model(header, entries[:step], Path(run_folder), Path(output_dir))
+        else:
+            theta, _ = replay(header, entries[:step])
+            save_adapter(Path(output_dir), theta, header.lora, header.base_model)
     except OSError as error:
         raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
     return step
+
+
+def _replay_model(header: Header, entries: Sequence[Entry], run_folder: Path, output_dir: Path) -> None:
+    trust = read_toml(RunFolder(run_folder).config).trust_remote_code
+    assert header.dtype is not None
+    model = load_model(header.base_model, header.dtype, "cpu", trust)
+    weights = ModelWeights(model)
+    if weights.shapes != header.tensors:
+        raise InputError(f"{run_folder}: {header.base_model} is not the model that the run began with")
+    replay(header, entries, weights)
+    save_model(output_dir, model, load_tokenizer(header.base_model, trust))
 
 
 # ---- the parts of a trainer
@@ -203,6 +228,7 @@ def _header(config: Config, parts: Parts) -> Header:
         optimizer={"name": config.optimizer, **asdict(optimizer)},
         data=parts.digests,
         noise=make_noise(config),
+        dtype=config.dtype if parts.engine.spec is None else None,
     )
 
 
@@ -211,9 +237,11 @@ def _estimator(config: Config) -> Estimator:
     return made(**arguments_of(made, config))
 
 
-def _rebuild(header: Header, entries: Sequence[Entry], estimator: Estimator) -> tuple[Tensors, Tensors, Estimator]:
+def _rebuild(
+    header: Header, entries: Sequence[Entry], estimator: Estimator, start: Theta | None
+) -> tuple[Theta, Tensors, Estimator]:
     """Theta, the optimizer's state and the estimator as the run that wrote `entries` left them."""
-    points = history(header, entries)
+    points = history(header, entries, start)
     theta, state = next(points)
     for entry, (next_theta, next_state) in zip(entries, points, strict=True):
         estimator = estimator.after(theta, entry.slopes)
@@ -261,14 +289,21 @@ def _trainer(
         folder=folder,
         journal=journal,
         metrics=metrics,
-        lora=parts.engine.spec,
-        base_model=header.base_model,
+        export=_export(parts, header.base_model),
         theta=theta,
         optimizer_state=state,
         step=step,
         noise=header.noise,
         callbacks=callbacks,
     )
+
+
+def _export(parts: Parts, base_model: str) -> Export:
+    if parts.engine.spec is None:
+        assert isinstance(parts.engine, TorchEngine | PlainEngine)
+        model = parts.engine.model
+        return Export("model", lambda folder, theta: save_model(folder, model, parts.tokenizer))
+    return Export("adapter", partial(save_adapter, spec=parts.engine.spec, base_model=base_model))
 
 
 def run(trainer: MeZOTrainer) -> Result:
@@ -280,7 +315,7 @@ def run(trainer: MeZOTrainer) -> Result:
     initial, best, final = (
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )
-    return Result(trainer.folder.path, trainer.folder.adapter, initial, best, final, summary)
+    return Result(trainer.folder.path, trainer.exported, initial, best, final, summary)
 
 
 def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
@@ -297,6 +332,7 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
     return {
         "model": config.model,
         "task": config.task or "classification",
+        "exported": trainer.export.name,
         "initial": metrics(evals[0] if evals else None),
         "best": metrics(best_of(evals) if evals else None),
         "final": metrics(evals[-1] if evals else None),

@@ -27,8 +27,8 @@ class FirstOrderTrainer(MeZOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         plain = self.engine if isinstance(self.engine, PlainEngine) else getattr(self.engine, "plain", None)
-        if not isinstance(plain, PlainEngine) or self.lora.peft_type != "lora":
-            raise InputError("first-order training takes --engine torch or plain, and --peft-type lora")
+        if not isinstance(plain, PlainEngine) or plain.spec is None or plain.spec.peft_type != "lora":
+            raise InputError("first-order training takes --engine torch or plain, --tuning lora and --peft-type lora")
         self.plain = plain
         self.matrices = {name: torch.from_numpy(value.copy()) for name, value in self.theta.items()}
         self.matrices = {name: value.to(self.plain.model.device) for name, value in self.matrices.items()}

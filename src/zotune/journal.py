@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from zotune.adapter import LoraSpec, initial_theta
+from zotune.engine.protocol import Theta
 from zotune.errors import InputError
 from zotune.estimators import Slope
 from zotune.noise import GAUSSIAN, Noise
-from zotune.optimizers import OPTIMIZERS, Optimizer, Tensors
+from zotune.optimizers import OPTIMIZERS, InPlace, Optimizer, Tensors
 
 FORMAT = 1
 logger = logging.getLogger("zotune")
@@ -29,20 +30,25 @@ logger = logging.getLogger("zotune")
 
 @dataclass(frozen=True)
 class Header:
-    """What a replay starts from. `data` names what the examples were, so that a resumed run can check them."""
+    """What a replay starts from. `data` names what the examples were, so that a resumed run can check them.
+
+    Without `lora` theta is the base model's own parameters, in `dtype`, and a replay needs those.
+    """
 
     seed: int
     base_model: str
     tensors: Mapping[str, tuple[int, ...]]
-    lora: LoraSpec
+    lora: LoraSpec | None
     optimizer: Mapping[str, Any]  # {"name": a key of OPTIMIZERS, and its arguments}
     data: Mapping[str, str]
     noise: Noise = GAUSSIAN
+    dtype: str | None = None
     format: int = FORMAT
 
     def make_optimizer(self) -> Optimizer:
         arguments = {key: value for key, value in self.optimizer.items() if key != "name"}
-        return OPTIMIZERS[self.optimizer["name"]](**arguments)
+        optimizer = OPTIMIZERS[self.optimizer["name"]](**arguments)
+        return InPlace(optimizer) if self.lora is None else optimizer
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,20 @@ def read_journal(path: Path) -> tuple[Header, list[Entry]]:
     return header, entries
 
 
-def replay(header: Header, entries: Sequence[Entry]) -> tuple[Tensors, Tensors]:
+def replay(header: Header, entries: Sequence[Entry], start: Theta | None = None) -> tuple[Theta, Tensors]:
     """Theta and the optimizer's state after `entries`, the same bits as in the run that wrote them."""
-    (last,) = deque(history(header, entries), maxlen=1)
+    (last,) = deque(history(header, entries, start), maxlen=1)
     return last
 
 
-def history(header: Header, entries: Sequence[Entry]) -> Iterator[tuple[Tensors, Tensors]]:
-    """Theta and the optimizer's state before each of `entries`, and after the last."""
+def history(header: Header, entries: Sequence[Entry], start: Theta | None = None) -> Iterator[tuple[Theta, Tensors]]:
+    """Theta and the optimizer's state before each of `entries`, and after the last.
+
+    Args:
+        start: the base model's parameters, which are moved, where the header has no `lora`.
+    """
     optimizer = header.make_optimizer()
-    theta = initial_theta(header.tensors, header.seed)
+    theta: Theta = initial_theta(header.tensors, header.seed) if start is None else start
     state = optimizer.init(theta)
     yield theta, state
     for entry in entries:
@@ -189,19 +199,22 @@ def _header(path: Path, line: bytes) -> Header:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}; this zotune reads format {FORMAT}")
         lora = value.pop("lora")
-        invocation = lora.pop("invocation_tokens")
-        spec = LoraSpec(
-            target_modules=tuple(lora.pop("target_modules")),
-            matrices=tuple((name, tuple(shape)) for name, shape in lora.pop("matrices", ())),
-            invocation_tokens=None if invocation is None else tuple(invocation),
-            **lora,
-        )
+        spec = None if lora is None else _spec(**lora)
         tensors = {name: tuple(shape) for name, shape in value.pop("tensors").items()}
         header = Header(**value | {"noise": Noise(**value.get("noise", {}))}, lora=spec, tensors=tensors)
         header.make_optimizer()
         return header
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: line 1 is damaged: {error}") from error
+
+
+def _spec(target_modules: Any, invocation_tokens: Any, matrices: Any = (), **rest: Any) -> LoraSpec:
+    return LoraSpec(
+        target_modules=tuple(target_modules),
+        invocation_tokens=None if invocation_tokens is None else tuple(invocation_tokens),
+        matrices=tuple((name, tuple(shape)) for name, shape in matrices),
+        **rest,
+    )
 
 
 def _decode(line: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ BLAS and no library function whose last bit is the machine's; sums run in an ord
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -21,13 +21,13 @@ CLIP_AFTER = 10  # slopes before it is trusted
 
 
 class Optimizer(Protocol):
-    """`init` makes the state of a run, `update` the next theta and state; neither writes its arguments."""
+    """`init` makes the state of a run, `update` the next theta and state; only InPlace writes its arguments."""
 
     def init(self, theta: Theta) -> Tensors: ...
 
     def update(
         self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
-    ) -> tuple[Tensors, Tensors]: ...
+    ) -> tuple[Theta, Tensors]: ...
 
 
 def gradient(slopes: Sequence[Slope], name: str, value: np.ndarray) -> np.ndarray:
@@ -260,6 +260,25 @@ class HizooSgd(_PerTensor):
             diagonal += np.float32(slope.curvature / (2 * len(slopes))) * (z * z - np.float32(1.0))
         kept["diagonal"] = _mixed(kept["diagonal"], np.abs(diagonal), 1.0 - self.hizoo_smoothing)
         return self._decayed(value, rate) - rate * step / kept["diagonal"]
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """An optimizer without state that writes theta, tensor after tensor: for a theta of which there is one."""
+
+    optimizer: Optimizer
+
+    def init(self, theta: Theta) -> Tensors:
+        return {}
+
+    def update(
+        self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
+    ) -> tuple[Theta, Tensors]:
+        assert isinstance(theta, MutableMapping)
+        for name in theta:
+            updated, _ = self.optimizer.update({name: theta[name]}, {}, slopes, learning_rate)
+            theta[name] = updated[name]
+        return theta, {}
 
 
 def _mixed(before: np.ndarray, now: np.ndarray, share: float) -> np.ndarray:

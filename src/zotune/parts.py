@@ -32,7 +32,7 @@ from zotune.engine.loading import (
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.pool import EnginePool
 from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import Example
+from zotune.engine.protocol import Example, TokenIds
 from zotune.engine.sglang.engine import SglangEngine
 from zotune.engine.sglang.names import check as check_sglang
 from zotune.engine.sglang.options import check_options
@@ -64,6 +64,7 @@ class Parts:
     config: Config
     task: Task
     engine: AnyEngine
+    tokenizer: Tokenizer
     train: list[Example]
     evaluation: list[Example]
     digests: dict[str, str]
@@ -128,8 +129,8 @@ def _own_data(task: Task) -> tuple[Any, Any]:
 
 def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenizer: Tokenizer | None) -> Parts:
     task = data.task
-    scope = config.scope or ("activated" if task.invocation else "everywhere")
-    if config.scope is None:
+    scope = config.scope or ("activated" if task.invocation and config.tuning == "lora" else "everywhere")
+    if config.scope is None and config.tuning == "lora":
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
     path = model_path(config.model)
@@ -157,19 +158,12 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         model = model or load_model(path, dtype, device, config.trust_remote_code)
         num_parameters = model.num_parameters()
         dtype = str(model.dtype).removeprefix("torch.")
-    spec = LoraSpec(
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        target_modules=config.target_modules,
-        invocation_tokens=encoder.invocation if scope == "activated" else None,
-        peft_type=config.peft_type,
-        frozen_seed=0 if config.peft_type == "lora" else config.seed,
-    )
-    learning_rate = config.learning_rate or default_learning_rate(num_parameters)
+    spec = _spec(config, encoder.invocation if scope == "activated" else None)
+    learning_rate = config.learning_rate or default_learning_rate(num_parameters, config.tuning)
     if config.learning_rate is None:
-        logger.info("learning rate: %g (by the size of the model)", learning_rate)
+        logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, config.tuning)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
-    chosen = {
+    chosen: dict[str, Any] = {
         "model": config.model if config.model == "demo" else _absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
         "train_data": _absolute(config.train_data),
@@ -187,18 +181,36 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     _check_objective(filled, task)
     engine = make_engine(config, spec, device, dtype, model)
     _check_blocks(config, engine)
+    if config.estimator == "jvp" and (obstacle := engine.why_no_derivatives()):
+        engine.close()
+        raise InputError(f"--estimator jvp: {obstacle}; use spsa, or another engine or model")
     return Parts(
-        filled, task, engine, train, evaluation,
+        filled, task, engine, tokenizer, train, evaluation,
         digests={"training": _digest(train), "evaluation": _digest(evaluation)},
     )  # fmt: skip
 
 
+def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
+    """The form of the adapter; None: the model's own parameters are trained."""
+    if config.tuning == "full":
+        return None
+    return LoraSpec(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        invocation_tokens=invocation,
+        peft_type=config.peft_type,
+        frozen_seed=0 if config.peft_type == "lora" else config.seed,
+    )
+
+
 def make_engine(
-    config: Config, spec: LoraSpec, device: str, dtype: str, model: PreTrainedModel | None = None
+    config: Config, spec: LoraSpec | None, device: str, dtype: str, model: PreTrainedModel | None = None
 ) -> AnyEngine:
     """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
     path = model_path(config.model)
     if config.engine == "sglang":
+        assert spec is not None
         return _sglang_engine(config, spec, device, dtype)
     model = model or load_model(path, dtype, device, config.trust_remote_code)
     if config.engine == "plain":

@@ -70,6 +70,6 @@ class _Marked:
 
     def update(
         self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
-    ) -> tuple[Tensors, Tensors]:
+    ) -> tuple[Theta, Tensors]:
         with record_function("zotune::update"):
             return self._update(theta, state, slopes, learning_rate)

@@ -6,14 +6,13 @@ examples, so a run that is stopped anywhere and resumed goes on bit for bit as i
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from zotune.adapter import LoraSpec, save_adapter
 from zotune.engine.protocol import AT_THETA, Engine, Example, Theta
 from zotune.errors import TrainingError
 from zotune.estimators import Estimator
@@ -62,6 +61,14 @@ class Evaluation:
     predictions: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Export:
+    """How theta is given to others: `save` writes a folder, which has the name `name` in the run folder."""
+
+    name: str
+    save: Callable[[Path, Theta], None]
+
+
 class MeZOTrainer:
     """Trains theta on one engine and keeps its run folder. `zotune.mezo_finetune` builds one from a configuration.
 
@@ -69,6 +76,7 @@ class MeZOTrainer:
         engine, estimator, optimizer, objective, schedule: the parts of a step.
         plan: steps, batch size, seed, evaluations.
         train_examples, eval_examples: what to learn from, and what to evaluate on (may be empty).
+        export: how theta is saved.
         folder, journal, metrics: where the run is kept; `journal` and `metrics` are open at `step`.
         theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
         noise: what the directions are drawn from.
@@ -88,8 +96,7 @@ class MeZOTrainer:
         folder: RunFolder,
         journal: Journal,
         metrics: MetricsFile,
-        lora: LoraSpec,
-        base_model: str,
+        export: Export,
         theta: Theta,
         optimizer_state: Tensors,
         step: int = 0,
@@ -107,8 +114,7 @@ class MeZOTrainer:
         self.folder = folder
         self.journal = journal
         self.metrics = metrics
-        self.lora = lora
-        self.base_model = base_model
+        self.export = export
         self.theta = theta
         self.optimizer_state = optimizer_state
         self.step = step
@@ -132,7 +138,7 @@ class MeZOTrainer:
             while not self._is_done():
                 self.train_step()
                 self._evaluate_if_due()
-            self.save(self.folder.adapter)
+            self.save(self.exported)
         except OSError as error:
             raise TrainingError(
                 f"cannot write {error.filename or self.folder.path}: {error.strerror}. The run is kept up to step "
@@ -148,7 +154,9 @@ class MeZOTrainer:
         probes = self.estimator.ask(self._seeds(), self.noise.at(self.plan.seed, self.step))
         scores = self.engine.score(self.theta, probes, batch)
         losses = self.objective(scores, batch)  # [probe, example]
-        slopes = self.estimator.tell(probes, losses)
+        slopes = self.estimator.tell(
+            probes, losses if scores.tangents is None else self.objective.derivative(scores, batch)
+        )
         near = [probe.base is None for probe in probes]
         loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
         self._check(loss, [slope.value for slope in slopes])
@@ -189,9 +197,14 @@ class MeZOTrainer:
         """Loss and accuracy of theta on `examples` (default: the evaluation examples)."""
         return evaluate(self.engine, self.theta, self.objective, self.eval_examples if examples is None else examples)
 
+    @property
+    def exported(self) -> Path:
+        """Where theta lies after an evaluation and at the end."""
+        return self.folder.path / self.export.name
+
     def save(self, folder: Path) -> None:
-        """Export theta as a PEFT adapter folder."""
-        save_adapter(folder, self.theta, self.lora, self.base_model)
+        """Export theta: a PEFT adapter folder, or a model folder of transformers."""
+        self.export.save(folder, self.theta)
 
     def close(self) -> None:
         """Release the journal and metrics files, and the model."""
@@ -224,7 +237,7 @@ class MeZOTrainer:
             time_s=time.perf_counter() - started,
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
-        self.save(self.folder.adapter)
+        self.save(self.exported)
         if best_of([*self.evaluations, event]) is event:
             self.save(self.folder.best)
         self.metrics.append(event)

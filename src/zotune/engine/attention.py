@@ -19,6 +19,8 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zotune.engine.kept_product import KeptProduct
+
 Group = tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -29,14 +31,22 @@ class PromptKV:
         prompts: each row's KV, run by run: [layers, 2, kv heads, tokens, head size], keys and values.
         visible: bool [rows, suffix, suffix], what a token sees of its own probe.
         num_probes: probes side by side in a row.
+        differentiated: whether the pass is one of `forward_mode`.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[torch.Tensor]], visible: torch.Tensor, num_probes: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[torch.Tensor]],
+        visible: torch.Tensor,
+        num_probes: int,
+        differentiated: bool = False,
+    ) -> None:
         self.prompts = prompts
         self.num_probes = num_probes
         # [rows, kv heads, heads a kv head, probes, suffix, suffix], to be added to scores
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.differentiated = differentiated
         self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[Group]:
@@ -46,6 +56,14 @@ class PromptKV:
             yield slice(None), kv[layer, 0].flatten(0, 1), kv[layer, 1].flatten(0, 1), hidden
             return
         kv_heads = self.computed[layer][0].shape[1]
+        if not any(self.prompts):
+            empty = self.computed[layer][0][:, :, :0].flatten(0, 1)
+            yield slice(None), empty, empty, None
+            return
+        if self.differentiated:
+            kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            yield slice(None), kv[0].flatten(0, 1), kv[1].flatten(0, 1), hidden
+            return
         for row, runs in enumerate(self.prompts):
             if len(runs) == 1:
                 keys, values = runs[0][layer]
@@ -63,19 +81,19 @@ class PromptKV:
 
 
 def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts, filled to the longest, and what is filling.
+    """All prompts [.., kv heads, tokens, size], filled to the longest, and what is filling.
 
     Returns:
-        [layers, 2, rows, kv heads, longest, head size], and bool [rows * kv heads, 1, longest].
+        [.., rows, kv heads, longest, size], and bool [rows * kv heads, 1, longest].
     """
-    lengths = torch.tensor([sum(run.shape[3] for run in runs) for runs in prompts])
+    lengths = torch.tensor([sum(run.shape[-2] for run in runs) for runs in prompts])
     longest = int(lengths.max())
     some = next(run for runs in prompts for run in runs)
-    layers, pair, heads, _, size = some.shape
-    kv = some.new_zeros((layers, pair, len(prompts), heads, longest, size))
+    *first, heads, _, size = some.shape
+    kv = some.new_zeros((*first, len(prompts), heads, longest, size))
     for row, runs in enumerate(prompts):
         if runs:
-            kv[:, :, row, :, : lengths[row]] = torch.cat(list(runs), dim=3)
+            kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
     hidden = (torch.arange(longest) >= lengths[:, None]).repeat_interleave(heads, dim=0)
     return kv, hidden[:, None].to(device)
 
@@ -103,17 +121,19 @@ def attention(
         own_keys = key.reshape(rows, kv_heads, 1, probes, count // probes, size)
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
         own = own_scores.view(rows * kv_heads, -1, count // probes)
-        output, own_weights = torch.empty_like(by_head), torch.empty_like(own)
+        outputs, own_weights = [], []
+        product = KeptProduct.apply if prompt_kv.differentiated else torch.bmm
         for group, keys, values, hidden in prompt_kv.groups(layer):
             num_past = keys.shape[1]
-            scores = torch.bmm(by_head[group], keys.transpose(1, 2))
+            scores = product(by_head[group], keys.transpose(1, 2))
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
             weights = torch.softmax(torch.cat((scores, own[group]), dim=-1).float(), dim=-1).to(query.dtype)
-            own_weights[group] = weights[..., num_past:]
-            torch.bmm(weights[..., :num_past], values, out=output[group])
-        own_output = own_weights.view(own_scores.shape) @ value.reshape(own_keys.shape)
-        return (output.view(by_probe.shape) + own_output).view(rows, heads, count, size).transpose(1, 2), None
+            own_weights.append(weights[..., num_past:])
+            outputs.append(product(weights[..., :num_past], values))
+        own_output = torch.cat(own_weights).view(own_scores.shape) @ value.reshape(own_keys.shape)
+        output = torch.cat(outputs).view(by_probe.shape) + own_output
+        return output.view(rows, heads, count, size).transpose(1, 2), None
 
 
 @contextmanager

@@ -39,13 +39,14 @@ class ScoredHead:
         Args:
             logits: what the pass gave.
         """
-        values = torch.empty(len(places), dtype=torch.float32, device=logits.device)
+        values, order = [], []
         for start, table in self._tables(logits):
             normalizers = torch.logsumexp(table.float(), dim=-1)
-            here = (places >= start) & (places < start + len(table))
+            (here,) = torch.where((places >= start) & (places < start + len(table)))
             rows = places[here] - start
-            values[here] = table[rows, tokens[here]].float() - normalizers[rows]
-        return values
+            values.append(table[rows, tokens[here]].float() - normalizers[rows])
+            order.append(here)
+        return torch.cat(values)[torch.argsort(torch.cat(order))]
 
     def remove(self) -> None:
         self._hook.remove()

@@ -15,28 +15,23 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter import LoraSpec, lora_matrices, tensor_name, trained_shapes
-from zotune.engine.protocol import Theta
+from zotune.adapter import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
+from zotune.engine.layers import TrainedLayers
+from zotune.engine.protocol import AT_THETA, Probe, Theta
 from zotune.errors import InputError
+from zotune.noise import Noise, gaussian
 
 
-class LoraLayers:
-    """The adapted modules of one model.
-
-    `write` fills the slots. `num_groups` says how the tokens of a pass lie: as [groups, slots, the rest]. `token_mask`
-    [rows, tokens] keeps the adapter to some tokens. With `active` false the model is the base model.
-    """
+class LoraLayers(TrainedLayers):
+    """The adapted modules of one model; `place` and `write` fill the slots."""
 
     def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
+        super().__init__()
         self.scaling = spec.alpha / spec.rank
         self.device = model.device
-        self.active = True
         self.num_slots = 1
-        self.num_groups = 1
-        self.token_mask: torch.Tensor | None = None
         self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
         matrices: dict[str, tuple[int, ...]] = {}
-        self.modules: list[nn.Module] = []
         self._hooks = []
         fan_in_fan_out = False
         for name, module in adapted_modules(model, spec.target_modules):
@@ -50,13 +45,29 @@ class LoraLayers:
         frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
 
+    def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        with record_function("zotune::noise"):
+            self.write(points(theta, probes))
+
+    def trial(self) -> tuple[Theta, list[Probe]]:
+        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}
+        return theta, [AT_THETA, Probe(2, 0.05)]
+
     def write(self, points: Sequence[Theta]) -> None:
         """Make `points` the adapters of the next forward passes, a slot each."""
         self.num_slots = len(points)
-        adapters = [lora_matrices(point, self.spec) for point in points]
-        for name in adapters[0]:
-            stacked = torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device)
-            self.tensors[name] = stacked.transpose(1, 2)
+        self.tensors = self._stacked([lora_matrices(point, self.spec) for point in points])
+
+    def tangents(self, directions: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        """How `tensors` of one slot change along directions: [directions, 1, ...]."""
+        stacked = self._stacked([lora_tangents(direction, self.spec) for direction in directions])
+        return {name: tensor.unsqueeze(1) for name, tensor in stacked.items()}
+
+    def _stacked(self, adapters: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device).transpose(1, 2)
+            for name in adapters[0]
+        }
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -67,7 +78,8 @@ class LoraLayers:
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             if self.active:
                 with record_function("zotune::lora"):
-                    output += self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
+                    product = self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
+                    return (output + product).to(output.dtype)
             return output
 
         return add_product
@@ -83,6 +95,23 @@ class LoraLayers:
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
         # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
         return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
+
+
+def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
+    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
+    bases = [theta if probe.base is None else probe.base for probe in probes]
+    drawn: dict[tuple[int, Noise, int], Theta] = {}
+    result = []
+    for probe, base in zip(probes, bases, strict=True):
+        if not probe.distance:
+            result.append(base)
+            continue
+        key = (probe.seed, probe.noise, id(base))
+        if key not in drawn:
+            drawn[key] = probe.noise.direction(probe.seed, base)
+        distance, z = np.float32(probe.distance), drawn[key]
+        result.append({name: value + distance * z[name] for name, value in base.items()})
+    return result
 
 
 def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from zotune.adapter import LoraSpec
+from zotune.engine.forward_mode import eager_attention, values_and_tangents
+from zotune.engine.layers import TrainedLayers
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.weights import ModelWeights
+from zotune.engine.whole_model import WholeModel
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """A scalar from log-probabilities [example, candidate]."""
@@ -32,34 +37,74 @@ class _Row:
 
 
 class PlainEngine:
-    """Scores probes of a LoRA adapter on any causal LM of transformers, on CPU or CUDA.
+    """Scores probes of a LoRA adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter.
+        spec: the form of the adapter; None: theta is the model's own parameters.
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: LoraSpec, max_tokens_per_forward: int = 4096) -> None:
+    def __init__(self, model: PreTrainedModel, spec: LoraSpec | None, max_tokens_per_forward: int = 4096) -> None:
         self.model = model.eval()
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
-        self.lora = LoraLayers(model, spec)
-        self.spec = self.lora.spec
+        self.layers: TrainedLayers = WholeModel(model) if spec is None else LoraLayers(model, spec)
+        self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else None
+        self.scope = "everywhere" if spec is None else spec.scope
+
+    @property
+    def weights(self) -> ModelWeights | None:
+        """Theta itself, where it is the model's own parameters."""
+        return self.layers.weights if isinstance(self.layers, WholeModel) else None
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        return dict(self.lora.shapes)
+        return dict(self.layers.shapes)
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         forwards = self._forwards(batch)
+        if any(probe.derivative for probe in probes):
+            return Scores(log_probs, num_tokens, self._tangents(theta, probes, forwards, batch, log_probs))
         for probe_scores, probe in zip(log_probs, probes, strict=True):
-            self.lora.write([probe.of(theta)])
-            sums = self._log_probs(forwards, batch).numpy().astype(np.float32)
-            np.copyto(probe_scores, sums, where=num_tokens > 0)
+            self.layers.place(theta, [probe])
+            for rows in forwards:
+                _put(self._log_probs(rows, batch), rows, batch, probe_scores)
         return Scores(log_probs, num_tokens)
+
+    def _tangents(
+        self, theta: Theta, probes: Sequence[Probe], forwards: list[list[_Row]], batch: Sequence[Example],
+        log_probs: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Derivatives [probe, example, candidate], one direction at a time; fills `log_probs` too."""
+        tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
+        with eager_attention(self.model):
+            for index, probe in enumerate(probes):
+                assert isinstance(self.layers, LoraLayers)
+                for rows in forwards:
+                    values, (moved,) = values_and_tangents(
+                        self.layers, theta, [probe], partial(self._log_probs, rows, batch)
+                    )
+                    _put(values, rows, batch, log_probs[index])
+                    _put(moved, rows, batch, tangents[index])
+        self.stats.tokens_computed += self.stats.tokens_computed - before  # each token's tangent
+        return tangents
+
+    def why_no_derivatives(self) -> str | None:
+        if not isinstance(self.layers, LoraLayers):
+            return "all parameters are trained, and only LoRA's have derivatives here"
+        probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
+        theta = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.tensor_shapes.items()}
+        stats = vars(self.stats).copy()
+        try:
+            self.score(theta, [probe], batch)
+        except Exception as error:  # whatever a model's own code raises over numbers that have derivatives
+            return f"{type(self.model).__name__} does not compute derivatives in forward mode ({error})"
+        finally:
+            vars(self.stats).update(stats)
+        return None
 
     @torch.inference_mode()
     def generate(
@@ -68,7 +113,7 @@ class PlainEngine:
         rows = [_Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
         results: list[list[TokenIds]] = []
         for probe in probes:
-            self.lora.write([probe.of(theta)])
+            self.layers.place(theta, [probe])
             texts: list[TokenIds] = [()] * len(prompts)
             for chunk in self._pack(rows, num_new=sampling.max_new_tokens):
                 for row, token_ids in zip(chunk, self._generate_rows(chunk, sampling), strict=True):
@@ -78,10 +123,21 @@ class PlainEngine:
 
     def backward(self, matrices: Mapping[str, torch.Tensor], batch: Sequence[Example], loss: Loss) -> float:
         """Loss of a batch and, added to `.grad` of LoRA's `matrices`, its gradient: what training here does without."""
+        assert isinstance(self.layers, LoraLayers)
         self.model.requires_grad_(False)
-        self.lora.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
-        self.lora.num_slots = 1
-        value = loss(self._log_probs(self._forwards(batch), batch))
+        self.layers.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
+        self.layers.num_slots = 1
+        width = max(len(example.candidates) for example in batch)
+        sums = torch.zeros(len(batch) * width, dtype=torch.float64)
+        for rows in self._forwards(batch):
+            places = [
+                row.example * width + c
+                for row in rows
+                for c in row.candidates
+                for _ in batch[row.example].candidates[c]
+            ]
+            sums = sums.index_add(0, torch.tensor(places), self._log_probs(rows, batch).cpu().double())
+        value = loss(sums.view(len(batch), width))
         torch.autograd.backward(value)
         return float(value.detach())
 
@@ -91,7 +147,7 @@ class PlainEngine:
         return peak_resident_bytes()
 
     def close(self) -> None:
-        self.lora.remove()
+        self.layers.remove()
 
     def _forwards(self, batch: Sequence[Example]) -> list[list[_Row]]:
         return list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
@@ -112,13 +168,13 @@ class PlainEngine:
         longest = len(rows[0].input_ids)
         input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
-        self.lora.num_groups = 1
+        self.layers.num_groups = 1
         for index, row in enumerate(rows):
             input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
             attention_mask[index, longest - len(row.input_ids) :] = 1
-        if self.spec.scope == "activated":
+        if self.scope == "activated":
             adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            self.lora.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
+            self.layers.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
@@ -126,17 +182,8 @@ class PlainEngine:
         self.stats.forward_passes += 1
         self.stats.tokens_computed += int(inputs["attention_mask"].sum())
 
-    def _log_probs(self, forwards: Sequence[list[_Row]], batch: Sequence[Example]) -> torch.Tensor:
-        """Sums over candidates' tokens under the adapter that is written: float64 [example, candidate], on the CPU."""
-        width = max(len(example.candidates) for example in batch)
-        sums = torch.zeros(len(batch) * width, dtype=torch.float64)
-        for rows in forwards:
-            places, log_probs = self._token_log_probs(rows, batch)
-            sums = sums.index_add(0, places[:, 0] * width + places[:, 1], log_probs.cpu().double())
-        return sums.view(len(batch), width)
-
-    def _token_log_probs(self, rows: list[_Row], batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One forward pass; (example, candidate) [n, 2] and log-probability [n] of the tokens that its rows score."""
+    def _log_probs(self, rows: list[_Row], batch: Sequence[Example]) -> torch.Tensor:
+        """One forward pass; log-probabilities of the tokens of the rows' candidates, one after the other."""
         inputs = self._inputs(rows)
         position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
@@ -145,15 +192,14 @@ class PlainEngine:
         ).logits[:, -num_scored:]  # fmt: skip
         self._count(inputs)
         targets = [
-            (row.example, c, index, num_scored - len(candidate) + offset, token)
+            (index, num_scored - len(candidate) + offset, token)
             for index, row in enumerate(rows)
-            for c, candidate in ((c, batch[row.example].candidates[c]) for c in row.candidates)
+            for candidate in (batch[row.example].candidates[c] for c in row.candidates)
             for offset, token in enumerate(candidate)
         ]
-        table = torch.tensor(targets)
-        index, position, token = table[:, 2:].to(logits.device).unbind(dim=1)
+        row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
         normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
-        return table[:, :2], logits[index, position, token].float() - normalizers[index, position]
+        return logits[row_index, position, token].float() - normalizers[row_index, position]
 
     def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
         inputs = self._inputs(rows)
@@ -194,6 +240,14 @@ def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray,
         num_tokens[index, : len(example.candidates)] = [len(candidate) for candidate in example.candidates]
     present = np.arange(num_tokens.shape[1]) < np.array([[len(example.candidates)] for example in batch])
     return num_tokens, np.where(present, 0.0, -np.inf).astype(np.float32)[None].repeat(num_probes, axis=0)
+
+
+def _put(token_values: torch.Tensor, rows: list[_Row], batch: Sequence[Example], probe_scores: np.ndarray) -> None:
+    """Sums over the tokens of the rows' candidates, into [example, candidate]."""
+    values = iter(token_values.tolist())
+    for row in rows:
+        for c in row.candidates:
+            probe_scores[row.example, c] = sum(next(values) for _ in batch[row.example].candidates[c])
 
 
 def _rows(index: int, example: Example) -> Iterator[_Row]:

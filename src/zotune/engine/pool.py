@@ -19,6 +19,8 @@ AnEngine = TypeVar("AnEngine", bound=Engine)
 class EnginePool(Generic[AnEngine]):
     """Engines that score side by side."""
 
+    weights: None = None  # theta is never a model's own parameters
+
     def __init__(self, engines: Sequence[AnEngine]) -> None:
         self.engines = engines
         self.spec: Any = engines[0].spec  # type: ignore[attr-defined]
@@ -44,6 +46,9 @@ class EnginePool(Generic[AnEngine]):
             np.concatenate([_widened(scores.log_probs, width, -np.inf) for scores in shares], axis=1),
             np.concatenate([_widened(scores.num_tokens, width, 0) for scores in shares]),
         )
+
+    def why_no_derivatives(self) -> str | None:
+        return "a pool of engines passes none on"
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

@@ -20,12 +20,16 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Probe:
-    """A point theta + distance * z(seed). Distance 0 is theta itself. `base`, where given, stands in for theta."""
+    """A point theta + distance * z(seed). Distance 0 is theta itself. `base`, where given, stands in for theta.
+
+    With `derivative` it asks for the derivative along z(seed) at theta; the probes of a call all do, or none.
+    """
 
     seed: int
     distance: float
     noise: Noise = GAUSSIAN
     base: Theta | None = None
+    derivative: bool = False
 
     def of(self, theta: Theta) -> Theta:
         """The probe's tensors, computed in float32 from the master copy."""
@@ -74,11 +78,13 @@ class Example:
 class Scores:
     """Log-probabilities of the candidates, summed over their tokens.
 
-    Examples with fewer candidates than the widest are filled with -inf and a token count of 0.
+    Examples with fewer candidates than the widest are filled with -inf and a token count of 0. Where probes ask for
+    derivatives, `tangents` are those of `log_probs`, which are at theta then; they are filled with 0.
     """
 
     log_probs: np.ndarray  # float32 [probe, example, candidate]
     num_tokens: np.ndarray  # int64 [example, candidate]
+    tangents: np.ndarray | None = None  # float32 [probe, example, candidate]
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,10 @@ class Engine(Protocol):
 
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         """Score every candidate of every example under every probe."""
+        ...
+
+    def why_no_derivatives(self) -> str | None:
+        """Why probes may not ask for derivatives here, or None where they may."""
         ...
 
     def generate(

@@ -8,6 +8,7 @@ with is computed once per probe. In both, candidates share their prompt and only
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,29 @@ from transformers import PreTrainedModel
 
 from zotune.adapter import LoraSpec
 from zotune.engine.attention import PromptKV, side_by_side
+from zotune.engine.forward_mode import values_and_tangents
 from zotune.engine.head import MAX_LOGITS, ScoredHead
+from zotune.engine.lora import LoraLayers
 from zotune.engine.plain_engine import PlainEngine, empty_scores
 from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling, Scores, Theta, TokenIds, points
+from zotune.engine.protocol import Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.shared_kv import SharedKV
 from zotune.engine.suffix import Suffix, ancestors, make_suffix
-from zotune.noise import gaussian
+from zotune.engine.weights import ModelWeights
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
 
 
 class TorchEngine:
-    """Scores probes of a LoRA adapter on a causal LM of transformers, on CPU or CUDA.
+    """Scores probes of a LoRA adapter, or of all parameters, on a causal LM of transformers, on CPU or CUDA.
 
     Models whose attention does not take a mask and a cache from outside (found by a trial at the start) go through the
     plain engine, and the log says so.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter.
+        spec: the form of the adapter; None: theta is the model's own parameters.
         prefix_cache: where prompts are kept, in scope `activated`.
         max_tokens_per_forward: rows are packed into forward passes of at most this many computed tokens.
     """
@@ -45,15 +48,16 @@ class TorchEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        spec: LoraSpec,
+        spec: LoraSpec | None,
         prefix_cache: PrefixCache | None = None,
         max_tokens_per_forward: int = 8192,
     ) -> None:
         self.plain = PlainEngine(model, spec)
         self.model = self.plain.model
         self.spec = self.plain.spec
+        self.scope = self.plain.scope
         self.stats = self.plain.stats
-        self.lora = self.plain.lora
+        self.layers = self.plain.layers
         self.cache = prefix_cache or NoPrefixCache()
         self.max_tokens_per_forward = max_tokens_per_forward
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
@@ -63,6 +67,10 @@ class TorchEngine:
             logger.info("every token will be computed, without reuse: %s", self.plain_reason)
 
     @property
+    def weights(self) -> ModelWeights | None:
+        return self.plain.weights
+
+    @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         return self.plain.tensor_shapes
 
@@ -70,18 +78,22 @@ class TorchEngine:
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         if self.plain_reason or not self._fits(batch):
             return self.plain.score(theta, probes, batch)
+        if any(probe.derivative for probe in probes):
+            return self._score_tangents(theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = _tokens_needed(batch) * len(probes), self.stats.tokens_computed
-        score_some = self._score_activated if self.spec.scope == "activated" else self._score_everywhere
+        score_some = self._score_activated if self.scope == "activated" else self._score_everywhere
         longest = max(len(example.invocation) + max(map(len, example.candidates)) for example in batch)
-        most = max(1, self.max_tokens_per_forward // longest)
+        most = self.layers.max_probes or max(1, self.max_tokens_per_forward // longest)
         for start in range(0, len(probes), most):
             some = probes[start : start + most]
-            with record_function("zotune::noise"):
-                self.lora.write(points(theta, some))
+            self.layers.place(theta, some)
             score_some(len(some), batch, log_probs[start : start + most])
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
+
+    def why_no_derivatives(self) -> str | None:
+        return self.plain.why_no_derivatives()
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
@@ -99,36 +111,77 @@ class TorchEngine:
 
     def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         suffixes = [make_suffix(example.invocation, example.candidates) for example in batch]
-        order = sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
-        for rows in self._chunks(order, suffixes, num_probes):
-            size = max(len(suffixes[i].tokens) for i in rows)
-            input_ids = np.zeros((len(rows), size), dtype=np.int64)
-            positions = np.zeros_like(input_ids)
-            for row, i in enumerate(rows):
-                count = len(suffixes[i].tokens)
-                input_ids[row, :count] = suffixes[i].tokens
-                positions[row, :count] = np.add(suffixes[i].depths, len(batch[i].prompt))
-            visible = np.stack([ancestors(suffixes[i], size) for i in rows])
-            prompts = [self._prompt_kv(batch[i].prompt) for i in rows]
-            scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
-            self.lora.num_groups = len(rows)
-            logits, _ = self._forward_behind(
-                prompts,
-                visible,
-                np.tile(input_ids, num_probes),
-                np.tile(positions, num_probes),
-                scored.reshape(len(rows), -1),
-                num_probes,
-            )
+        for rows in self._chunks(_by_length(batch, suffixes), suffixes, num_probes):
+            prompts = [batch[i].prompt for i in rows]
+            values = self._log_probs_behind(prompts, [self._prompt_kv(p) for p in prompts], rows, suffixes, num_probes)
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
-            places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
-            self._add_log_probs(logits, places, rows, suffixes, scores)
+            _add(values, rows, suffixes, scores)
             self.cache.trim()
 
+    def _log_probs_behind(
+        self,
+        prompts: list[TokenIds],
+        prompt_kv: list[list[torch.Tensor]],
+        rows: list[int],
+        suffixes: list[Suffix],
+        num_probes: int,
+        differentiated: bool = False,
+    ) -> torch.Tensor:
+        """Log-probabilities [probe, target] of the rows' suffixes behind their prompts, probes side by side."""
+        size = max(len(suffixes[i].tokens) for i in rows)
+        input_ids = np.zeros((len(rows), size), dtype=np.int64)
+        positions = np.zeros_like(input_ids)
+        for row, i in enumerate(rows):
+            count = len(suffixes[i].tokens)
+            input_ids[row, :count] = suffixes[i].tokens
+            positions[row, :count] = np.add(suffixes[i].depths, len(prompts[row]))
+        visible = np.stack([ancestors(suffixes[i], size) for i in rows])
+        scored = self._scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
+        self.layers.num_groups = len(rows)
+        logits, _ = self._forward_behind(
+            prompt_kv,
+            visible,
+            np.tile(input_ids, num_probes),
+            np.tile(positions, num_probes),
+            scored.reshape(len(rows), -1),
+            num_probes,
+            differentiated,
+        )
+        places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
+        return self._log_probs(logits, places, rows, suffixes)
+
+    def _score_tangents(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        """One pass gives theta's scores and all their derivatives; in scope everywhere the prompts' too.
+
+        A prompt under an activated adapter does not change with theta: its KV is the cache's.
+        """
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
+        everywhere = self.scope == "everywhere"
+        prompts = [() if everywhere else example.prompt for example in batch]
+        trunks = [example.prompt + example.invocation if everywhere else example.invocation for example in batch]
+        suffixes = [make_suffix(trunk, e.candidates) for trunk, e in zip(trunks, batch, strict=True)]
+        most = max(1, self.max_tokens_per_forward // max(len(suffix.tokens) for suffix in suffixes) - 1)
+        for start in range(0, len(probes), most):
+            some = slice(start, start + most)
+            count = 1 + len(probes[some])
+            for rows in self._chunks(_by_length(batch, suffixes), suffixes, count):
+                kept = [[] if everywhere else self._prompt_kv(prompts[i]) for i in rows]
+                compute = partial(self._log_probs_behind, [prompts[i] for i in rows], kept, rows, suffixes, 1, True)
+                assert isinstance(self.layers, LoraLayers)
+                values, moved = values_and_tangents(self.layers, theta, probes[some], compute)
+                self.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
+                _add(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
+                _add(moved[:, 0], rows, suffixes, tangents[some])
+                self.cache.trim()
+            self.stats.tokens_reused += _tokens_needed(batch) * count
+        self.stats.tokens_reused -= self.stats.tokens_computed - before
+        return Scores(log_probs, num_tokens, tangents)
+
     def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
-        self.lora.active = False
+        self.layers.active = False
         kv = self.cache.kv(prompt, self._compute_block)
-        self.lora.active = True
+        self.layers.active = True
         return kv
 
     def _compute_block(self, tokens: TokenIds, before: list[torch.Tensor]) -> torch.Tensor:
@@ -147,9 +200,10 @@ class TorchEngine:
         positions: np.ndarray,
         scored: np.ndarray,
         num_probes: int = 1,
+        differentiated: bool = False,
     ) -> tuple[torch.Tensor, PromptKV]:
         """One pass of probes side by side behind their prompts; logits, and the KV of the pass."""
-        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes)
+        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes, differentiated)
         unused = torch.zeros((1, 1, 1, 1), device=self.model.device)  # in place of a mask that the model would make
         with side_by_side(self.model):
             return self._forward(input_ids, positions, scored, attention_mask=unused, prompt_kv=kv), kv
@@ -160,7 +214,7 @@ class TorchEngine:
         wholes = [example.prompt + example.invocation for example in batch]
         num_shared = _common_prefix(wholes) if len(batch) > 1 else 0
         num_shared = num_shared if num_shared >= MIN_SHARED else 0
-        self.lora.num_groups = 1
+        self.layers.num_groups = 1
         shared = SharedKV(num_probes)
         if num_shared:
             input_ids = np.tile(np.array([wholes[0][:num_shared]]), (num_probes, 1))
@@ -197,7 +251,7 @@ class TorchEngine:
             )
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
             places = np.arange(scored.size).reshape(num_probes, len(rows), -1)
-            self._add_log_probs(logits, places, rows, suffixes, scores)
+            _add(self._log_probs(logits, places, rows, suffixes), rows, suffixes, scores)
 
     # ---- common --------------------------------------------------------------------------------------------------
 
@@ -223,7 +277,7 @@ class TorchEngine:
 
     def _forward(self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, **more: Any) -> torch.Tensor:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
-        self.lora.token_mask = None
+        self.layers.token_mask = None
         self.head.pick(self._tensor(scored))
         with record_function("zotune::forward"):
             logits = self.model(
@@ -242,21 +296,19 @@ class TorchEngine:
         mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
         return mask.to(self.model.device)
 
-    def _add_log_probs(
-        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix], scores: np.ndarray
-    ) -> None:
-        """Add the log-probabilities of the candidates' tokens to scores [probe, example, candidate].
+    def _log_probs(
+        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix]
+    ) -> torch.Tensor:
+        """The log-probabilities of the candidates' tokens [probe, target].
 
         Args:
             places: [probes, rows, scored], where the head has the logits of a scored node.
         """
         targets = np.array([(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets])
-        examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
         row, node, token = targets.T
         at = places[:, row, node]  # [probes, targets]
         values = self.head.log_probs(logits, self._tensor(at.ravel()), self._tensor(np.tile(token, len(places))))
-        for log_probs, probe_scores in zip(values.cpu().numpy().reshape(at.shape), scores, strict=True):
-            np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), log_probs)
+        return values.view(at.shape)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
@@ -264,18 +316,17 @@ class TorchEngine:
     def _fits(self, batch: Sequence[Example]) -> bool:
         """Whether the layout serves these examples; it needs a token to compute, and full attention."""
         longest = max(len(e.prompt) + len(e.invocation) + max(map(len, e.candidates)) for e in batch)
-        trunk = min(len(e.invocation if self.spec.scope == "activated" else e.prompt + e.invocation) for e in batch)
+        trunk = min(len(e.invocation if self.scope == "activated" else e.prompt + e.invocation) for e in batch)
         return trunk > 0 and not (self._window and longest > self._window)
 
     def _try_out(self) -> str | None:
         """Why this model must go through the plain engine, or None: both score a small batch and must agree."""
-        if any(module is self.model.get_output_embeddings() for module in self.lora.modules):
+        if any(module is self.model.get_output_embeddings() for module in self.layers.modules):
             return "the adapter is on the output layer"
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i + 3) % vocabulary for i in range(24))
         batch = [Example(ids[:17], ids[17:19], (ids[19:20], ids[20:23])), Example(ids[5:15], ids[17:19], (ids[19:20],))]
-        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.lora.shapes.items()}
-        probes = [AT_THETA, Probe(2, 0.05)]
+        theta, probes = self.layers.trial()
         stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         try:
@@ -291,9 +342,21 @@ class TorchEngine:
             return f"{type(self.model).__name__} does not take a mask and cache from outside ({error})"
         finally:
             vars(self.stats).update(stats)
-            self.cache, self.lora.active, self.head.max_logits = cache, True, MAX_LOGITS
+            self.cache, self.layers.active, self.head.max_logits = cache, True, MAX_LOGITS
             self.head.pick(None)
         return None
+
+
+def _by_length(batch: Sequence[Example], suffixes: list[Suffix]) -> list[int]:
+    """Examples, those with the longest prompts first."""
+    return sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
+
+
+def _add(values: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: np.ndarray) -> None:
+    """Add values [probe, target] of the candidates' tokens to scores [probe, example, candidate]."""
+    examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
+    for probe_values, probe_scores in zip(values.cpu().numpy(), scores, strict=True):
+        np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), probe_values)
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:

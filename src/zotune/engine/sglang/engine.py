@@ -49,6 +49,8 @@ class SglangEngine:
         InputError: SGLang is absent or another version, or cannot run this model, adapter or option.
     """
 
+    weights: None = None  # theta is never the model's own parameters
+
     def __init__(
         self,
         model: str,
@@ -103,6 +105,9 @@ class SglangEngine:
         scores: Scores = self._ask("score", self._version, list(probes), list(batch))
         self._count_what_ran()
         return scores
+
+    def why_no_derivatives(self) -> str | None:
+        return "SGLang's passes have no derivatives"
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
