@@ -41,7 +41,8 @@ def test_the_invocation_is_the_last_one_as_in_peft(tokens: list[int], invocation
     from peft.tuners.lora.variants import calculate_alora_offsets
 
     config = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=invocation)
-    (offset,) = calculate_alora_offsets({"default": config}, "default", torch.tensor([tokens], dtype=torch.long))
+    configs: Any = {"default": config}
+    (offset,) = calculate_alora_offsets(configs, "default", torch.tensor([tokens], dtype=torch.long))
     assert last_occurrence(tokens, invocation) == (None if offset is None else len(tokens) - offset)
 
 
@@ -105,7 +106,7 @@ class Case:
                 for parameter_name, parameter in adapted.named_parameters():
                     if "lora_" in parameter_name:
                         parameter.normal_(std=std)
-            adapted.save_pretrained(self.adapters[name])
+            adapted.save_pretrained(str(self.adapters[name]))
         self._base = AutoModelForCausalLM.from_pretrained(model).eval()
         self._adapted = {
             name: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), path).eval()
