@@ -50,8 +50,10 @@ def main() -> None:
     x = torch.randn(total, WIDTH)
     expected = by_token(a, b, x)
     # What these two read of a running server: an option, and the name of a GPU to look up tuned tiles for.
-    chunked_backend.get_lora = lambda: SimpleNamespace(max_lora_chunk_size=16)
-    lora_tuning_config.get_device_name = lambda: "none"
+    options: Any = chunked_backend
+    tiles: Any = lora_tuning_config
+    options.get_lora = lambda: SimpleNamespace(max_lora_chunk_size=16)
+    tiles.get_device_name = lambda: "none"
     offsets = torch.tensor([0, WIDTH, 2 * WIDTH, 3 * WIDTH], dtype=torch.int32)
     differences = {}
     for name in BACKENDS:
