@@ -51,6 +51,7 @@ def moved(model: PreTrainedModel, probe: Probe) -> PreTrainedModel:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_probes_scores_are_those_of_a_model_that_was_moved_there(kind, make, dtype, piece_size):
     engine: TorchEngine | PlainEngine = make(make_model(kind).to(dtype), None)
+    assert engine.weights is not None
     probe = Probe(3, 0.05)
     scores = engine.score(engine.weights, [probe, AT_THETA], BATCH).log_probs
     for row, model in enumerate((moved(make_model(kind).to(dtype), probe), make_model(kind).to(dtype))):
