@@ -55,7 +55,8 @@ def test_a_probes_scores_are_those_of_a_model_that_was_moved_there(kind, make, d
     probe = Probe(3, 0.05)
     scores = engine.score(engine.weights, [probe, AT_THETA], BATCH).log_probs
     for row, model in enumerate((moved(make_model(kind).to(dtype), probe), make_model(kind).to(dtype))):
-        there = make(model, None)
+        there: TorchEngine | PlainEngine = make(model, None)
+        assert there.weights is not None
         expected = there.score(there.weights, [AT_THETA], BATCH).log_probs[0]
         # In pieces, sums run in another order.
         np.testing.assert_allclose(scores[row], expected, rtol=1e-5 if dtype == torch.float32 else 0.03)

@@ -30,6 +30,10 @@ FORBIDDEN = {
     "finetune": {"inference", "cli", "console", "plots"},
     "parts": {"finetune", "train", "inference", "cli", "console", "plots"},
     "inference": {"finetune", "cli", "console", "plots"},
+    "first_order": COMMAND | {"data", "config", "journal", "plots", "study"},
+    "study": {"cli", "console", "plots", "compare", "sweep"},
+    "compare": {"cli", "console", "plots", "sweep"},
+    "sweep": {"cli", "console", "plots", "compare"},
     "console": {"finetune", "parts", "inference", "cli", "plots"},
 }
 

@@ -6,7 +6,7 @@ Exit code 2: what was asked for cannot be done; 1: training had to stop.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_type_hints
 
@@ -14,7 +14,8 @@ import tyro
 
 import zotune
 from zotune.adapter import CONFIG_FILE
-from zotune.config import Config, Dtype, read_toml
+from zotune.config import Config, Dtype, EngineName, read_toml
+from zotune.engine.sglang.options import parse_flags
 from zotune.errors import InputError, TrainingError
 
 
@@ -47,6 +48,12 @@ class Inference:
 
     model: str | None = None
     """Hub id or local folder of the base model; default: that of the adapter's run, or demo."""
+
+    engine: EngineName | None = None
+    """What computes the forward passes, as for training; default: that of the adapter's run, or torch."""
+
+    sglang: dict[str, Any] = field(default_factory=dict)
+    """Options of SGLang's own, as for training: --sglang.NAME VALUE."""
 
     adapter: str | None = None
     """An adapter folder, such as RUN/adapter; default: none, the bare model."""
@@ -339,24 +346,80 @@ class Profile(Train):
             print(f"trace, for a browser's tracing page: {trace}")
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Train several methods on tasks and seeds at equal budgets, as a TOML file says; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    def run(self) -> None:
+        study = _study(self.study, self.output_dir)
+
+        from zotune.compare import HEADING, run_comparison, table
+        from zotune.console import set_up_logging
+        from zotune.plots import plot_comparison
+        from zotune.study import markdown
+
+        set_up_logging()
+        groups: dict[str, dict[str, list[Path]]] = {}
+        for cell in run_comparison(study):
+            groups.setdefault(cell.task, {}).setdefault(cell.method, []).append(cell.folder.path)
+            text = markdown(HEADING, table(study.cells))
+            (study.output / "table.md").write_text(text, encoding="utf-8")
+        print(text)
+        print(study.output / "table.md", *plot_comparison(groups, study.output), sep="\n")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Search the grid of a TOML file by successive halving, within its budget; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study, with a [grid]; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    keep: int = 3
+    """One in so many goes on to the next round."""
+
+    def run(self) -> None:
+        if self.keep < 2:
+            raise InputError(f"--keep must be 2 or more, got {self.keep}")
+        study = _study(self.study, self.output_dir)
+
+        from zotune.console import set_up_logging
+        from zotune.study import markdown
+        from zotune.sweep import HEADING, run_sweep
+
+        set_up_logging()
+        print(markdown(HEADING, run_sweep(study, self.keep)))
+
+
 METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
 
 
 def _with_plain_help(command: Any) -> Any:
     """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
     hints = get_type_hints(command)
-    for field in fields(command):
-        if field.default is None:
-            kind = next(kind for kind in get_args(hints[field.name]) if kind is not type(None))
+    for option in fields(command):
+        if option.name == "sglang":  # taken out of the command line before it is parsed
+            command.__annotations__["sglang"] = Annotated[dict[str, Any], tyro.conf.Suppress]
+        elif option.default is None:
+            kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
             metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
             argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-            command.__annotations__[field.name] = Annotated[hints[field.name], argument]
+            command.__annotations__[option.name] = Annotated[hints[option.name], argument]
     return command
 
 
 COMMANDS = {
     "train": Train, "evaluate": Evaluate, "predict": Predict, "resume": Resume, "replay": Replay, "plot": Plot,
-    "analyze": Analyze, "profile": Profile, "tasks": Tasks,
+    "compare": Compare, "sweep": Sweep, "analyze": Analyze, "profile": Profile, "tasks": Tasks,
 }  # fmt: skip
 COMMANDS = {name: _with_plain_help(command) for name, command in COMMANDS.items()}
 
@@ -382,15 +445,27 @@ def parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         config = read_toml(Path(arguments.pop(1)))
         base = Train(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    options, arguments = parse_flags(arguments)
     commands: Any = Union[tuple(_subcommand(name, base if name == "train" else None) for name in COMMANDS)]  # noqa: UP007
     style = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
+    command = tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
+    if not options:
+        return command
+    if not hasattr(command, "sglang"):
+        raise InputError(f"--sglang.{next(iter(options))}: {type(command).__name__.lower()} takes no options of SGLang")
+    return replace(command, sglang={**command.sglang, **options})
 
 
 def _subcommand(name: str, default: Any) -> Any:
     command = COMMANDS[name]
     options = {} if default is None else {"default": default}
     return Annotated[command, tyro.conf.subcommand(name, description=command.__doc__, **options)]
+
+
+def _study(path: str, output_dir: str | None) -> Any:
+    from zotune.study import read_study
+
+    return read_study(Path(path), output_dir)
 
 
 def _finish(summary: dict[str, Any], folder: Path) -> None:

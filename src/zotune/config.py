@@ -10,7 +10,7 @@ import re
 import tomllib
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +24,7 @@ from zotune.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
 Tuning = Literal["lora", "full"]
-EngineName = Literal["torch", "plain"]
+EngineName = Literal["torch", "plain", "sglang"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
 # The rows of the tables are the choices.
@@ -67,7 +67,11 @@ class Config:
 
     engine: EngineName = "torch"
     """What computes the forward passes: `torch` is transformers in this process, with exact reuse; `plain` is the same
-    without any: every token of every probe, one probe at a time."""
+    without any: every token of every probe, one probe at a time; `sglang` is SGLang, with any option of it as
+    --sglang.NAME VALUE, e.g. --sglang.tp-size 2."""
+
+    sglang: dict[str, Any] = field(default_factory=dict)
+    """Options of SGLang's own, by the names of its ServerArgs; on the command line --sglang.NAME VALUE."""
 
     scope: Scope | None = None
     """Where the adapter acts: `activated` from the invocation on, or `everywhere`.
@@ -266,7 +270,7 @@ def read_toml(path: Path) -> Config:
 
 def write_toml(config: Config, path: Path) -> None:
     """Write the settings that are not None; `read_toml` gives the same Config back."""
-    values = {key: value for key, value in asdict(config).items() if value is not None}
+    values = {key: value for key, value in asdict(config).items() if value is not None and value != {}}
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
@@ -333,6 +337,21 @@ def _check(config: Config) -> None:
         raise InputError("--target-modules names no module")
     if config.kv_cache_gb is not None and not (math.isfinite(config.kv_cache_gb) and config.kv_cache_gb >= 0):
         refuse("kv_cache_gb", "0 or more")
+    if config.sglang and config.engine != "sglang":
+        raise InputError(f"--sglang.* options have no effect with --engine {config.engine}; add --engine sglang")
+    if config.engine == "sglang":
+        if config.tuning == "full":
+            raise InputError(
+                "--tuning full has no effect with --engine sglang, which trains adapters; use --engine torch"
+            )
+        if config.kv_cache_gb is not None:
+            raise InputError("--kv-cache-gb has no effect with --engine sglang; use --sglang.max-total-tokens")
+        if config.num_threads is not None:
+            raise InputError(
+                "--num-threads has no effect with --engine sglang; set OMP_NUM_THREADS, which SGLang reads"
+            )
+        if config.device.startswith("mps"):
+            raise InputError(f"--device {config.device} does not go with --engine sglang; use cuda or cpu")
     for name, value in (("engine", "plain"), ("scope", "everywhere")):
         if config.kv_cache_gb is not None and getattr(config, name) == value:
             raise InputError(f"--kv-cache-gb has no effect with --{name} {value}, which keeps no prompts; leave it out")
@@ -347,11 +366,11 @@ def _check_method(config: Config) -> None:
     tables: dict[str, Mapping[str, Any]] = {"estimator": ESTIMATORS, "optimizer": OPTIMIZERS}
     for option, table in tables.items():
         chosen = getattr(config, option)
-        for field in fields(Config):
-            takers = [name for name, made in table.items() if field.name in made.__dataclass_fields__]
-            if takers and chosen not in takers and getattr(config, field.name) != field.default:
+        for setting in fields(Config):
+            takers = [name for name, made in table.items() if setting.name in made.__dataclass_fields__]
+            if takers and chosen not in takers and getattr(config, setting.name) != setting.default:
                 raise InputError(
-                    f"--{field.name.replace('_', '-')} has no effect with --{option} {chosen}; "
+                    f"--{setting.name.replace('_', '-')} has no effect with --{option} {chosen}; "
                     f"it is for {', '.join(takers)}"
                 )
     noise = make_noise(config)
@@ -399,6 +418,8 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             return None
         if get_origin(option) is Literal and value in get_args(option):
             return value
+        if get_origin(option) is dict and isinstance(value, Mapping):
+            return dict(value)
         if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -416,6 +437,8 @@ def _describe(options: tuple[Any, ...]) -> str:
             return " or ".join(map(repr, get_args(option)))
         if get_origin(option) is tuple:
             return "a list of strings"
+        if get_origin(option) is dict:
+            return "a table"
         return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[option]
 
     return " or ".join(describe(option) for option in options if option is not type(None))

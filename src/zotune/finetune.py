@@ -20,7 +20,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.adapter import initial_theta, save_adapter
 from zotune.config import Config, arguments_of, make_config, make_noise, read_toml, write_toml
 from zotune.engine.loading import load_model, load_tokenizer
+from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Theta
+from zotune.engine.torch_engine import TorchEngine
 from zotune.engine.weights import ModelWeights, save_model
 from zotune.errors import InputError
 from zotune.estimators import ESTIMATORS, Estimator
@@ -81,7 +83,7 @@ def mezo_finetune(
     trainer = make_trainer(
         model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks, **settings
     )
-    return _run(trainer)
+    return run(trainer)
 
 
 def make_trainer(
@@ -92,11 +94,12 @@ def make_trainer(
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] = (),
+    kind: type[MeZOTrainer] = MeZOTrainer,
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
 
-    Use it in a `with` statement, or `close` it at the end.
+    Use it in a `with` statement, or `close` it at the end. `kind` is for those who change what a step is.
     """
     named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
@@ -126,7 +129,7 @@ def make_trainer(
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
         estimator=_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
-        callbacks=callbacks,
+        callbacks=callbacks, kind=kind,
     )  # fmt: skip
 
 
@@ -173,7 +176,7 @@ def resume(
         step=len(entries),
         callbacks=callbacks,
     )
-    return _run(trainer)
+    return run(trainer)
 
 
 def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
@@ -270,10 +273,11 @@ def _trainer(
     state: Any,
     step: int,
     callbacks: Iterable[Callback],
+    kind: type[MeZOTrainer] = MeZOTrainer,
 ) -> MeZOTrainer:
     assert config.learning_rate is not None
     assert config.objective is not None
-    return MeZOTrainer(
+    return kind(
         engine=parts.engine,
         estimator=estimator,
         optimizer=header.make_optimizer(),
@@ -296,11 +300,14 @@ def _trainer(
 
 def _export(parts: Parts, base_model: str) -> Export:
     if parts.engine.spec is None:
-        return Export("model", lambda folder, theta: save_model(folder, parts.engine.model, parts.tokenizer))
+        assert isinstance(parts.engine, TorchEngine | PlainEngine)
+        model = parts.engine.model
+        return Export("model", lambda folder, theta: save_model(folder, model, parts.tokenizer))
     return Export("adapter", partial(save_adapter, spec=parts.engine.spec, base_model=base_model))
 
 
-def _run(trainer: MeZOTrainer) -> Result:
+def run(trainer: MeZOTrainer) -> Result:
+    """Train to the end, sum up in summary.json, and close the trainer."""
     with trainer:
         trainer.train()
         summary = summarize(trainer)

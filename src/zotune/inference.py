@@ -17,7 +17,7 @@ from zotune.engine.loading import choose_device, context_length, load_config, lo
 from zotune.engine.protocol import AT_THETA, Engine, Sampling, Theta
 from zotune.errors import InputError
 from zotune.objectives import OBJECTIVES, candidate_logits
-from zotune.parts import choose_max_length, demo_path, load_data, make_engine, model_path
+from zotune.parts import check_engine, choose_max_length, demo_path, load_data, make_engine, model_path
 from zotune.train import Evaluation
 from zotune.train import evaluate as evaluate_examples
 
@@ -123,7 +123,9 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     """The settings given, over those of the run that the adapter lies in, where it does."""
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
     base = read_toml(run) if run and run.is_file() else None
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None and value != {}}
+    if base and given.get("engine", base.engine) != base.engine:
+        base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, sglang={})
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
             base, template=None, invocation=None, labels=(), objective=None, fields=(), train_data=None, eval_data=None
@@ -136,6 +138,7 @@ def _task(config: Config) -> Task:
 
 
 def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
+    check_engine(config)
     theta, spec = load_adapter(Path(adapter)) if adapter is not None else ({}, BARE)
     path = model_path(config.model)
     tokenizer = load_tokenizer(path, config.trust_remote_code)
@@ -156,10 +159,12 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    model = load_model(path, dtype, device, config.trust_remote_code)
+    model = load_model(path, dtype, device, config.trust_remote_code) if config.engine != "sglang" else None
     try:
-        engine = make_engine(config, model, spec)
+        engine = make_engine(config, spec, device, dtype, model)
     except InputError as error:
+        if "--target-modules" not in str(error):
+            raise
         raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: {error}") from error
     if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:
         engine.close()

@@ -23,14 +23,19 @@ from zotune.data.templates import Encoder
 from zotune.engine.loading import (
     choose_device,
     context_length,
+    empty_model,
     free_memory_bytes,
     load_config,
     load_model,
     load_tokenizer,
 )
 from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.pool import EnginePool
 from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import Example, TokenIds
+from zotune.engine.sglang.engine import SglangEngine
+from zotune.engine.sglang.names import check as check_sglang
+from zotune.engine.sglang.options import check_options
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
 from zotune.noise import layer_of
@@ -38,6 +43,9 @@ from zotune.noise import layer_of
 HELD_OUT_SHARE = 0.1
 MAX_DEFAULT_LENGTH = 2048
 logger = logging.getLogger("zotune")
+
+
+AnyEngine = TorchEngine | PlainEngine | SglangEngine | EnginePool[SglangEngine]
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Parts:
 
     config: Config
     task: Task
-    engine: TorchEngine | PlainEngine
+    engine: AnyEngine
     tokenizer: Tokenizer
     train: list[Example]
     evaluation: list[Example]
@@ -72,7 +80,15 @@ def model_path(model: str) -> str:
     return demo_path("model") if model == "demo" else model
 
 
+def check_engine(config: Config) -> None:
+    """Refuse an engine that is not there, or options that it does not have, before anything is loaded."""
+    if config.engine == "sglang":
+        check_sglang()
+        check_options(config.sglang)
+
+
 def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
+    check_engine(config)
     train_source = config.train_data if train_data is None else train_data
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
@@ -131,13 +147,19 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
                 encoded[split].num_truncated, len(records), split, max_length,
             )  # fmt: skip
     device = choose_device(config.device) if model is None else str(model.device)
-    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    dtype: str = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if model is None:
-        model = load_model(path, dtype, device, config.trust_remote_code)
+    if config.engine == "sglang":
+        if model is not None:
+            raise InputError("--engine sglang loads the model itself: give its folder or hub id, not the loaded model")
+        num_parameters = empty_model(model_config, config.trust_remote_code).num_parameters()
+    else:
+        model = model or load_model(path, dtype, device, config.trust_remote_code)
+        num_parameters = model.num_parameters()
+        dtype = str(model.dtype).removeprefix("torch.")
     spec = _spec(config, encoder.invocation if scope == "activated" else None)
-    learning_rate = config.learning_rate or default_learning_rate(model.num_parameters(), config.tuning)
+    learning_rate = config.learning_rate or default_learning_rate(num_parameters, config.tuning)
     if config.learning_rate is None:
         logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, config.tuning)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
@@ -152,12 +174,12 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         "learning_rate": learning_rate,
         "objective": config.objective or task.objective,
         "device": device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "num_threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "num_threads": torch.get_num_threads() if config.engine != "sglang" else None,
     }
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
-    engine = make_engine(config, model, spec)
+    engine = make_engine(config, spec, device, dtype, model)
     _check_blocks(config, engine)
     if config.estimator == "jvp" and (obstacle := engine.why_no_derivatives()):
         engine.close()
@@ -182,12 +204,42 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
     )
 
 
-def make_engine(config: Config, model: PreTrainedModel, spec: LoraSpec | None) -> TorchEngine | PlainEngine:
-    """The engine that the configuration names, with its cache."""
+def make_engine(
+    config: Config, spec: LoraSpec | None, device: str, dtype: str, model: PreTrainedModel | None = None
+) -> AnyEngine:
+    """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
+    path = model_path(config.model)
+    if config.engine == "sglang":
+        assert spec is not None
+        return _sglang_engine(config, spec, device, dtype)
+    model = model or load_model(path, dtype, device, config.trust_remote_code)
     if config.engine == "plain":
         return PlainEngine(model, spec)
     budget = free_memory_bytes(model.device) / 2 if config.kv_cache_gb is None else config.kv_cache_gb * 1e9
     return TorchEngine(model, spec, PrefixCache(budget))
+
+
+def _sglang_engine(config: Config, spec: LoraSpec, device: str, dtype: str) -> SglangEngine | EnginePool[SglangEngine]:
+    """One engine, or for SGLang's dp_size a pool of as many, on devices side by side."""
+    path, options = model_path(config.model), dict(config.sglang)
+    num_engines = options.pop("dp_size", 1)
+    num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
+    side_by_side = num_engines > 1 and device != "cpu"
+    engines: list[SglangEngine] = []
+    try:
+        for index in range(num_engines):
+            if side_by_side:
+                options["base_gpu_id"] = first_gpu + index * num_gpus
+            engines.append(SglangEngine(
+                path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
+                num_probes=-(-2 * config.directions // num_engines), trust_remote_code=config.trust_remote_code,
+                options=options,
+            ))  # fmt: skip
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
+    return engines[0] if num_engines == 1 else EnginePool(engines)
 
 
 def choose_max_length(asked: int | None, context: int | None) -> int:
@@ -203,7 +255,7 @@ def _check_objective(config: Config, task: Task) -> None:
         raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
 
 
-def _check_blocks(config: Config, engine: TorchEngine | PlainEngine) -> None:
+def _check_blocks(config: Config, engine: AnyEngine) -> None:
     blocks = config.noise_blocks or 1
     layers = {layer_of(name) for name in engine.tensor_shapes}
     if {layer % blocks for layer in layers} != set(range(blocks)):

@@ -1,6 +1,6 @@
-"""Plots of runs, from their folders alone: loss, evaluations, step time, reuse. PNG and SVG."""
+"""Plots of runs and studies, from run folders alone: loss, evaluations, step time, reuse. PNG and SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -61,6 +61,46 @@ def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> li
     finally:
         plt.close(figure)
     return files
+
+
+def plot_comparison(groups: Mapping[str, Mapping[str, Sequence[Path]]], folder: Path) -> list[Path]:
+    """Evaluations over tokens and over seconds, a panel for each task, a line for each run.
+
+    Args:
+        groups: run folders by task and method.
+    """
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=(1 + 4.5 * len(groups), 7.5), constrained_layout=True, squeeze=False
+    )
+    names = list(dict.fromkeys(method for methods in groups.values() for method in methods))
+    for column, (task, methods) in enumerate(groups.items()):
+        for axis, what in zip(axes[:, column], ("million tokens computed", "seconds of training"), strict=True):
+            _label(axis, task, "accuracy, %")
+            axis.set_xlabel(what)
+            axis.set_xscale("symlog", linthresh=0.1 if what.startswith("million") else 1.0)
+            for method, runs in methods.items():
+                for run in runs:
+                    x, y = _accuracies(run, tokens=what.startswith("million"))
+                    axis.plot(x, y, ".-", color=f"C{names.index(method)}", markersize=3, linewidth=0.9)
+    lines = [plt.Line2D([], [], color=f"C{index}") for index in range(len(names))]
+    figure.legend(lines, names, loc="outside upper center", ncols=4)
+    files = [folder / "comparison.png", folder / "comparison.svg"]
+    for path in files:
+        figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return files
+
+
+def _accuracies(run: Path, tokens: bool) -> tuple[list[float], list[float]]:
+    """Tokens in millions or seconds that a run had spent at its evaluations, and the accuracies in percent."""
+    spent, x, y = 0.0, [], []
+    for event in read_metrics(RunFolder(run).metrics):
+        if isinstance(event, StepEvent):
+            spent += event.tokens_computed / 1e6 if tokens else event.step_time_s
+        elif event.accuracy is not None:
+            x.append(spent)
+            y.append(100 * event.accuracy)
+    return x, y
 
 
 def moving_average(values: np.ndarray, share: int = 20, least: int = 10) -> np.ndarray:

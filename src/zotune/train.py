@@ -120,12 +120,13 @@ class MeZOTrainer:
         self.step = step
         self.noise = noise
         self.callbacks = list(callbacks)
+        self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
         self._zero_steps = 0
 
     # ---- the algorithm -------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to the last step, or until evaluations stop improving.
+        """Run to the last step, until evaluations stop improving, or until a callback sets `should_stop`.
 
         Raises:
             TrainingError: the loss is not finite, every slope is zero, or the disk refused; the journal is whole.
@@ -134,7 +135,7 @@ class MeZOTrainer:
             callback.on_train_begin(self)
         try:
             self._evaluate_if_due()
-            while self.step < self.plan.num_steps and not self._has_stopped_improving():
+            while not self._is_done():
                 self.train_step()
                 self._evaluate_if_due()
             self.save(self.exported)
@@ -222,7 +223,7 @@ class MeZOTrainer:
         return [event for event in self.metrics.events if isinstance(event, EvalEvent)]
 
     def _evaluate_if_due(self) -> None:
-        due = self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps
+        due = self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
         if not due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
             return
         started = time.perf_counter()
@@ -242,6 +243,9 @@ class MeZOTrainer:
         self.metrics.append(event)
         for callback in self.callbacks:
             callback.on_evaluate(event)
+
+    def _is_done(self) -> bool:
+        return self.step >= self.plan.num_steps or self.should_stop or self._has_stopped_improving()
 
     def _has_stopped_improving(self) -> bool:
         patience = self.plan.early_stopping_patience

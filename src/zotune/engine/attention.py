@@ -50,28 +50,29 @@ class PromptKV:
         self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[Group]:
-        """Rows that are computed together, their prompts' keys and values, and a mask of padding."""
+        """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
         if self._padded is not None:
             kv, hidden = self._padded
-            yield slice(None), kv[layer, 0], kv[layer, 1], hidden
+            yield slice(None), kv[layer, 0].flatten(0, 1), kv[layer, 1].flatten(0, 1), hidden
             return
+        kv_heads = self.computed[layer][0].shape[1]
         if not any(self.prompts):
-            empty = self.computed[layer][0][:, :, :0]
+            empty = self.computed[layer][0][:, :, :0].flatten(0, 1)
             yield slice(None), empty, empty, None
             return
         if self.differentiated:
             kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
-            yield slice(None), kv[0], kv[1], hidden
+            yield slice(None), kv[0].flatten(0, 1), kv[1].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
-            with record_function("zotune::cache"):
-                if len(runs) == 1:
-                    keys, values = runs[0][layer]
-                elif runs:
+            if len(runs) == 1:
+                keys, values = runs[0][layer]
+            elif runs:
+                with record_function("zotune::cache"):
                     keys, values = torch.cat([run[layer] for run in runs], dim=2)
-                else:
-                    keys = values = self.computed[layer][0][row, :, :0]
-            yield slice(row, row + 1), keys[None], values[None], None
+            else:
+                keys = values = self.computed[layer][0][row, :, :0]
+            yield slice(row * kv_heads, (row + 1) * kv_heads), keys, values, None
 
     def block(self) -> torch.Tensor:
         """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size]."""
@@ -80,8 +81,11 @@ class PromptKV:
 
 
 def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts [..., kv heads, tokens, size], filled to the longest [..., rows, kv heads, tokens, size], and what is
-    filling."""
+    """All prompts [.., kv heads, tokens, size], filled to the longest, and what is filling.
+
+    Returns:
+        [.., rows, kv heads, longest, size], and bool [rows * kv heads, 1, longest].
+    """
     lengths = torch.tensor([sum(run.shape[-2] for run in runs) for runs in prompts])
     longest = int(lengths.max())
     some = next(run for runs in prompts for run in runs)
@@ -90,8 +94,8 @@ def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tup
     for row, runs in enumerate(prompts):
         if runs:
             kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
-    hidden = torch.arange(longest) >= lengths[:, None]
-    return kv, hidden[:, None, None, None, None].to(device)
+    hidden = (torch.arange(longest) >= lengths[:, None]).repeat_interleave(heads, dim=0)
+    return kv, hidden[:, None].to(device)
 
 
 def attention(
@@ -111,23 +115,24 @@ def attention(
     with record_function("zotune::attention"):
         rows, heads, count, size = query.shape
         kv_heads, probes = key.shape[1], prompt_kv.num_probes
-        query = query * (size**-0.5 if scaling is None else scaling)
-        by_probe = query.reshape(rows, kv_heads, heads // kv_heads, probes, count // probes, size)
-        by_head = query.reshape(rows, kv_heads, -1, size)  # all queries of a kv head
+        # [rows * kv heads, all queries of a kv head, size], and the same seen probe by probe
+        by_head = query.reshape(rows * kv_heads, -1, size) * (size**-0.5 if scaling is None else scaling)
+        by_probe = by_head.view(rows, kv_heads, heads // kv_heads, probes, count // probes, size)
         own_keys = key.reshape(rows, kv_heads, 1, probes, count // probes, size)
-        own_values = value.reshape(own_keys.shape)
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
+        own = own_scores.view(rows * kv_heads, -1, count // probes)
         outputs, own_weights = [], []
-        product = KeptProduct.apply if prompt_kv.differentiated else torch.matmul
+        product = KeptProduct.apply if prompt_kv.differentiated else torch.bmm
         for group, keys, values, hidden in prompt_kv.groups(layer):
-            num_past = keys.shape[2]
-            scores = product(by_head[group], keys.transpose(-1, -2)).view(*own_scores[group].shape[:-1], num_past)
+            num_past = keys.shape[1]
+            scores = product(by_head[group], keys.transpose(1, 2))
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
-            weights = torch.softmax(torch.cat((scores, own_scores[group]), dim=-1).float(), dim=-1).to(query.dtype)
+            weights = torch.softmax(torch.cat((scores, own[group]), dim=-1).float(), dim=-1).to(query.dtype)
             own_weights.append(weights[..., num_past:])
-            outputs.append(product(weights[..., :num_past].flatten(2, 4), values))
-        output = torch.cat(outputs).view(by_probe.shape) + torch.cat(own_weights) @ own_values
+            outputs.append(product(weights[..., :num_past], values))
+        own_output = torch.cat(own_weights).view(own_scores.shape) @ value.reshape(own_keys.shape)
+        output = torch.cat(outputs).view(by_probe.shape) + own_output
         return output.view(rows, heads, count, size).transpose(1, 2), None
 
 

@@ -57,6 +57,13 @@ def load_model(model: str, dtype: str, device: str, trust_remote_code: bool = Fa
     return loaded.eval()
 
 
+def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's modules and the shapes of its weights, without the weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """The most tokens the model takes, or None where its configuration does not say."""
     config = config.get_text_config()

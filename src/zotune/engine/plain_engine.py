@@ -7,7 +7,7 @@ Nothing is kept between calls. This form is the measure of correctness for every
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.weights import ModelWeights
 from zotune.engine.whole_model import WholeModel
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+"""A scalar from log-probabilities [example, candidate]."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class PlainEngine:
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
-        forwards = list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
+        forwards = self._forwards(batch)
         if any(probe.derivative for probe in probes):
             return Scores(log_probs, num_tokens, self._tangents(theta, probes, forwards, batch, log_probs))
         for probe_scores, probe in zip(log_probs, probes, strict=True):
@@ -118,18 +121,36 @@ class PlainEngine:
             results.append(texts)
         return results
 
+    def backward(self, matrices: Mapping[str, torch.Tensor], batch: Sequence[Example], loss: Loss) -> float:
+        """Loss of a batch and, added to `.grad` of LoRA's `matrices`, its gradient: what training here does without."""
+        assert isinstance(self.layers, LoraLayers)
+        self.model.requires_grad_(False)
+        self.layers.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
+        self.layers.num_slots = 1
+        width = max(len(example.candidates) for example in batch)
+        sums = torch.zeros(len(batch) * width, dtype=torch.float64)
+        for rows in self._forwards(batch):
+            places = [
+                row.example * width + c
+                for row in rows
+                for c in row.candidates
+                for _ in batch[row.example].candidates[c]
+            ]
+            sums = sums.index_add(0, torch.tensor(places), self._log_probs(rows, batch).cpu().double())
+        value = loss(sums.view(len(batch), width))
+        torch.autograd.backward(value)
+        return float(value.detach())
+
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.model.device)
-        status = Path("/proc/self/status")
-        if status.is_file():  # Linux: getrusage would count what a parent process held when it started this one
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            return int(fields["VmHWM"].split()[0]) * 1024
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident_bytes()
 
     def close(self) -> None:
         self.layers.remove()
+
+    def _forwards(self, batch: Sequence[Example]) -> list[list[_Row]]:
+        return list(self._pack([row for index, example in enumerate(batch) for row in _rows(index, example)]))
 
     def _pack(self, rows: list[_Row], num_new: int = 0) -> Iterator[list[_Row]]:
         """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
@@ -200,6 +221,16 @@ class PlainEngine:
         completions = [_until(token_ids, stop) for token_ids in new_tokens]
         self.stats.tokens_computed += sum(len(token_ids) for token_ids in completions)
         return completions
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had in use."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: getrusage would count what a parent process held when it started this one
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

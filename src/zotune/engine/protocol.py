@@ -43,6 +43,23 @@ class Probe:
 AT_THETA = Probe(seed=0, distance=0.0)
 
 
+def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
+    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
+    bases = [theta if probe.base is None else probe.base for probe in probes]
+    drawn: dict[tuple[int, Noise, int], Theta] = {}
+    result = []
+    for probe, base in zip(probes, bases, strict=True):
+        if not probe.distance:
+            result.append(base)
+            continue
+        key = (probe.seed, probe.noise, id(base))
+        if key not in drawn:
+            drawn[key] = probe.noise.direction(probe.seed, base)
+        distance, z = np.float32(probe.distance), drawn[key]
+        result.append({name: value + distance * z[name] for name, value in base.items()})
+    return result
+
+
 @dataclass(frozen=True)
 class Example:
     """What is scored: each candidate is a possible continuation of prompt + invocation.
@@ -92,7 +109,10 @@ class EngineStats:
 class Engine(Protocol):
     """Scores probes of an adapter on a causal language model."""
 
-    stats: EngineStats
+    @property
+    def stats(self) -> EngineStats:
+        """What has run so far."""
+        ...
 
     @property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -1,0 +1,91 @@
+"""A comparison: every cell of a study at the same budget, and a table with the spread over seeds."""
+
+import json
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from zotune.inference import evaluate
+from zotune.metrics import EvalEvent, StepEvent, best_of, read_metrics, write_json
+from zotune.study import Cell, Study, train_cell
+
+logger = logging.getLogger("zotune")
+
+
+def run_comparison(study: Study) -> Iterator[Cell]:
+    """Run every cell that is not finished; gives each when it is."""
+    for cell in study.cells:
+        if not cell.outcome.is_file():
+            logger.info("%s on %s, seed %d", cell.method, cell.task, cell.seed)
+            train_cell(cell, study.budget)
+            write_json(cell.outcome, _outcome(cell))
+        yield cell
+
+
+def _outcome(cell: Cell) -> dict[str, Any]:
+    """What a cell came to, from its metrics and the evaluation of its best adapter on test data."""
+    events = read_metrics(cell.folder.metrics)
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    evals = [event for event in events if isinstance(event, EvalEvent)]
+    best = best_of(evals) if evals else None
+    summary = json.loads(cell.folder.summary.read_text(encoding="utf-8")) if cell.folder.summary.is_file() else {}
+    test = None
+    if "test_data" in cell.test and best is not None:
+        found = evaluate(
+            cell.test["test_data"], adapter=cell.folder.best, max_eval_samples=cell.test.get("test_samples")
+        )
+        test = {"accuracy": found.accuracy, "loss": found.loss, "num_examples": found.num_examples}
+    target = cell.test.get("target_accuracy")
+    reached = next((e.step for e in evals if target is not None and (e.accuracy or 0.0) >= target), None)
+    until = [event for event in steps if reached is not None and event.step <= reached]
+    return {
+        "method": cell.method, "task": cell.task, "seed": cell.seed,
+        "test": test, "eval": best.metrics if best else None,
+        "steps": len(steps), "tokens": sum(e.tokens_computed for e in steps),
+        "forward_passes": sum(e.forward_passes for e in steps),
+        "seconds": sum(e.step_time_s for e in steps), "peak_memory_bytes": summary.get("peak_memory_bytes"),
+        "target_accuracy": target, "steps_to_target": reached,
+        "tokens_to_target": sum(e.tokens_computed for e in until) if until else None,
+        "seconds_to_target": sum(e.step_time_s for e in until) if until else None,
+    }  # fmt: skip
+
+
+HEADING = (
+    "task", "method", "seeds", "accuracy, %", "loss", "steps", "million tokens", "seconds", "to target: million tokens",
+    "to target: seconds", "peak MiB",
+)  # fmt: skip
+
+
+def table(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """A row for each task and method: mean and standard deviation over the seeds that are finished."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell.outcome.is_file():
+            groups.setdefault((cell.task, cell.method), []).append(json.loads(cell.outcome.read_text(encoding="utf-8")))
+    rows: list[tuple[str, ...]] = []
+    for (task, method), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        finals = [outcome["test"] or outcome["eval"] or {} for outcome in group]
+        rows.append((
+            task, method, str(len(group)),
+            _spread([final.get("accuracy") for final in finals], 1, scale=100),
+            _spread([final.get("loss") for final in finals], 3),
+            _spread([outcome["steps"] for outcome in group], 0),
+            _spread([outcome["tokens"] for outcome in group], 2, scale=1e-6),
+            _spread([outcome["seconds"] for outcome in group], 1),
+            _spread([outcome["tokens_to_target"] for outcome in group], 2, scale=1e-6),
+            _spread([outcome["seconds_to_target"] for outcome in group], 1),
+            _spread([outcome["peak_memory_bytes"] for outcome in group], 0, scale=2**-20),
+        ))  # fmt: skip
+    return rows
+
+
+def _spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """Mean and standard deviation of those that are there, and how many these are where some are not."""
+    known = [value * scale for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{statistics.mean(known):.{digits}f}"
+    if len(known) > 1:
+        text += f" ± {statistics.stdev(known):.{digits}f}"
+    return text + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")

@@ -1,0 +1,289 @@
+"""SGLang's own scheduler in this process, without its event loop, its sockets and its detokenizer.
+
+`Driver` builds `Scheduler`, and with it the model, the LoRA slots, the radix tree and the memory pools, and then calls
+the three steps of its loop by hand: choose a batch, run it, take in the result. Chunked prefill, eviction and
+retraction are SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same decisions.
+
+Requests carry three things that SGLang's own do not: how many of their first tokens may come from the tree, in which
+namespace of it they lie, and whether they enter it.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from zotune.engine.protocol import TokenIds
+from zotune.errors import InputError
+
+_SCHEDULER = "sglang.srt.managers.scheduler:Scheduler."
+_REQ = "sglang.srt.managers.schedule_batch:Req."
+_TREE = "sglang.srt.mem_cache.base_prefix_cache:"
+NAMES = (
+    "sglang.srt.plugins:load_plugins",
+    "sglang.srt.runtime_context:publish",
+    "sglang.srt.runtime_context:SpawnRanks",
+    "sglang.srt.server_args:ServerArgs.resolve_once",
+    "sglang.srt.server_args:PortArgs",
+    "sglang.srt.managers.scheduler_components.ipc_channels:SchedulerIpcChannels",
+    "sglang.srt.managers.scheduler_components.output_sender:SenderWrapper",
+    "sglang.srt.managers.scheduler_components.output_streamer:SchedulerOutputStreamer.stream_output",
+    _SCHEDULER + "init_ipc_channels",
+    _SCHEDULER + "get_output_streamer_class",
+    _SCHEDULER + "get_next_batch_to_run",
+    _SCHEDULER + "run_batch",
+    _SCHEDULER + "process_batch_result",
+    _SCHEDULER + "_add_request_to_queue",
+    _SCHEDULER + "flush_cache",
+    _REQ + "_compute_max_prefix_len",
+    _REQ + "extend_len",
+    "sglang.srt.sampling.sampling_params:SamplingParams.normalize",
+    "sglang.srt.mem_cache.radix_cache:RadixKey",
+    _TREE + "MatchPrefixParams",
+    _TREE + "BasePrefixCache.match_prefix",
+    _TREE + "BasePrefixCache.lock",
+    _TREE + "BasePrefixCache.unlock",
+)
+
+
+@dataclass
+class Job:
+    """One request. What comes back of it: log-probabilities at its scored positions, or new tokens.
+
+    Args:
+        tokens: what is prefilled.
+        slot: the adapter's slot; None is the base model.
+        max_cached: at most so many of its first tokens come from the tree; `exact`: neither fewer.
+        namespace: where in the tree it looks and is kept; None is the base model's.
+        keep: whether its KV enters the tree.
+        num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
+        sampling: SGLang's sampling parameters, to generate.
+    """
+
+    tokens: TokenIds
+    slot: int | None = None
+    max_cached: int | None = None
+    exact: bool = False
+    namespace: str | None = None
+    keep: bool = False
+    num_scored: int = 0
+    token_ids: tuple[int, ...] = ()
+    sampling: dict[str, Any] | None = None
+    log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
+    new_tokens: TokenIds = ()
+
+
+@dataclass
+class Counts:
+    """From SGLang's own batches and requests."""
+
+    forward_passes: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+    retractions: int = 0
+
+    def add(self, other: "Counts") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class Driver:
+    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` are the names of the slots."""
+
+    def __init__(self, options: dict[str, Any], rank: int, port: int, lora_ids: Sequence[str]) -> None:
+        from sglang.srt.plugins import load_plugins
+        from sglang.srt.runtime_context import SpawnRanks, publish
+        from sglang.srt.server_args import PortArgs, ServerArgs
+
+        load_plugins()
+        arguments = ServerArgs(**options)
+        arguments.resolve_once()
+        gpu_id = arguments.base_gpu_id + rank * arguments.gpu_id_step
+        publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=gpu_id))
+        ports = PortArgs(
+            tokenizer_ipc_name="", scheduler_input_ipc_name="", detokenizer_ipc_name="", nccl_port=port,
+            rpc_ipc_name="", metrics_ipc_name="", tokenizer_worker_ipc_name=None, decoupled_spec_ipc_config=None,
+        )  # fmt: skip
+        self.scheduler: Any = _scheduler_class()(arguments, ports)
+        self.lora_ids = lora_ids
+        self.request_class: Any = _request_class()
+        self.counts = Counts()
+        self._number = 0
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.scheduler.tp_worker.model_runner.model
+
+    @property
+    def lora(self) -> Any:
+        return self.scheduler.tp_worker.model_runner.lora_manager
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of KV that fit."""
+        return self.scheduler.max_total_num_tokens
+
+    # ---- the tree ------------------------------------------------------------------------------------------------
+
+    def cached(self, tokens: TokenIds, namespace: str | None = None) -> tuple[int, Any]:
+        """How many of the first tokens lie in the tree, and the node where they end."""
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+        from sglang.srt.mem_cache.radix_cache import RadixKey
+
+        found = self.scheduler.tree_cache.match_prefix(MatchPrefixParams(key=RadixKey(array("q", tokens), namespace)))
+        return found.device_prefix_len, found.last_device_node
+
+    def lock(self, node: Any) -> Any:
+        """Keep a node, and what leads to it, from being evicted until `unlock`."""
+        return self.scheduler.tree_cache.lock(node)
+
+    def unlock(self, locks: Iterable[Any]) -> None:
+        for lock in locks:
+            self.scheduler.tree_cache.unlock(lock)
+
+    def flush(self) -> None:
+        """Forget everything that is cached."""
+        assert self.scheduler.flush_cache(empty_cache=False), "requests are still running"
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run all to their end; SGLang packs them into batches as its memory and limits allow."""
+        scheduler, unfinished = self.scheduler, {}
+        self._started: set[str] = set()
+        for job in jobs:
+            request = self._request(job)
+            unfinished[request.rid] = (request, job)
+            scheduler._add_request_to_queue(request)
+        while True:
+            plan = scheduler.get_next_batch_to_run(
+                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
+            )
+            scheduler.running_batch, batch = plan.running_batch, plan.batch_to_run
+            scheduler.cur_batch_for_debug = batch
+            if batch is None:
+                scheduler.last_batch = None
+                break
+            self._run_batch(batch, unfinished)
+            scheduler.last_batch = batch
+        scheduler.waiting_queue = []
+        for request, job in unfinished.values():
+            if job.sampling is not None:
+                job.new_tokens = tuple(request.output_ids_through_stop)
+            if request.finished_reason is None or type(request.finished_reason).__name__ == "FINISH_ABORT":
+                raise InputError(self._too_long(job, request))
+
+    def _run_batch(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> None:
+        scheduler = self.scheduler
+        extends = batch.forward_mode.is_extend()
+        started = []
+        for request in batch.reqs if extends else ():
+            job = jobs[request.rid][1]
+            if request.rid not in self._started:
+                started.append(request)
+                self.counts.tokens_cached += request.prefix_len
+                if job.exact:
+                    assert request.prefix_len == job.max_cached, "a prompt was evicted while it was locked"
+            self.counts.tokens_computed += request.extend_len
+        self._started.update(request.rid for request in started)
+        if not extends:
+            self.counts.tokens_computed += len(batch.reqs)
+        self.counts.forward_passes += 1
+        scored = [
+            (index, request, jobs[request.rid][1])
+            for index, request in enumerate(batch.reqs if extends else ())
+            if request.inflight_middle_chunks <= 0 and jobs[request.rid][1].num_scored
+        ]
+        result = scheduler.run_batch(batch)
+        if scored:
+            rows = [index for index, _, _ in scored]
+            last = _log_probs(result.logits_output.next_token_logits[rows], [job.token_ids for _, _, job in scored])
+        scheduler.process_batch_result(batch, result)
+        for (_, request, job), values in zip(scored, last if scored else (), strict=True):
+            inner = request.logprob.input_token_ids_logprobs_val or []
+            job.log_probs = [*inner[1:], values]
+
+    def _request(self, job: Job) -> Any:
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        sampling = SamplingParams(**(job.sampling or {"max_new_tokens": 0, "temperature": 0.0}))
+        sampling.normalize(None)
+        sampling.verify(self.scheduler.model_config.vocab_size)
+        self._number += 1
+        inner = job.num_scored > 1
+        request = self.request_class(
+            f"zotune-{self._number}",
+            "",
+            array("q", job.tokens),
+            sampling,
+            return_logprob=inner,
+            token_ids_logprob=list(job.token_ids) if inner else None,
+            lora_id=None if job.slot is None else self.lora_ids[job.slot],
+            vocab_size=self.scheduler.model_config.vocab_size,
+        )
+        request.logprob_start_len = len(job.tokens) - job.num_scored if inner else len(job.tokens)
+        if job.sampling is not None:
+            request.logprob_start_len = -1
+        request.extra_key = job.namespace
+        request.skip_radix_cache_insert = not job.keep
+        request.max_cached = job.max_cached
+        return request
+
+    def _too_long(self, job: Job, request: Any) -> str:
+        reason = getattr(request.finished_reason, "message", None) or "it waits for ever"
+        return (
+            f"--engine sglang: {len(job.tokens)} tokens do not run with room for {self.capacity} tokens "
+            f"of KV ({reason}); raise --sglang.max-total-tokens or lower --max-length"
+        )
+
+
+def _log_probs(logits: torch.Tensor, token_ids: Sequence[tuple[int, ...]]) -> list[list[float]]:
+    """Of logits [rows, vocabulary], the log-probabilities of each row's tokens, in float32."""
+    widest = max(map(len, token_ids))
+    index = torch.tensor([(*ids, *(0,) * (widest - len(ids))) for ids in token_ids], device=logits.device)
+    logits = logits.float()
+    values = logits.gather(1, index) - logits.logsumexp(dim=1, keepdim=True)
+    return [row[: len(ids)] for row, ids in zip(values.tolist(), token_ids, strict=True)]
+
+
+def _scheduler_class() -> Any:
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
+    from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
+    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+    class Silent(SchedulerOutputStreamer):
+        def stream_output(self, *args: Any, **kwargs: Any) -> None: ...
+
+    class Driven(Scheduler):
+        """Without sockets: requests come from `Driver.run`, and their results stay in them."""
+
+        def init_ipc_channels(self, port_args: Any) -> None:
+            nowhere = SenderWrapper(None)
+            self.ipc_channels = SchedulerIpcChannels(
+                recv_from_tokenizer=None, recv_from_rpc=None, send_to_tokenizer=nowhere, send_to_detokenizer=nowhere,
+                send_metrics_from_scheduler=None,
+            )  # fmt: skip
+            self.load_snapshot_writer = None
+            self.recv_from_tokenizer = None
+
+        def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+            return Silent
+
+    return Driven
+
+
+def _request_class() -> Any:
+    from sglang.srt.managers.schedule_batch import Req
+
+    class Request(Req):
+        max_cached: int | None = None
+
+        def _compute_max_prefix_len(self, input_len: int) -> int:
+            most = super()._compute_max_prefix_len(input_len)
+            return most if self.max_cached is None else min(most, self.max_cached)
+
+    return Request

@@ -1,0 +1,250 @@
+"""The SGLang engine, as the trainer's process sees it: it starts the ranks, gives them theta and asks for numbers.
+
+Nothing of SGLang is imported here. A rank is a process of its own (worker.py); commands go over a pipe to each, and
+theta, whenever it has changed, into memory that all of them map. In the step nothing else passes but the probes'
+seeds and distances, the examples' token ids, and the scores. Both the memory and the pipes are without names, so
+nothing is left behind however the process ends.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import IO, Any
+
+from transformers import PretrainedConfig
+
+from zotune.adapter import LoraSpec
+from zotune.engine.loading import empty_model
+from zotune.engine.lora import LoraLayers
+from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.sglang import cpu
+from zotune.engine.sglang.models import check_config
+from zotune.engine.sglang.names import check
+from zotune.engine.sglang.options import check_options, server_options
+from zotune.engine.sglang.worker import Start, mapped_theta
+from zotune.errors import InputError, TrainingError
+
+MAX_SLOTS = 32
+MAX_KV_SHARE = 0.25  # of a CPU's free memory, where the user sets no --sglang.max-total-tokens
+logger = logging.getLogger("zotune")
+
+
+class SglangEngine:
+    """Scores probes of a LoRA adapter on SGLang's own model, LoRA slots and radix tree.
+
+    Args:
+        model: local folder or hub id.
+        config: its configuration, as transformers reads it.
+        spec: the form of the adapter; without target modules the engine is the bare model.
+        num_probes: how many probes a step has; as many slots are made, up to MAX_SLOTS. More go in turns.
+        options: SGLang's own options, by the names of its ServerArgs.
+
+    Raises:
+        InputError: SGLang is absent or another version, or cannot run this model, adapter or option.
+    """
+
+    weights: None = None  # theta is never the model's own parameters
+
+    def __init__(
+        self,
+        model: str,
+        config: PretrainedConfig,
+        spec: LoraSpec,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        num_probes: int = 2,
+        trust_remote_code: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = dict(options or {})
+        check()
+        check_options(options)
+        check_config(config, options)
+        shapes, spec = adapter_shapes(config, spec, trust_remote_code)
+        self.spec = spec
+        self.tensor_shapes: dict[str, tuple[int, ...]] = shapes
+        self.stats = EngineStats()
+        self.counts: Any = None  # SGLang's own: forward passes, tokens computed, tokens served from its cache
+        self._last_theta: Theta | None = None
+        self._version = 0
+        slots = options.pop("max_loras_per_batch", None)
+        num_slots = 0 if not shapes else max(1, int(slots) - 1) if slots else min(num_probes, MAX_SLOTS)
+        matrices = dict(spec.matrices) or shapes
+        targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in matrices})
+        served = server_options(
+            options, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, rank=spec.rank,
+            target_modules=targets, num_slots=num_slots, max_tokens=_default_tokens(config, dtype, device),
+        )  # fmt: skip
+        num_ranks = int(options.get("tp_size", 1))
+        self._ranks: list[_Rank] = []
+        size = max(4 * sum(_count(shape) for shape in shapes.values()), 1)
+        theta_file = os.memfd_create("zotune-theta")
+        os.truncate(theta_file, size)
+        try:
+            self._theta = mapped_theta(theta_file, shapes, writable=True)
+            port = _free_port()
+            for rank in range(num_ranks):
+                start = Start(rank, port, served, spec, shapes, num_slots, os.getpid())
+                self._ranks.append(_Rank(start, theta_file, cpu.cores_of_ranks(num_ranks)))
+            self.capacity: int = self._answers()["capacity"]
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(theta_file)
+
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        self._give(theta)
+        scores: Scores = self._ask("score", self._version, list(probes), list(batch))
+        self._count_what_ran()
+        return scores
+
+    def why_no_derivatives(self) -> str | None:
+        return "SGLang's passes have no derivatives"
+
+    def generate(
+        self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
+    ) -> list[list[TokenIds]]:
+        self._give(theta)
+        texts: list[list[TokenIds]] = self._ask("generate", self._version, list(probes), list(prompts), sampling)
+        self._count_what_ran()
+        return texts
+
+    def peak_memory_bytes(self) -> int:
+        """Of one rank: the device's, or its process's resident set."""
+        peak: int = self._ask("peak_memory_bytes")
+        return peak
+
+    def close(self) -> None:
+        """End the ranks; the memory that they shared goes with them."""
+        for rank in self._ranks:
+            rank.end()
+        self._ranks.clear()
+
+    def _give(self, theta: Theta) -> None:
+        if theta is not self._last_theta:  # a theta is never written in place
+            for name, shared in self._theta.items():
+                shared[...] = theta[name]
+            self._last_theta = theta
+            self._version += 1
+
+    def _count_what_ran(self) -> None:
+        stats, self.counts = self._ask("stats")
+        vars(self.stats).update(vars(stats))
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        assert self._ranks, "the engine is closed"
+        for rank in self._ranks:
+            rank.send((method, arguments))
+        return self._answers()
+
+    def _answers(self) -> Any:
+        """The first rank's answer, once all have one; the first to fail ends them all."""
+        answers: dict[int, Any] = {}
+        waiting = {rank.connection: index for index, rank in enumerate(self._ranks)}
+        while waiting:
+            for ready in wait(list(waiting)):
+                index = waiting.pop(ready)  # type: ignore[call-overload]
+                kind, answer = self._ranks[index].receive()
+                if kind != "ok":
+                    log = self._ranks[index].log()
+                    self.close()
+                    if kind == "refused":
+                        raise InputError(answer)
+                    logger.debug("what the SGLang process said:\n%s", log)
+                    raise TrainingError(f"SGLang's process stopped: {answer}")
+                answers[index] = answer
+        return answers[0]
+
+
+class _Rank:
+    """A process of one rank, and our ends of its pipes."""
+
+    def __init__(self, start: Start, theta_file: int, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        watched, self._lifeline = os.pipe()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        settings = {
+            "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",  # shared memory that nothing here uses
+            "TOKENIZERS_PARALLELISM": "false",
+            **environment,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__.replace(".engine.sglang.engine", ".engine.sglang.worker"),
+             str(theirs.fileno()), str(watched), str(theta_file)],
+            pass_fds=(theirs.fileno(), watched, theta_file), env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        theirs.close()
+        os.close(watched)
+        self.connection = Connection(ours.detach())
+        self.send(start)
+
+    def send(self, message: object) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` says why it is gone
+            self.connection.send(message)
+
+    def receive(self) -> tuple[str, Any]:
+        try:
+            answer: tuple[str, Any] = self.connection.recv()
+            return answer
+        except (EOFError, ConnectionResetError):
+            code = self._process.wait()
+            lines = [line for line in self.log().splitlines() if line.strip()]
+            return "failed", f"it ended with code {code}; its last words: {lines[-1] if lines else 'none'}"
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    def end(self) -> None:
+        self.connection.close()
+        os.close(self._lifeline)
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def adapter_shapes(
+    config: PretrainedConfig, spec: LoraSpec, trust_remote_code: bool = False
+) -> tuple[dict[str, tuple[int, ...]], LoraSpec]:
+    """Theta's tensors for this model, read off its structure, and the form of the adapter; no weights are made."""
+    if not spec.target_modules:
+        return {}, spec
+    layers = LoraLayers(empty_model(config, trust_remote_code), spec)
+    layers.remove()
+    return layers.shapes, layers.spec
+
+
+def _default_tokens(config: PretrainedConfig, dtype: str, device: str) -> int | None:
+    """Tokens of KV in a CPU's memory; a GPU is SGLang's to divide."""
+    if device != "cpu":
+        return None
+    import psutil
+
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * heads * size * (4 if dtype == "float32" else 2)
+    return min(2**20, int(MAX_KV_SHARE * psutil.virtual_memory().available / per_token))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,152 @@
+"""Theta in SGLang's LoRA slots, written in place: slot k becomes theta + distance_k * z(seed_k).
+
+SGLang keeps the adapters of a batch in slots of two tensors per module: A as [slots, rank, inputs], B as [slots,
+outputs, rank], with q, k and v (gate and up) stacked under one name, and each rank of a tensor-parallel group holding
+its share. Every rank holds all of theta in fp32, draws all of z itself from the seed and the tensor's name, and
+writes its share of the sum, rounded once to the slot's own dtype. Nothing but seeds and distances is sent.
+
+Which numbers are a rank's share is not worked out here: SGLang's own functions slice a tensor of indices.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zotune.adapter import LoraSpec, lora_matrices
+from zotune.engine.protocol import Probe, Theta, points
+from zotune.errors import InputError
+
+_POOL = "sglang.srt.lora.mem_pool:LoRAMemoryPool."
+NAMES = (
+    "sglang.srt.lora.lora_registry:LoRARef",
+    "sglang.srt.lora.lora_manager:LoRAManager.load_lora_adapter_from_tensors",
+    "sglang.srt.lora.lora_manager:LoRAManager.fetch_new_loras",
+    _POOL + "get_tensor",
+    _POOL + "get_buffer_id",
+    "sglang.srt.lora.utils:LoRAType",
+    "sglang.srt.lora.utils:get_target_module_name",
+    "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_a_weights",
+    "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_b_weights",
+)
+
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""SGLang's stacked modules and what they are in transformers, in the order in which they are stacked."""
+
+STACKED = {part: stacked for stacked, parts in PARTS.items() for part in parts}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of theta goes in every slot, and which of its rows (B) or columns (A) this rank holds.
+
+    SGLang pads some modules to widths that its kernels like; the padding stays zero.
+    """
+
+    buffer: torch.Tensor  # [slots, rows, columns]
+    rows: slice
+    columns: slice
+    share: np.ndarray
+    axis: int
+
+
+class Slots:
+    """The slots `lora_ids` of `lora`, SGLang's LoRA manager, for a theta of `shapes`."""
+
+    def __init__(
+        self, lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.spec = spec
+        shapes = dict(spec.matrices) or shapes
+        _register(lora, lora_ids, spec, shapes)
+        self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
+        modules = {name: module for layer in lora.lora_modules for name, module in layer.items()}
+        self.places = {name: _place(name, shapes, modules, lora) for name in shapes}
+        for place in self.places.values():
+            place.buffer[self.slots] = 0
+
+    def write(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        """Make the probes the adapters of the first slots."""
+        adapters = [lora_matrices(point, self.spec) for point in points(theta, probes)]
+        for name, place in self.places.items():
+            stacked = np.stack([adapter[name].take(place.share, place.axis) for adapter in adapters])
+            place.buffer[self.slots[: len(probes)], place.rows, place.columns] = torch.from_numpy(stacked).to(
+                place.buffer.device, place.buffer.dtype
+            )
+
+
+def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Let SGLang know of adapters without tensors under these names, and give each its slot beside the base model's."""
+    from sglang.srt.lora.lora_registry import LoRARef
+
+    config = {
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes}),
+        "peft_type": "LORA",
+    }
+    for lora_id in lora_ids:
+        reference = LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path="zotune", pinned=False)
+        result = lora.load_lora_adapter_from_tensors(reference, {}, config)
+        if not result.success:
+            raise InputError(f"--engine sglang: SGLang does not take this adapter: {result.error_message}")
+    lora.fetch_new_loras({None, *lora_ids})
+
+
+def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[str, Any], lora: Any) -> _Place:
+    from sglang.srt.layers.utils import get_layer_id
+    from sglang.srt.lora.utils import LoRAType, get_target_module_name
+
+    hugging_face, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
+    parent, _, part = hugging_face.rpartition(".")
+    module_name = f"{parent}.{STACKED.get(part, part)}"
+    if module_name not in modules:
+        raise InputError(
+            f"--target-modules: SGLang has no module {module_name} to adapt; it has {', '.join(_kinds(modules))}"
+        )
+    module = modules[module_name]
+    kind = LoRAType.LORA_A if matrix.startswith("A") else LoRAType.LORA_B
+    target = get_target_module_name(module_name, lora.memory_pool.target_modules)
+    buffer = lora.memory_pool.get_tensor(target, get_layer_id(module_name), kind)
+    parts = PARTS.get(STACKED.get(part, ""), (part,))
+    rank = shapes[name][0] if kind is LoRAType.LORA_A else shapes[name][1]
+    if kind is LoRAType.LORA_A:
+        own = module.slice_lora_a_weights(torch.arange(_inputs(module))[None].expand(rank, -1))[0]
+        columns, share = _part(own, 0, shapes[name][1])
+        rows = slice(parts.index(part) * rank, (parts.index(part) + 1) * rank)
+        return _Place(buffer, rows, columns, share, axis=1)
+    sizes = [_outputs(module, p) for p in parts]
+    own = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
+    rows, share = _part(own, sum(sizes[: parts.index(part)]), shapes[name][0])
+    return _Place(buffer, rows, slice(0, rank), share, axis=0)
+
+
+def _part(own: torch.Tensor, start: int, count: int) -> tuple[slice, np.ndarray]:
+    """Where the indices start .. start + count lie among this rank's own, and which of them it has."""
+    where = torch.nonzero((own >= start) & (own < start + count))[:, 0]
+    if not len(where):
+        return slice(0, 0), np.zeros(0, dtype=np.int64)
+    place = slice(int(where[0]), int(where[-1]) + 1)
+    return place, (own[place] - start).numpy()
+
+
+def _inputs(module: Any) -> int:
+    """The inputs of a module over all ranks, padding included."""
+    return module.base_layer.input_size
+
+
+def _outputs(module: Any, part: str) -> int:
+    """The outputs of a module, or of one part of a stacked one, over all ranks, padding included."""
+    layer = module.base_layer
+    if part in PARTS["qkv_proj"]:
+        heads = layer.total_num_heads if part == "q_proj" else layer.total_num_kv_heads
+        return heads * layer.head_size
+    if part in PARTS["gate_up_proj"]:
+        return layer.output_sizes[PARTS["gate_up_proj"].index(part)]
+    return layer.output_size
+
+
+def _kinds(modules: Iterable[str]) -> list[str]:
+    return sorted({part for name in modules for part in PARTS.get(name.rpartition(".")[2], (name.rpartition(".")[2],))})

@@ -1,0 +1,285 @@
+"""One rank of the engine: a process that holds SGLang's scheduler and does what the trainer's process asks.
+
+Commands come over a pipe, theta over a file in memory that both processes map. Every rank gets the same commands and
+does the same; the first one answers with the numbers. A rank ends with the process that started it, however that
+ends: a thread watches a pipe that nobody else holds open.
+"""
+
+import faulthandler
+import mmap
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from zotune.adapter import LoraSpec
+from zotune.engine.plain_engine import empty_scores
+from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
+from zotune.engine.sglang import cpu, cpu_attention, driver, models, opt, slots
+from zotune.engine.sglang.driver import Counts, Driver, Job
+from zotune.engine.sglang.names import check
+from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
+from zotune.errors import InputError
+
+MIN_SHARED = 16  # tokens that must be shared for a pass of their own to pay off
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a rank needs to begin."""
+
+    rank: int
+    port: int
+    options: dict[str, Any]
+    spec: LoraSpec
+    shapes: dict[str, tuple[int, ...]]
+    num_slots: int
+    parent: int
+
+
+class Worker:
+    def __init__(self, start: Start, theta_file: int) -> None:
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
+        lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
+        self.driver = Driver(start.options, start.rank, start.port, lora_ids)
+        models.check_loaded(self.driver.model)
+        self.slots = slots.Slots(self.driver.lora, lora_ids, start.spec, start.shapes) if start.shapes else None
+        self.num_slots = start.num_slots
+        self.activated = start.spec.scope == "activated"
+        self.theta = mapped_theta(theta_file, start.shapes, writable=False)
+        self.reused = 0
+        self._written: object = None  # version of theta and probes that the slots hold
+
+    # ---- scoring -------------------------------------------------------------------------------------------------
+
+    def score(self, version: int, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        needed, before = len(probes) * tokens_needed(batch), self.driver.counts.tokens_computed
+        score_some = self._score_activated if self.activated else self._score_everywhere
+        for start in range(0, len(probes), self.num_slots):
+            some = probes[start : start + self.num_slots]
+            self._write(version, some)
+            score_some(len(some), batch, log_probs[start : start + len(some)])
+        self.reused += needed - (self.driver.counts.tokens_computed - before)
+        return Scores(log_probs, num_tokens)
+
+    def _write(self, version: int, probes: Sequence[Probe]) -> None:
+        """Make the probes the adapters of the slots, unless they are, as in an evaluation of many batches."""
+        if self.slots is not None and self._written != (version, tuple(probes)):
+            self.slots.write(self.theta, probes)
+            self._written = (version, tuple(probes))
+
+    def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
+        plan = plan_rows(batch, activated=True)
+        by_example: dict[int, list[Row]] = {}
+        for row in (*plan.trunks, *plan.rows):
+            by_example.setdefault(row.example, []).append(row)
+        for chunk in self._chunks([batch[i].prompt for i in range(len(batch))]):
+            rows = [row for i in chunk for row in by_example[i]]
+            locks = self._hold([batch[i].prompt for i in chunk])
+            # A row with nothing after the prompt is the base model's, whatever the probe.
+            own = [row for row in rows if len(row.tokens) > row.num_base]
+            bare = [row for row in rows if len(row.tokens) == row.num_base]
+            jobs = [(k, row, _job(row, slot=k, exact=True)) for k in range(num_probes) for row in own]
+            base = [(row, _job(row)) for row in bare]
+            try:
+                self.driver.run([job for _, _, job in jobs] + [job for _, job in base])
+            finally:
+                self.driver.unlock(locks)
+            for k, row, job in jobs:
+                _add(scores[k], row, job)
+            for row, job in base:
+                for k in range(num_probes):
+                    _add(scores[k], row, job)
+
+    def _score_everywhere(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
+        plan = plan_rows(batch, activated=False)
+        first = {row.example: row for row in (*plan.rows, *plan.trunks)}
+        shared = common_prefix([row.tokens[:-1] for row in first.values()]) if len(batch) > 1 else ()
+        slots = range(num_probes)
+        if len(shared) >= MIN_SHARED:
+            self.driver.run([Job(shared, slot=k, namespace=_namespace(k), keep=True) for k in slots])
+        for rows, keep in ((plan.trunks, True), (plan.rows, False)):
+            jobs = [(k, row, _job(row, slot=k, namespace=_namespace(k), keep=keep)) for k in slots for row in rows]
+            self.driver.run([job for _, _, job in jobs])
+            for k, row, job in jobs:
+                _add(scores[k], row, job)
+        self.driver.flush()
+
+    # ---- prompts in scope activated --------------------------------------------------------------------------------
+
+    def _chunks(self, prompts: Sequence[TokenIds]) -> list[list[int]]:
+        """Examples whose prompts fit into half of the KV memory together, so that their suffixes fit beside them."""
+        chunks: list[list[int]] = [[]]
+        held: set[TokenIds] = set()
+        for index, prompt in enumerate(prompts):
+            size = sum(map(len, held | {prompt}))
+            if chunks[-1] and size > self.driver.capacity // 2:
+                chunks.append([])
+                held = set()
+            chunks[-1].append(index)
+            held.add(prompt)
+        return chunks
+
+    def _hold(self, prompts: Sequence[TokenIds]) -> list[Any]:
+        """Every prompt's KV in the base namespace, computed by the base model, and locked there."""
+        locks: list[Any] = []
+        missing = self._lock_cached(dict.fromkeys(filter(None, prompts)), locks)
+        if missing:
+            shared = common_prefix(missing) if len(missing) > 1 else ()
+            if len(shared) >= MIN_SHARED:
+                self.driver.run([Job(shared, keep=True)])
+            self.driver.run([Job(prompt, keep=True) for prompt in missing])
+            for prompt in self._lock_cached(missing, locks):  # evicted by those that came after it
+                self.driver.run([Job(prompt, keep=True)])
+                if self._lock_cached([prompt], locks):
+                    self.driver.unlock(locks)
+                    raise InputError(
+                        f"--engine sglang: a prompt of {len(prompt)} tokens does not stay in a KV cache of "
+                        f"{self.driver.capacity} tokens; raise --sglang.max-total-tokens"
+                    )
+        return locks
+
+    def _lock_cached(self, prompts: Any, locks: list[Any]) -> list[TokenIds]:
+        """Lock those prompts that are wholly there; the others."""
+        missing = []
+        for prompt in prompts:
+            length, node = self.driver.cached(prompt)
+            if length == len(prompt):
+                locks.append(self.driver.lock(node))
+            else:
+                missing.append(prompt)
+        return missing
+
+    # ---- generation ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, version: int, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
+    ) -> list[list[TokenIds]]:
+        import torch
+
+        parameters = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "stop_token_ids": list(sampling.stop_token_ids) or None,
+        }
+        results: list[list[TokenIds]] = []
+        for start in range(0, len(probes), self.num_slots):
+            some = probes[start : start + self.num_slots]
+            self._write(version, some)
+            texts: list[list[TokenIds]] = [[()] * len(prompts) for _ in some]
+            for chunk in self._chunks([example.prompt for example in prompts]):
+                locks = self._hold([prompts[i].prompt for i in chunk]) if self.activated else []
+                torch.manual_seed(sampling.seed)
+                jobs = [(k, i, self._to_generate(prompts[i], k, parameters)) for k in range(len(some)) for i in chunk]
+                try:
+                    self.driver.run([job for _, _, job in jobs])
+                finally:
+                    self.driver.unlock(locks)
+                for k, i, job in jobs:
+                    ends = [n for n, token in enumerate(job.new_tokens) if token in sampling.stop_token_ids]
+                    texts[k][i] = job.new_tokens[: ends[0]] if ends else job.new_tokens
+            results += texts
+        return results
+
+    def _to_generate(self, example: Example, slot: int, parameters: dict[str, Any]) -> Job:
+        tokens = example.prompt + example.invocation
+        if not self.activated:
+            return Job(tokens, slot=slot, namespace=_namespace(slot), sampling=parameters)
+        cached = min(len(example.prompt), len(tokens) - 1)
+        return Job(tokens, slot=slot, max_cached=cached, exact=True, sampling=parameters)
+
+    # ---- what the engine asks for besides ----------------------------------------------------------------------------
+
+    def stats(self) -> tuple[EngineStats, Counts]:
+        counts = self.driver.counts
+        return EngineStats(counts.forward_passes, counts.tokens_computed, self.reused), counts
+
+    def peak_memory_bytes(self) -> int:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        from zotune.engine.plain_engine import peak_resident_bytes
+
+        return peak_resident_bytes()
+
+
+def _namespace(slot: int) -> str:
+    """Where the KV of a slot's adapter lies in the tree; all of it is flushed before the slot is written again."""
+    return f"zotune-probe-{slot}"
+
+
+def _job(row: Row, **where: Any) -> Job:
+    tokens = tuple(dict.fromkeys(token for _, _, token in row.targets))
+    cached = row.num_base if where.get("exact") else None
+    return Job(row.tokens, max_cached=cached, num_scored=row.num_scored, token_ids=tokens, **where)
+
+
+def _add(scores: np.ndarray, row: Row, job: Job) -> None:
+    """Add the row's log-probabilities to scores [example, candidate]."""
+    column = {token: index for index, token in enumerate(job.token_ids)}
+    for c, position, token in row.targets:
+        scores[row.example, c] += np.float32(job.log_probs[position][column[token]])
+
+
+def mapped_theta(file: int, shapes: Mapping[str, tuple[int, ...]], writable: bool) -> dict[str, np.ndarray]:
+    """Theta's tensors as float32 views of a file in memory, one after the other."""
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    num_bytes = max(4 * sum(sizes.values()), 1)
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    memory = np.frombuffer(mmap.mmap(file, num_bytes, access=access), dtype=np.float32) if sizes else np.empty(0)
+    starts = np.cumsum([0, *sizes.values()])
+    return {
+        name: memory[begin : begin + sizes[name]].reshape(shapes[name])
+        for name, begin in zip(shapes, starts[:-1].tolist(), strict=True)
+    }
+
+
+def _end_with_parent(lifeline: int, parent: int) -> None:
+    """End this process when the other end of the pipe closes, or its parent is no longer its parent."""
+    import select
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if select.select([lifeline], [], [], 1.0)[0] and not os.read(lifeline, 1):
+                break
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Started by the engine as `python -m zotune.engine.sglang.worker COMMANDS LIFELINE THETA`, three open files."""
+    commands, lifeline, theta_file = map(int, sys.argv[1:4])
+    connection = Connection(commands)
+    start: Start = connection.recv()
+    _end_with_parent(lifeline, start.parent)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1 writes where every thread is to the log
+    try:
+        worker = Worker(start, theta_file)
+        connection.send(("ok", {"capacity": worker.driver.capacity}))
+        while True:
+            method, arguments = connection.recv()
+            result = getattr(worker, method)(*arguments)
+            connection.send(("ok", result if start.rank == 0 else None))
+    except EOFError:
+        pass  # the engine was closed
+    except InputError as error:
+        connection.send(("refused", str(error)))
+    except BaseException as error:
+        traceback.print_exc()
+        connection.send(("failed", f"{type(error).__name__}: {error}"))
+    sys.stderr.flush()
+    os._exit(0)  # SGLang's threads and groups of ranks end with the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Studies: equal budgets, finished cells kept over kill -9, sweeps by successive halving, first-order beside them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import REVIEWS, TARGETS, make_model
+from zotune.adapter import LoraSpec, initial_theta
+from zotune.compare import run_comparison, table
+from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.protocol import Example, Probe
+from zotune.errors import InputError
+from zotune.finetune import resume
+from zotune.first_order import LOSSES
+from zotune.journal import read_journal
+from zotune.metrics import StepEvent, read_metrics
+from zotune.noise import gaussian
+from zotune.objectives import cross_entropy, token_nll
+from zotune.study import Budget, read_study, train_cell
+from zotune.sweep import run_sweep
+
+ZOTUNE = Path(sys.executable).with_name("zotune")
+INVOCATION = (50, 51)
+
+
+def write_study(path, opt_dir, reviews_file, text, budget="steps = 6"):
+    path.write_text(f"""
+output_dir = "{path.parent / "cells"}"
+budget = {{ {budget} }}
+[settings]
+model = "{opt_dir}"
+train_data = "{reviews_file}"
+labels = ["terrible", "great"]
+invocation = " It was"
+batch_size = 4
+eval_steps = 3
+num_threads = 1
+{text}
+""")
+    return path
+
+
+TWO_METHODS = """
+[tasks.reviews]
+target_accuracy = 0.0
+test_data = "REVIEWS"
+[methods.mezo]
+[methods.adam]
+first_order = true
+learning_rate = 1e-3
+"""
+
+
+def test_every_cell_gets_its_budget_and_the_table_is_read_off_the_folders(tmp_path, opt_dir, reviews_file):
+    text = "seeds = [0, 1]\n" + TWO_METHODS.replace("REVIEWS", str(reviews_file))
+    head, _, rest = text.partition("\n")
+    path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, rest)
+    path.write_text(head + "\n" + path.read_text())
+    study = read_study(path)
+    cells = list(run_comparison(study))
+    assert [(c.method, c.seed) for c in cells] == [("mezo", 0), ("adam", 0), ("mezo", 1), ("adam", 1)]
+    for cell in cells:
+        steps = [event for event in read_metrics(cell.folder.metrics) if isinstance(event, StepEvent)]
+        assert len(steps) == 6
+        outcome = json.loads(cell.outcome.read_text())
+        assert outcome["tokens"] == sum(event.tokens_computed for event in steps)
+        assert outcome["steps_to_target"] == 0  # any accuracy will do, also that of the start
+        assert outcome["test"]["num_examples"] == len(REVIEWS)
+    rows = table(study.cells)
+    assert [row[:3] for row in rows] == [("reviews", "mezo", "2"), ("reviews", "adam", "2")]
+    assert all("±" in row[3] for row in rows)
+    before = {cell.folder.metrics: cell.folder.metrics.stat().st_mtime_ns for cell in cells}
+    assert len(list(run_comparison(read_study(path)))) == 4
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(tmp_path, opt_dir, reviews_file):
+    methods = "[tasks.reviews]\n" + "".join(f"[methods.m{n}]\nlearning_rate = {n}e-4\n" for n in (1, 2, 3))
+    path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, methods, budget="steps = 150")
+    process = subprocess.Popen([ZOTUNE, "compare", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first, second = (tmp_path / "cells" / name / "reviews" / "seed-0" for name in ("m1", "m2"))
+    deadline = time.monotonic() + 120
+    while not (second / "journal.jsonl").exists() or (second / "journal.jsonl").read_bytes().count(b"\n") < 20:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (first / "outcome.json").is_file()
+    assert not (second / "outcome.json").exists()
+    done, lines = (first / "journal.jsonl").stat().st_mtime_ns, (second / "journal.jsonl").read_bytes()
+    subprocess.run([ZOTUNE, "compare", path], check=True, capture_output=True)
+    assert (first / "journal.jsonl").stat().st_mtime_ns == done
+    whole = (second / "journal.jsonl").read_bytes()
+    assert whole.startswith(lines[: lines.rindex(b"\n") + 1])
+    assert len(read_journal(second / "journal.jsonl")[1]) == 150
+    assert "| m3 | 1 |" in (tmp_path / "cells" / "table.md").read_text()
+
+
+def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_path, opt_dir, reviews_file):
+    grid = "[grid]\nlearning_rate = [1e-12, 3e-3, 1e6]\n"
+    path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, grid + "[tasks.reviews]", budget="steps = 250")
+    rows = run_sweep(read_study(path), keep=3)
+    assert rows[0][2] == "learning_rate=0.003"
+    steps = {row[2]: int(row[4]) for row in rows}
+    assert steps["learning_rate=0.003"] == 3 * steps["learning_rate=1e-12"]  # 50 each, then 100 more for one
+    assert steps["learning_rate=0.003"] == 150
+    assert run_sweep(read_study(path), keep=3) == rows
+
+
+def test_a_cell_goes_on_to_a_larger_budget_as_if_it_had_had_it_at_once(tmp_path, opt_dir, reviews_file):
+    text = "[tasks.reviews]\n[methods.a]\n[methods.b]\nlearning_rate = 2e-3"
+    cells = read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, text)).cells
+    train_cell(cells[0], Budget("steps", 5))
+    train_cell(cells[0], Budget("steps", 12))
+    train_cell(cells[1], Budget("steps", 12))
+    slopes = [[entry.slopes for entry in read_journal(cell.folder.journal)[1]] for cell in cells]
+    assert len(slopes[0]) == 12
+    assert slopes[0] == slopes[1]
+    resume(cells[0].folder.path)  # and a cell is an ordinary run
+
+
+BATCH = [
+    Example((2, 3, 4, 5, 6), INVOCATION, ((60,), (61,)), 0),
+    Example((2, 3, 4, 9), INVOCATION, ((60, 61), (60, 62), (63,)), 1),
+]
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, token_nll])
+@pytest.mark.parametrize("scope", ["activated", "everywhere"])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_gradient_of_backpropagation_is_the_slope_of_the_plain_engines_loss(kind, scope, objective):
+    model = make_model(kind)
+    engine = PlainEngine(model, LoraSpec(4, 8.0, TARGETS[kind], INVOCATION if scope == "activated" else None))
+    batch = BATCH if objective is cross_entropy else [Example(e.prompt, INVOCATION, e.candidates[:1]) for e in BATCH]
+    theta = initial_theta(engine.tensor_shapes, 3)
+    theta = {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
+    matrices = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in theta.items()}
+    loss = engine.backward(matrices, batch, lambda log_probs: LOSSES[objective](log_probs, batch))
+    probes = [Probe(1, 0.0), Probe(1, 3e-4), Probe(1, -3e-4)]
+    here, above, below = objective(engine.score(theta, probes, batch), batch).mean(axis=1)
+    assert loss == pytest.approx(here, rel=1e-6)
+    slope = 0.0
+    for name, matrix in matrices.items():
+        assert matrix.grad is not None
+        slope += float((matrix.grad.numpy() * gaussian(1, name, tuple(matrix.shape))).sum())
+    # Truncation at this eps is below 1e-3; rounding of fp32 losses, 1e-6 over it, is what is left.
+    assert slope == pytest.approx((above - below) / 6e-4, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tasks.a]\n[methods.m]\nlearning_rat = 1.0", "learning_rat"),
+        ("[tasks.a]\n[methods.m]\ndirections = 0", "--directions must be 1 or more"),
+        ("[tasks.a]", "at least one section [methods.NAME]"),
+        ("[tasks.a]\n[methods.m]\n[grid]\nlearning_rate = [1.0]", "not both"),
+        ("[tasks.a]\n[grid]\nlearning_rate = 1.0", "a list of values"),
+        ("[task.a]\n[methods.m]", "unknown task"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_is_run(tmp_path, opt_dir, reviews_file, text, message):
+    path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, text)
+    with pytest.raises(InputError, match="study") as error:
+        read_study(path)
+    assert message in str(error.value)
+    done = subprocess.run([ZOTUNE, "compare", path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize("budget", ["hours = 1", "steps = 0", "steps = true", "steps = 1, tokens = 1"])
+def test_a_wrong_budget_is_refused(tmp_path, opt_dir, reviews_file, budget):
+    with pytest.raises(InputError, match="budget"):
+        read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, "[tasks.a]\n[methods.m]", budget))
