@@ -37,7 +37,7 @@ STEP_KEYS = {
 EVAL_KEYS = {"event", "step", "split", "accuracy", "loss", "num_examples", "time_s"}
 SUMMARY_KEYS = {
     "model", "task", "initial", "best", "final", "steps", "train_time_s", "steps_per_s", "tokens_computed",
-    "tokens_reused", "kv_reuse", "peak_memory_bytes", "seed", "versions",
+    "tokens_reused", "kv_reuse", "peak_memory_bytes", "seed", "versions", "exported",
 }  # fmt: skip
 
 

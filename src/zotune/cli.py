@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_type_hints
 import tyro
 
 import zotune
+from zotune.adapter import CONFIG_FILE
 from zotune.config import Config, Dtype, EngineName, read_toml
 from zotune.engine.sglang.options import parse_flags
 from zotune.errors import InputError, TrainingError
@@ -210,7 +211,8 @@ class Replay:
         from zotune.finetune import replay_run
 
         step = replay_run(self.run_folder, self.output_dir, self.step)
-        print(f"after step {step}: {self.output_dir}")
+        kind = "adapter" if (Path(self.output_dir) / CONFIG_FILE).exists() else "model"
+        print(f"{kind} after step {step}: {self.output_dir}")
 
 
 @dataclass(frozen=True)
