@@ -40,6 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "blocks": {"noise_blocks": 2, "noise_steps": 3, "optimizer": "sgd", "momentum": 0.9},
     "everywhere": {"scope": "everywhere", "estimator": "svrg", "noise": "rademacher", "optimizer": "adamw"},
     "lora_fa": {"peft_type": "lora_fa", "optimizer": "adam"},
+    "jvp": {"estimator": "jvp", "optimizer": "adam"},
     "vera": {"peft_type": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 

@@ -21,7 +21,7 @@ REGIONS = {
     "zotune::lora": "LoRA, in the forward passes",
     "zotune::attention": "attention, in the forward passes",
     "aten::scaled_dot_product_attention": "attention, as PyTorch has it",
-    "zotune::cache": "prefix cache, in the forward passes",
+    "zotune::cache": "prefix cache, its filling included",
     "zotune::update": "update of theta",
     "zotune::evaluation": "evaluation, once",
 }

@@ -68,8 +68,7 @@ class PromptKV:
             if len(runs) == 1:
                 keys, values = runs[0][layer]
             elif runs:
-                with record_function("zotune::cache"):
-                    keys, values = torch.cat([run[layer] for run in runs], dim=2)
+                keys, values = torch.cat([run[layer] for run in runs], dim=2)
             else:
                 keys = values = self.computed[layer][0][row, :, :0]
             yield slice(row * kv_heads, (row + 1) * kv_heads), keys, values, None

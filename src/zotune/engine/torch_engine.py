@@ -180,7 +180,8 @@ class TorchEngine:
 
     def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
         self.layers.active = False
-        kv = self.cache.kv(prompt, self._compute_block)
+        with record_function("zotune::cache"):
+            kv = self.cache.kv(prompt, self._compute_block)
         self.layers.active = True
         return kv
 
