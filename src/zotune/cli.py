@@ -79,6 +79,12 @@ class Inference:
     dtype: Dtype | None = None
     """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
 
+    load_in_4bit: bool = False
+    """Quantise the base model to nf4, as for training; default: as in the adapter's run."""
+
+    load_in_8bit: bool = False
+    """Quantise the base model to int8, as for training; default: as in the adapter's run."""
+
     device: str | None = None
     """cpu, cuda, cuda:1, ...; default: CUDA where there is one."""
 
@@ -90,7 +96,8 @@ class Inference:
 
     def settings(self) -> dict[str, Any]:
         given = {field.name: getattr(self, field.name) for field in fields(Inference) if field.name != "adapter"}
-        return given | {"trust_remote_code": self.trust_remote_code or None}
+        switches = ("load_in_4bit", "load_in_8bit", "trust_remote_code")
+        return given | {name: given[name] or None for name in switches}  # a flag that is not there says nothing
 
 
 @dataclass(frozen=True)

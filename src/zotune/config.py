@@ -214,6 +214,13 @@ class Config:
     dtype: Dtype | None = None
     """Of the model's weights; the adapter is float32. Default: float32 on CPU, bfloat16 on CUDA."""
 
+    load_in_4bit: bool = False
+    """Quantise the base model to bitsandbytes' nf4 as it is loaded, without double quantisation. Needs
+    zotune[quantization]. Folders that are quantised already need no flag."""
+
+    load_in_8bit: bool = False
+    """The same to bitsandbytes' int8, LLM.int8()."""
+
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is CUDA where there is one."""
 
@@ -228,6 +235,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def quantization_bits(self) -> Literal[4, 8] | None:
+        """What --load-in-4bit and --load-in-8bit ask for."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
     @property
     def field_names(self) -> dict[str, str]:
@@ -325,6 +337,7 @@ def _check(config: Config) -> None:
         refuse("hizoo_smoothing", "above 0 and below 1")
     _check_method(config)
     _check_tuning(config)
+    _check_quantization(config)
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
     if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
@@ -408,6 +421,20 @@ def _check_tuning(config: Config) -> None:
         )
     if config.estimator in ("svrg", "jvp"):
         raise InputError(f"--estimator {config.estimator} needs --tuning lora: it holds a second theta")
+
+
+def _check_quantization(config: Config) -> None:
+    if config.load_in_4bit and config.load_in_8bit:
+        raise InputError("--load-in-4bit and --load-in-8bit exclude each other; choose one")
+    if (bits := config.quantization_bits) is None:
+        return
+    option = f"--load-in-{bits}bit"
+    if config.tuning == "full":
+        raise InputError(f"{option} does not go with --tuning full: its weights stay as they are; train an adapter")
+    if config.engine == "sglang":
+        raise InputError(f"{option} has no effect with --engine sglang; use --sglang.quantization")
+    if config.estimator == "jvp":
+        raise InputError(f"{option} does not go with --estimator jvp: bitsandbytes has no derivatives in forward mode")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Use an adapter, or the bare model: metrics over labelled data, a label or completion for each input."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from zotune.parts import check_engine, choose_max_length, demo_path, load_data, 
 from zotune.train import Evaluation
 from zotune.train import evaluate as evaluate_examples
 
+logger = logging.getLogger("zotune")
 BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())
 
 
@@ -125,7 +127,13 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     base = read_toml(run) if run and run.is_file() else None
     given = {name: value for name, value in settings.items() if value is not None and value != {}}
     if base and given.get("engine", base.engine) != base.engine:
+        bits = base.quantization_bits
+        if given["engine"] == "sglang" and bits:
+            logger.warning("the run's --load-in-%dbit is not for SGLang; see --sglang.quantization", bits)
+            base = replace(base, load_in_4bit=False, load_in_8bit=False)
         base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, sglang={})
+    if base and (given.get("load_in_4bit") or given.get("load_in_8bit")):  # one takes the place of the other
+        base = replace(base, load_in_4bit=False, load_in_8bit=False)
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
             base, template=None, invocation=None, labels=(), objective=None, fields=(), train_data=None, eval_data=None
@@ -159,7 +167,8 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    model = load_model(path, dtype, device, config.trust_remote_code) if config.engine != "sglang" else None
+    bits = config.quantization_bits
+    model = load_model(path, dtype, device, config.trust_remote_code, bits) if config.engine != "sglang" else None
     try:
         engine = make_engine(config, spec, device, dtype, model)
     except InputError as error:

@@ -21,6 +21,7 @@ from zotune.data.datasets import Record, load_records, sample_records, split_rec
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
 from zotune.engine.loading import (
+    check_bitsandbytes,
     choose_device,
     context_length,
     empty_model,
@@ -28,6 +29,7 @@ from zotune.engine.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    quantization_method,
 )
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.pool import EnginePool
@@ -85,6 +87,8 @@ def check_engine(config: Config) -> None:
     if config.engine == "sglang":
         check_sglang()
         check_options(config.sglang)
+    if config.quantization_bits:
+        check_bitsandbytes(f"--load-in-{config.quantization_bits}bit")
 
 
 def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
@@ -134,8 +138,15 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
     path = model_path(config.model)
+    if model is not None and config.quantization_bits:
+        raise InputError(
+            f"--load-in-{config.quantization_bits}bit has no effect on a loaded model: quantise it as you load it, or "
+            "give its folder or hub id"
+        )
     tokenizer = tokenizer or load_tokenizer(path, config.trust_remote_code)
     model_config = model.config if model is not None else load_config(path, config.trust_remote_code)
+    if config.tuning == "full" and (method := quantization_method(model_config)):
+        raise InputError(f"--tuning full: {config.model} is quantised ({method}), and such weights stay as they are")
     max_length = choose_max_length(config.max_length, context_length(model_config))
     encoder = Encoder(tokenizer, task, max_length, activated=scope == "activated")
     encoded = {}
@@ -155,7 +166,7 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
             raise InputError("--engine sglang loads the model itself: give its folder or hub id, not the loaded model")
         num_parameters = empty_model(model_config, config.trust_remote_code).num_parameters()
     else:
-        model = model or load_model(path, dtype, device, config.trust_remote_code)
+        model = model or load_model(path, dtype, device, config.trust_remote_code, config.quantization_bits)
         num_parameters = model.num_parameters()
         dtype = str(model.dtype).removeprefix("torch.")
     spec = _spec(config, encoder.invocation if scope == "activated" else None)
@@ -212,7 +223,7 @@ def make_engine(
     if config.engine == "sglang":
         assert spec is not None
         return _sglang_engine(config, spec, device, dtype)
-    model = model or load_model(path, dtype, device, config.trust_remote_code)
+    model = model or load_model(path, dtype, device, config.trust_remote_code, config.quantization_bits)
     if config.engine == "plain":
         return PlainEngine(model, spec)
     budget = free_memory_bytes(model.device) / 2 if config.kv_cache_gb is None else config.kv_cache_gb * 1e9

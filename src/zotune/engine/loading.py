@@ -1,15 +1,27 @@
 """Models and tokenizers of transformers, from a hub id or a local folder.
 
 Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
+They are quantised as they are read where that is asked for, by bitsandbytes: nf4 (Dettmers et al., 2023, arXiv
+2305.14314) or LLM.int8() (Dettmers et al., 2022, arXiv 2208.07339).
 """
 
+import importlib.util
+import logging
 from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.errors import InputError
@@ -45,16 +57,64 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Tokenizer:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
 
 
-def load_model(model: str, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal LM on `device` in `dtype` (a name of DTYPES), in evaluation mode."""
-    _check_path(model)
+def load_model(
+    model: str, dtype: str, device: str, trust_remote_code: bool = False, bits: Literal[4, 8] | None = None
+) -> PreTrainedModel:
+    """The causal LM on `device` in `dtype` (a name of DTYPES), in evaluation mode.
+
+    Args:
+        bits: quantise the linear layers but the head as they are read, to nf4 or to int8.
+
+    Raises:
+        InputError: the model cannot be loaded, or `bits` is asked of one that is quantised already.
+    """
+    own = quantization_method(load_config(model, trust_remote_code))
+    if own and bits:
+        raise InputError(f"--load-in-{bits}bit: {model} is quantised already ({own}); leave it out")
+    if own == "bitsandbytes":
+        check_bitsandbytes(f"--model: {model} is quantised")
+    options: dict[str, Any] = {}
+    if bits:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=False,
+            bnb_4bit_compute_dtype=DTYPES[dtype],
+        )
+    if own or bits:  # quantised where they will stay: such weights do not move
+        options["device_map"] = {"": torch.device(device)}
+    if bits == 8 or own == "bitsandbytes":  # a line for every product, which casts its inputs to float16
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more_than_a_cast)
     transformers.utils.logging.disable_progress_bar()
     with _explained(model):
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
+            model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
+            **options,
+        )  # fmt: skip
+    if dtype != "bfloat16":  # where a CPU has AVX512-BF16, bitsandbytes would compute in bfloat16 all the same
+        for module in loaded.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                vars(module)["support_avx512bf16_for_cpu"] = False
+    if not options:
+        loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
+
+
+def quantization_method(config: PretrainedConfig) -> str | None:
+    """How the model's weights are quantised, by transformers' name of the method; None: they are not."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    return str(settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method.value)
+
+
+def check_bitsandbytes(what: str) -> None:
+    """Raises:
+    InputError: bitsandbytes is not installed, which `what` needs.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f'{what}: bitsandbytes is not installed; pip install "zotune[quantization]"')
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -80,6 +140,10 @@ def free_memory_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def _says_more_than_a_cast(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+
 def _check_path(model: str) -> None:
     path = Path(model).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
@@ -97,7 +161,8 @@ class _explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        known = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what the libraries raise for bad files
+        # what the libraries raise for bad files, or where one is not installed
+        known = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
         if isinstance(error, known) and not isinstance(error, InputError):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"--model: {self.model!r} could not be loaded: {reason}") from error

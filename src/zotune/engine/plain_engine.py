@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from zotune.adapter import LoraSpec
 from zotune.engine.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.layers import TrainedLayers
+from zotune.engine.loading import quantization_method
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 from zotune.engine.weights import ModelWeights
@@ -95,6 +96,8 @@ class PlainEngine:
     def why_no_derivatives(self) -> str | None:
         if not isinstance(self.layers, LoraLayers):
             return "all parameters are trained, and only LoRA's have derivatives here"
+        if method := quantization_method(self.model.config):  # some of their operators would say 0 and no error
+            return f"products with quantised weights ({method}) have no derivatives in forward mode"
         probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
         theta = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.tensor_shapes.items()}
         stats = vars(self.stats).copy()

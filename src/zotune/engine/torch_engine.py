@@ -329,7 +329,9 @@ class TorchEngine:
         batch = [Example(ids[:17], ids[17:19], (ids[19:20], ids[20:23])), Example(ids[5:15], ids[17:19], (ids[19:20],))]
         theta, probes = self.layers.trial()
         stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        # LLM.int8() rounds what goes into a product to 8 bits, where another order of operations may tip the scales.
+        rounds = any(parameter.dtype == torch.int8 for parameter in self.model.parameters())
+        tolerance = 5e-2 if rounds or self.model.dtype != torch.float32 else 1e-4
         try:
             slow = self.plain.score(theta, probes, batch).log_probs
             for pieces in (False, True):
