@@ -72,6 +72,7 @@ class SglangEngine:
         self.stats = EngineStats()
         self.counts: Any = None  # SGLang's own: forward passes, tokens computed, tokens served from its cache
         self._last_theta: Theta | None = None
+        self._version = 0
         slots = options.pop("max_loras_per_batch", None)
         num_slots = 0 if not shapes else max(1, int(slots) - 1) if slots else min(num_probes, MAX_SLOTS)
         targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes})
@@ -99,7 +100,7 @@ class SglangEngine:
 
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         self._give(theta)
-        scores: Scores = self._ask("score", list(probes), list(batch))
+        scores: Scores = self._ask("score", self._version, list(probes), list(batch))
         self._count_what_ran()
         return scores
 
@@ -107,7 +108,7 @@ class SglangEngine:
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
         self._give(theta)
-        texts: list[list[TokenIds]] = self._ask("generate", list(probes), list(prompts), sampling)
+        texts: list[list[TokenIds]] = self._ask("generate", self._version, list(probes), list(prompts), sampling)
         self._count_what_ran()
         return texts
 
@@ -127,6 +128,7 @@ class SglangEngine:
             for name, shared in self._theta.items():
                 shared[...] = theta[name]
             self._last_theta = theta
+            self._version += 1
 
     def _count_what_ran(self) -> None:
         stats, self.counts = self._ask("stats")

@@ -55,20 +55,26 @@ class Worker:
         self.activated = start.spec.scope == "activated"
         self.theta = mapped_theta(theta_file, start.shapes, writable=False)
         self.reused = 0
+        self._written: object = None  # version of theta and probes that the slots hold
 
     # ---- scoring -------------------------------------------------------------------------------------------------
 
-    def score(self, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(self, version: int, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = len(probes) * tokens_needed(batch), self.driver.counts.tokens_computed
         score_some = self._score_activated if self.activated else self._score_everywhere
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
-            if self.slots is not None:
-                self.slots.write(self.theta, some)
+            self._write(version, some)
             score_some(len(some), batch, log_probs[start : start + len(some)])
         self.reused += needed - (self.driver.counts.tokens_computed - before)
         return Scores(log_probs, num_tokens)
+
+    def _write(self, version: int, probes: Sequence[Probe]) -> None:
+        """Make the probes the adapters of the slots, unless they are, as in an evaluation of many batches."""
+        if self.slots is not None and self._written != (version, tuple(probes)):
+            self.slots.write(self.theta, probes)
+            self._written = (version, tuple(probes))
 
     def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         plan = plan_rows(batch, activated=True)
@@ -154,7 +160,9 @@ class Worker:
 
     # ---- generation ------------------------------------------------------------------------------------------------
 
-    def generate(self, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling) -> list[list[TokenIds]]:
+    def generate(
+        self, version: int, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
+    ) -> list[list[TokenIds]]:
         import torch
 
         parameters = {
@@ -165,8 +173,7 @@ class Worker:
         results: list[list[TokenIds]] = []
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
-            if self.slots is not None:
-                self.slots.write(self.theta, some)
+            self._write(version, some)
             texts: list[list[TokenIds]] = [[()] * len(prompts) for _ in some]
             for chunk in self._chunks([example.prompt for example in prompts]):
                 locks = self._hold([prompts[i].prompt for i in chunk]) if self.activated else []

@@ -1,0 +1,313 @@
+"""The SGLang engine against the plain one, with the real package. Where it is not installed, that is skipped."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig
+
+from tests.conftest import SHARED, make_model
+from zotune.adapter import LoraSpec, initial_theta
+from zotune.cli import main
+from zotune.config import read_toml, write_toml
+from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
+from zotune.engine.sglang.engine import SglangEngine
+from zotune.engine.sglang.models import check_config
+from zotune.engine.sglang.options import check_options, parse_flags
+from zotune.engine.sglang.rows import common_prefix, plan_rows
+from zotune.errors import InputError
+from zotune.finetune import mezo_finetune, resume
+from zotune.journal import read_journal
+from zotune.noise import gaussian
+
+INSTALLED = importlib.util.find_spec("sglang") is not None
+needs_sglang = pytest.mark.skipif(not INSTALLED, reason="SGLang is not installed (sh test.sh --all)")
+INVOCATION = (50, 51)
+TARGETS = {
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+# fp32 sums of up to 4 log-probabilities of size 10 from another implementation of every layer
+TOLERANCE = 1e-4
+SHARED_START = tuple(range(100, 120))
+BATCH = [
+    Example((2, 3, 4, 5, 6), INVOCATION, ((60,), (61,)), 0),
+    Example((2, 3, 4, 9), INVOCATION, ((60, 61), (60, 62), (63,), (70, 71, 72)), 0),
+    Example((*SHARED_START, 7, 8), INVOCATION, ((60, 61, 62, 63),), 0),
+    Example((*SHARED_START, 9), INVOCATION, ((60, 61), (9,)), 0),
+    Example((5, 6), (), ((60,), (61, 62)), 0),  # an activated adapter does not act on what scores the first token
+]
+PROBES = [AT_THETA, Probe(1, 1e-2), Probe(1, -1e-2), Probe(2, 1e-2), Probe(3, 0.1)]  # more than there are slots
+
+
+def some_theta(shapes):
+    theta = initial_theta(shapes, 3)
+    return {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
+
+
+def make_spec(kind, scope):
+    return LoraSpec(4, 8.0, TARGETS[kind], INVOCATION if scope == "activated" else None)
+
+
+def assert_same_scores(engine, plain, theta, probes, batch):
+    expected = plain.score(theta, probes, batch)
+    scores = engine.score(theta, probes, batch)
+    np.testing.assert_array_equal(scores.num_tokens, expected.num_tokens)
+    np.testing.assert_allclose(scores.log_probs, expected.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+CASES = [("opt", "activated", 1), ("llama", "activated", 2), ("opt", "everywhere", 2), ("llama", "everywhere", 1)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
+def pair(request, model_dirs):
+    if not INSTALLED:
+        pytest.skip("SGLang is not installed")
+    kind, scope, num_ranks = request.param
+    folder, spec = model_dirs[kind], make_spec(kind, scope)
+    options = {"tp_size": num_ranks, "max_total_tokens": 400}
+    engine = SglangEngine(str(folder), AutoConfig.from_pretrained(folder), spec, num_probes=2, options=options)
+    yield engine, PlainEngine(make_model(kind), spec)
+    engine.close()
+
+
+def test_scores_and_counts_equal_the_plain_engines_cold_and_warm(pair):
+    engine, plain = pair
+    assert engine.tensor_shapes == plain.tensor_shapes
+    assert engine.spec == plain.spec
+    theta = some_theta(plain.tensor_shapes)
+    for _ in range(2):
+        before = engine.stats.tokens_computed + engine.stats.tokens_reused
+        needed = plain.stats.tokens_computed
+        assert_same_scores(engine, plain, theta, PROBES, BATCH)
+        needed = plain.stats.tokens_computed - needed
+        assert engine.stats.tokens_computed + engine.stats.tokens_reused - before == needed
+    assert engine.stats.tokens_computed == engine.counts.tokens_computed
+    assert engine.stats.tokens_reused > 0
+
+
+def test_another_theta_and_other_company_change_nothing_but_what_they_should(pair):
+    engine, plain = pair
+    for step in range(3):
+        theta = {
+            n: v + np.float32(0.3) * gaussian(step, n, v.shape) for n, v in some_theta(engine.tensor_shapes).items()
+        }
+        assert_same_scores(engine, plain, theta, [Probe(step, 0.1)], BATCH[step:])
+
+
+def test_more_than_fits_is_evicted_and_computed_again(pair):
+    engine, plain = pair
+    theta = some_theta(plain.tensor_shapes)
+    batch = [Example(tuple(range(60 + n, 110 + n)), INVOCATION, ((20,), (21, 22)), 0) for n in range(0, 200, 12)]
+    assert sum(len(example.prompt) for example in batch) > 2 * engine.capacity
+    for _ in range(2):
+        assert_same_scores(engine, plain, theta, PROBES[:3], batch)
+
+
+def test_greedy_generation_equals_the_plain_engines(pair):
+    engine, plain = pair
+    theta = some_theta(plain.tensor_shapes)
+    prompts = [Example((1, 9, 30, 41, 7), INVOCATION, ((),)), Example((1, 12), INVOCATION, ((),))]
+    expected = plain.generate(theta, PROBES[:3], prompts, Sampling(8))
+    assert engine.generate(theta, PROBES[:3], prompts, Sampling(8)) == expected
+    stop = expected[0][0][3]
+    stopped = Sampling(8, stop_token_ids=(stop,))
+    assert engine.generate(theta, [AT_THETA], prompts, stopped) == plain.generate(theta, [AT_THETA], prompts, stopped)
+
+
+def test_sampling_is_repeated_by_its_seed(pair):
+    engine, plain = pair
+    theta, prompts = some_theta(plain.tensor_shapes), [Example((1, 9, 30), INVOCATION, ((),))]
+    first = engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=3))
+    assert engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=3)) == first
+    assert engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=4)) != first
+
+
+def test_an_example_that_does_not_fit_at_all_is_refused_with_the_option_to_change(opt_dir):
+    if not INSTALLED:
+        pytest.skip("SGLang is not installed")
+    config = AutoConfig.from_pretrained(opt_dir)
+    engine = SglangEngine(str(opt_dir), config, make_spec("opt", "activated"), options={"max_total_tokens": 40})
+    try:
+        example = Example(tuple(range(60, 105)), INVOCATION, ((20,),), 0)
+        with pytest.raises(InputError, match=r"--sglang\.max-total-tokens"):
+            engine.score(some_theta(engine.tensor_shapes), [AT_THETA], [example])
+    finally:
+        engine.close()
+
+
+@needs_sglang
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs real models")
+@pytest.mark.parametrize(("name", "kind"), [("opt-imdb-4m", "opt"), ("stories260K", "llama")])
+def test_real_models_score_as_in_the_plain_engine(name, kind):
+    folder, spec = SHARED / "models" / name, make_spec(kind, "activated")
+    plain = PlainEngine(AutoModelForCausalLM.from_pretrained(folder), spec)
+    engine = SglangEngine(str(folder), plain.model.config, spec, num_probes=3, options={"max_total_tokens": 2000})
+    try:
+        theta = {n: v / np.float32(10) for n, v in some_theta(plain.tensor_shapes).items()}
+        for _ in range(2):
+            assert_same_scores(engine, plain, theta, PROBES, BATCH)
+        assert engine.counts.tokens_cached > 0
+    finally:
+        engine.close()
+
+
+# ---- whole runs
+
+
+def train(engine, model, data, folder, **settings):
+    mezo_finetune(
+        str(model), str(data), task="demo", engine=engine, num_steps=10, batch_size=4, epsilon=1e-2, learning_rate=1e-2,
+        eval_steps=10, output_dir=str(folder), **settings,
+    )  # fmt: skip
+    return read_journal(folder / "journal.jsonl")
+
+
+@needs_sglang
+def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_file, tmp_path):
+    header, entries = train("torch", opt_dir, reviews_file, tmp_path / "torch")
+    other, others = train("sglang", opt_dir, reviews_file, tmp_path / "sglang", sglang={"max_total_tokens": 2000})
+    assert other == header
+    for one, two in zip(entries, others, strict=True):
+        assert [slope.seed for slope in one.slopes] == [slope.seed for slope in two.slopes]
+        assert two.loss == pytest.approx(one.loss, abs=1e-5)
+        # losses to 1e-5, over twice the distance of 1e-2
+        assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
+    config = read_toml(tmp_path / "sglang" / "config.toml")
+    assert config.sglang == {"max_total_tokens": 2000}
+    longer = replace(config, engine="torch", sglang={}, num_steps=12)
+    write_toml(longer, tmp_path / "sglang" / "config.toml")
+    assert resume(tmp_path / "sglang").summary["steps"] == 12
+
+
+KILLED = """
+import sys, time
+from transformers import AutoConfig
+from zotune.adapter import LoraSpec
+from zotune.engine.sglang.engine import SglangEngine
+
+spec = LoraSpec(4, 8.0, ("q_proj",), (50, 51))
+options = {"tp_size": 2, "max_total_tokens": 400}
+engine = SglangEngine(sys.argv[1], AutoConfig.from_pretrained(sys.argv[1]), spec, options=options)
+print(*(rank._process.pid for rank in engine._ranks), flush=True)
+time.sleep(600)
+"""
+
+
+@needs_sglang
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
+def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(opt_dir):
+    """Memory that they share has no name in /dev/shm, so that none can be left there."""
+    trainer = subprocess.Popen([sys.executable, "-c", KILLED, str(opt_dir)], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout
+    ranks = [int(pid) for pid in trainer.stdout.readline().split()]
+    assert len(ranks) == 2
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (trainer.pid, *ranks)]
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    trainer.stdout.close()
+    deadline = time.monotonic() + 20
+    while (alive := [pid for pid in ranks if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not alive
+    for text in maps:
+        assert "memfd:zotune-theta" in text
+        assert not [line for line in text.splitlines() if "/dev/shm/" in line and not line.endswith("(deleted)")]
+
+
+def is_running(pid):
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# ---- what is refused, before anything is loaded
+
+
+@pytest.mark.skipif(INSTALLED, reason="SGLang is installed")
+def test_without_sglang_one_sentence_says_how_to_get_it(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--engine", "sglang"])
+    assert stop.value.code == 2
+    assert 'pip install "zotune[sglang]"' in capsys.readouterr().err
+
+
+@needs_sglang
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sglang.tp-sise", "2"], "--sglang.tp-sise: SGLang has no such option; did you mean --sglang.tp-size?"),
+        (["--sglang.model-path", "x"], "--sglang.model-path: use --model"),
+        (["--sglang.page-size", "16"], "--sglang.page-size: zotune sets this itself"),
+        (["--kv-cache-gb", "1"], "use --sglang.max-total-tokens"),
+        (["--num-threads", "1"], "OMP_NUM_THREADS"),
+        (["--engine", "torch", "--sglang.tp-size", "2"], "have no effect with --engine torch"),
+    ],
+)
+def test_wrong_options_end_with_exit_code_2(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--engine", "sglang", *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_flags_of_sglang_are_taken_out_of_the_command_line_with_their_values():
+    options, rest = parse_flags(
+        ["train", "--sglang.tp-size", "2", "--seed", "3", "--sglang.mem-fraction-static=0.5", "--sglang.enable-metrics"]
+    )
+    assert options == {"tp_size": 2, "mem_fraction_static": 0.5, "enable_metrics": True}
+    assert rest == ["train", "--seed", "3"]
+
+
+@needs_sglang
+def test_options_of_sglang_are_its_own():
+    check_options({"tp_size": 2, "quantization": "awq", "attention_backend": "triton"})
+    with pytest.raises(InputError, match="no such option"):
+        check_options({"temperature": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GPT2Config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not among the models"),
+        (
+            OPTConfig(architectures=["OPTForCausalLM"], activation_function="gelu_new"),
+            "leave out this model's 'gelu_new'",
+        ),
+    ],
+)
+def test_models_that_sglang_would_run_otherwise_are_refused_with_the_reason(config, message):
+    with pytest.raises(InputError, match=message):
+        check_config(config, {})
+
+
+# ---- rows, without SGLang
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_every_token_of_every_candidate_is_scored_once(activated):
+    plan = plan_rows(BATCH, activated)
+    scored = [(row.example, c, row.tokens[: row.first_scored + position + 1], token)
+              for row in (*plan.trunks, *plan.rows) for c, position, token in row.targets]  # fmt: skip
+    expected = [
+        (index, c, example.prompt + example.invocation + candidate[:offset], token)
+        for index, example in enumerate(BATCH)
+        for c, candidate in enumerate(example.candidates)
+        for offset, token in enumerate(candidate)
+    ]
+    assert sorted(scored) == sorted(expected)
+
+
+def test_the_common_prefix_is_what_all_begin_with():
+    assert common_prefix([(1, 2, 3), (1, 2), (1, 2, 4)]) == (1, 2)
+    assert common_prefix([(1,), (2,)]) == ()
+    assert common_prefix([]) == ()
