@@ -8,7 +8,7 @@ if [ "${1:-}" = --all ]; then
     sh "$0" "$@"
     sh setup.sh sglang,dev .venv-sglang
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two ranks and the tests share the cores
-    exec .venv-sglang/bin/pytest tests/test_sglang.py
+    exec .venv-sglang/bin/pytest tests/test_sglang.py tests/test_sglang_serving.py
 fi
 sh setup.sh dev
 .venv/bin/ruff check .
