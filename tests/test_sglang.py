@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config, Qwen3Config
 
-from tests.conftest import SHARED, make_model
+from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
 from zotune.adapter import LoraSpec, initial_theta
 from zotune.cli import main
 from zotune.config import read_toml, write_toml
@@ -326,3 +327,26 @@ def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(
         slopes[name] = [slope.value for entry in entries for slope in entry.slopes]
     # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
     np.testing.assert_allclose(slopes["pool"], slopes["one"], atol=2e-4)
+
+
+@needs_sglang
+@pytest.mark.parametrize("make_config", [Qwen2Config, Qwen3Config])
+def test_qwen_scores_as_in_the_plain_engine(make_config, tmp_path):
+    config = make_config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=CONTEXT, pad_token_id=0, bos_token_id=1,
+        eos_token_id=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path)
+    spec = make_spec("llama", "activated")
+    options = {"max_total_tokens": 400}
+    engine = SglangEngine(str(tmp_path), AutoConfig.from_pretrained(tmp_path), spec, num_probes=2, options=options)
+    try:
+        plain = PlainEngine(AutoModelForCausalLM.from_pretrained(tmp_path), spec)
+        assert_same_scores(engine, plain, some_theta(plain.tensor_shapes), PROBES, BATCH)
+    finally:
+        engine.close()
