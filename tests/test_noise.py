@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.engine.lora import points
-from zotune.engine.protocol import AT_THETA, Probe
+from zotune.engine.protocol import AT_THETA, Probe, points
 from zotune.noise import (
     GAUSSIAN,
     KINDS,

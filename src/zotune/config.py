@@ -271,13 +271,17 @@ def make_config(values: Mapping[str, Any], base: Config | None = None, where: st
 
 def read_toml(path: Path) -> Config:
     """The settings of a TOML file, such as a run's config.toml."""
+    return make_config(toml_values(path), where=str(path))
+
+
+def toml_values(path: Path) -> dict[str, Any]:
+    """What a TOML file holds, unchecked."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    return make_config(values, where=str(path))
 
 
 def write_toml(config: Config, path: Path) -> None:

@@ -26,13 +26,12 @@ import itertools
 import logging
 import math
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zotune.config import Config, make_config
+from zotune.config import Config, make_config, toml_values
 from zotune.errors import InputError, TrainingError
 from zotune.finetune import make_trainer, resume, run
 from zotune.first_order import FirstOrderTrainer
@@ -111,12 +110,7 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
     Raises:
         InputError: anything unknown, missing or wrong, with the section that it stands in.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
+    values = toml_values(path)
     known = {"output_dir", "seeds", "budget", "settings", "tasks", "methods", "grid"}
     if unknown := sorted(set(values) - known):
         raise InputError(f"{path}: unknown {', '.join(unknown)}; a study has {', '.join(sorted(known))}")

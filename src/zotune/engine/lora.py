@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from zotune.adapter import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
 from zotune.engine.layers import TrainedLayers
-from zotune.engine.protocol import AT_THETA, Probe, Theta
+from zotune.engine.protocol import AT_THETA, Probe, Theta, points
 from zotune.errors import InputError
-from zotune.noise import Noise, gaussian
+from zotune.noise import gaussian
 
 
 class LoraLayers(TrainedLayers):
@@ -95,23 +95,6 @@ class LoraLayers(TrainedLayers):
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
         # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
         return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
-
-
-def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
-    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
-    bases = [theta if probe.base is None else probe.base for probe in probes]
-    drawn: dict[tuple[int, Noise, int], Theta] = {}
-    result = []
-    for probe, base in zip(probes, bases, strict=True):
-        if not probe.distance:
-            result.append(base)
-            continue
-        key = (probe.seed, probe.noise, id(base))
-        if key not in drawn:
-            drawn[key] = probe.noise.direction(probe.seed, base)
-        distance, z = np.float32(probe.distance), drawn[key]
-        result.append({name: value + distance * z[name] for name, value in base.items()})
-    return result
 
 
 def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
