@@ -27,7 +27,7 @@ from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, TokenIds
 from zotune.engine.torch_engine import TorchEngine
 from zotune.estimators import Spsa
-from zotune.noise import permutation
+from zotune.noise import AHEAD, GAUSSIAN, permutation
 from zotune.objectives import cross_entropy
 from zotune.optimizers import Sgd
 from zotune.train import evaluate
@@ -105,9 +105,13 @@ class Step:
     def __call__(self, batch: Sequence[Example]) -> None:
         estimator = Spsa(1e-2)
         self.count += 1
-        probes = estimator.ask([self.count * 1000 + k for k in range(self.directions)])
+        probes = estimator.ask(self._seeds(self.count))
+        AHEAD.start(GAUSSIAN, self._seeds(self.count + 1), self.theta)
         losses = cross_entropy(self.engine.score(self.theta, probes, batch), batch)
         self.theta, _ = Sgd().update(self.theta, {}, estimator.tell(probes, losses), 1e-4)
+
+    def _seeds(self, step: int) -> list[int]:
+        return [step * 1000 + k for k in range(self.directions)]
 
 
 def training(bench: Bench, figure: str, scope: str, directions: int, batch: list[Example], repeats: int) -> None:

@@ -6,16 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.conftest import CONTEXT, SHARED, TARGETS, VOCABULARY, make_model
+from tests.conftest import SHARED, TARGETS, VOCABULARY, make_model
 from zotune.adapter import LoraSpec, initial_theta
 from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.prefix_cache import BLOCK, NoPrefixCache, PrefixCache
+from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, Probe
 from zotune.engine.torch_engine import TorchEngine
 from zotune.noise import gaussian
 
 INVOCATION = (50, 51)
 TOLERANCE = 1e-5  # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations
+BLOCK = 8  # small, so that prompts of a few tokens are several blocks
 BLOCK_BYTES = 2 * 2 * 16 * 4 * BLOCK  # of the tiny OPT: two layers, keys and values, width 16, fp32
 
 tokens = st.integers(2, VOCABULARY - 1)
@@ -50,9 +51,9 @@ def engines(request):
     spec = LoraSpec(4, 8.0, TARGETS[kind], INVOCATION if scope == "activated" else None)
     plain = PlainEngine(make_model(kind), spec)
     fast = {
-        "kept": TorchEngine(make_model(kind), spec, PrefixCache(1e9)),
-        "none": TorchEngine(make_model(kind), spec, NoPrefixCache()),
-        "tiny": TorchEngine(make_model(kind), spec, PrefixCache(3 * BLOCK_BYTES), max_tokens_per_forward=30),
+        "kept": TorchEngine(make_model(kind), spec, PrefixCache(1e9, BLOCK)),
+        "none": TorchEngine(make_model(kind), spec, NoPrefixCache(BLOCK)),
+        "tiny": TorchEngine(make_model(kind), spec, PrefixCache(3 * BLOCK_BYTES, BLOCK), max_tokens_per_forward=30),
     }
     assert not any(engine.plain_reason for engine in fast.values())
     return plain, some_theta(plain), fast
@@ -112,7 +113,7 @@ BATCH = [
 
 
 def test_counters_equal_tokens_counted_by_hand_in_scope_activated():
-    engine = make_fast(cache=PrefixCache(1e9))
+    engine = make_fast(cache=PrefixCache(1e9, BLOCK))
     theta, probes = some_theta(engine), [Probe(1, 1e-2), Probe(1, -1e-2)]
     engine.score(theta, probes, BATCH)
     suffixes = 2 * (2 + 3)
@@ -135,37 +136,37 @@ def test_counters_equal_tokens_counted_by_hand_in_scope_everywhere():
 
 
 def test_prompts_that_begin_alike_keep_their_shared_blocks_once():
-    engine = make_fast(cache=PrefixCache(1e9))
-    assert CONTEXT >= BLOCK
-    shared = tuple(range(100, 100 + BLOCK - 8))  # less than a block: nothing to share
+    engine = make_fast(cache=PrefixCache(1e9, BLOCK))
+    shared = tuple(range(100, 100 + 2 * BLOCK + 3))  # the last 3 fill no block: they are computed for each
     engine.score(some_theta(engine), [AT_THETA], [Example((*shared, t), INVOCATION, ((60,),), 0) for t in (7, 8)])
-    assert engine.stats.tokens_computed == 2 * (len(shared) + 1) + 2 * 2
+    assert engine.stats.tokens_computed == 2 * BLOCK + 2 * (3 + 1) + 2 * 2
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs a model with a longer context")
 def test_real_models_share_blocks_and_equal_the_plain_engine():
     from transformers import AutoModelForCausalLM
 
+    block = PrefixCache(0).block
     for name in ("opt-imdb-4m", "stories260K"):
         model = AutoModelForCausalLM.from_pretrained(SHARED / "models" / name)
         spec = LoraSpec(4, 8.0, ("q_proj", "v_proj"), INVOCATION)
         plain, fast = PlainEngine(model, spec), None
         theta = some_theta(plain)
-        shared = tuple(range(100, 100 + 3 * BLOCK + 5))
+        shared = tuple(range(100, 100 + 3 * block + 5))
         batch = [Example((*shared, *range(200, 200 + n)), INVOCATION, ((60,), (61, 62)), 0) for n in (1, 40, 90)]
         expected = plain.score(theta, [AT_THETA, Probe(1, 1e-2)], batch).log_probs
         plain.close()
         fast = TorchEngine(model, spec, PrefixCache(1e9))
         scores = fast.score(theta, [AT_THETA, Probe(1, 1e-2)], batch).log_probs
         np.testing.assert_allclose(scores, expected, rtol=TOLERANCE, atol=TOLERANCE)
-        own = sum(len(example.prompt) - 3 * BLOCK for example in batch)
-        assert fast.stats.tokens_computed == 3 * BLOCK + own + 2 * 3 * 3
+        own = sum(len(example.prompt) - 3 * block for example in batch)
+        assert fast.stats.tokens_computed == 3 * block + own + 2 * 3 * 3
         fast.close()
 
 
 def test_nothing_computed_under_an_adapter_is_ever_served_again():
     plain = PlainEngine(make_model("opt"), LoraSpec(4, 8.0, TARGETS["opt"], INVOCATION))
-    fast = make_fast(cache=PrefixCache(1e9))
+    fast = make_fast(cache=PrefixCache(1e9, BLOCK))
     theta = some_theta(plain)
     for step in range(5):
         theta = {name: value + np.float32(0.3) * gaussian(step, name, value.shape) for name, value in theta.items()}
@@ -183,7 +184,7 @@ def test_a_model_on_which_the_layout_fails_is_scored_plainly_with_the_reason(cap
     theta = some_theta(plain)
     expected = plain.score(theta, [AT_THETA], BATCH).log_probs
     plain.close()
-    engine = TorchEngine(model, spec, PrefixCache(1e9))
+    engine = TorchEngine(model, spec, PrefixCache(1e9, BLOCK))
     assert engine.plain_reason
     assert "without reuse" in caplog.text
     assert engine.score(theta, [AT_THETA], BATCH).log_probs.tobytes() == expected.tobytes()
@@ -194,8 +195,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(blocks=st.integers(0, 6))
     def start(self, blocks):
-        self.budget = blocks * BLOCK_BYTES // 4
-        self.fast, self.none = make_fast(cache=PrefixCache(self.budget)), make_fast(cache=NoPrefixCache())
+        self.budget = blocks * BLOCK_BYTES
+        self.fast, self.none = make_fast(cache=PrefixCache(self.budget, BLOCK)), make_fast(cache=NoPrefixCache(BLOCK))
         self.theta = some_theta(self.none)
 
     @rule(batch=batches(), seed=st.integers(0, 9))

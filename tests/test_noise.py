@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from zotune.engine.protocol import AT_THETA, Probe, points
 from zotune.noise import (
+    AHEAD,
     GAUSSIAN,
     KINDS,
     SEED_BITS,
@@ -157,3 +158,31 @@ def test_the_fast_engine_probes_the_same_points_to_the_bit(noise):
         for name, value in probe.of(theta).items():
             assert value.dtype == np.float32
             assert value.tobytes() == found[name].tobytes()
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    sparsity=st.sampled_from([0.0, 0.5]),
+    blocks=st.sampled_from([1, 2]),
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3),
+)
+def test_noise_drawn_ahead_is_the_noise_drawn_when_needed(kind, sparsity, blocks, seeds):
+    theta = {f"layers.{i}.w": gaussian(7, str(i), (3, 4 + i)) for i in range(3)}
+    noise = Noise(kind=kind, sparsity=sparsity, blocks=blocks)
+    expected = [noise.direction(seed, theta) for seed in seeds]
+    AHEAD.start(noise, seeds, theta)
+    for seed, direction in zip(seeds, expected, strict=True):
+        assert AHEAD.drawn(noise, seed).keys() == theta.keys()
+        for name, z in noise.direction(seed, theta).items():
+            assert z.tobytes() == direction[name].tobytes()
+
+
+def test_noise_is_kept_for_two_steps_and_only_where_it_is_small(monkeypatch):
+    theta = {"w": np.zeros((4, 4), dtype=np.float32)}
+    for seed in (1, 2, 3):
+        AHEAD.start(GAUSSIAN, [seed], theta)
+    assert [bool(AHEAD.drawn(GAUSSIAN, seed)) for seed in (1, 2, 3)] == [False, True, True]
+    assert AHEAD.drawn(GAUSSIAN, 3)["w"] is AHEAD.drawn(GAUSSIAN, 3)["w"]
+    monkeypatch.setattr("zotune.noise.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
+    AHEAD.start(GAUSSIAN, [4, 5, 6], theta)
+    assert not AHEAD.drawn(GAUSSIAN, 4)

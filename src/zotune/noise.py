@@ -10,13 +10,16 @@ and learning rates mean the same.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
 SEED_BITS = 53  # a seed survives every JSON parser, also those that hold numbers as doubles
+MAX_BYTES_AHEAD = 2**28  # of one step's noise; larger noise is drawn tensor by tensor, when it is needed
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -70,10 +73,16 @@ class Noise:
 
     def draw(self, seed: int, name: str, value: np.ndarray) -> np.ndarray:
         """z(seed) of the tensor `name`, which is `value` in theta: float32 of its shape."""
-        if self.blocks > 1 and layer_of(name) % self.blocks != self.period % self.blocks:
-            return np.zeros(value.shape, dtype=np.float32)
-        z = KINDS[self.kind](self, seed, name, value.shape)
+        z = AHEAD.drawn(self, seed).get(name)
+        if z is None or z.shape != value.shape:
+            z = self.unmasked(seed, name, value.shape)
         return z * small_entries(value, self.sparsity) if self.sparsity else z
+
+    def unmasked(self, seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """z(seed) of one tensor as far as it does not depend on theta: without the mask of `sparsity`."""
+        if self.blocks > 1 and layer_of(name) % self.blocks != self.period % self.blocks:
+            return np.zeros(shape, dtype=np.float32)
+        return KINDS[self.kind](self, seed, name, shape)
 
     def direction(self, seed: int, theta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """z(seed) of every tensor of theta."""
@@ -133,6 +142,42 @@ KINDS: dict[str, Callable[[Noise, int, str, tuple[int, ...]], np.ndarray]] = {
 }
 
 GAUSSIAN = Noise()
+
+
+class NoiseAhead:
+    """The noise of this step and the next, each drawn once, and the next one's while the model computes this one's.
+
+    z is a pure function, so nothing but time depends on what is found here.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[dict[tuple[Noise, int], Future[Mapping[str, np.ndarray]]]] = deque(maxlen=2)
+        self._thread = ThreadPoolExecutor(1, "zotune-noise")
+
+    def start(self, noise: Noise, seeds: Sequence[int], theta: Mapping[str, np.ndarray]) -> None:
+        """Begin to draw the directions of a step, in a thread; forget those of the step before the last."""
+        shapes = {name: value.shape for name, value in theta.items()}
+        fits = len(seeds) * sum(value.nbytes for value in theta.values()) <= MAX_BYTES_AHEAD
+        self._steps.append(
+            {(noise, seed): self._thread.submit(_draw_all, noise, seed, shapes) for seed in seeds if fits}
+        )
+
+    def drawn(self, noise: Noise, seed: int) -> Mapping[str, np.ndarray]:
+        """The tensors of a direction, not to be written; empty where it was not asked for."""
+        for step in self._steps:
+            if future := step.get((noise, seed)):
+                return future.result()
+        return {}
+
+
+def _draw_all(noise: Noise, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
+    tensors = {name: noise.unmasked(seed, name, shape) for name, shape in shapes.items()}
+    for z in tensors.values():
+        z.flags.writeable = False
+    return tensors
+
+
+AHEAD = NoiseAhead()
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

@@ -18,7 +18,7 @@ from zotune.errors import TrainingError
 from zotune.estimators import Estimator
 from zotune.journal import Entry, Journal
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of
-from zotune.noise import GAUSSIAN, Noise, derive_seed, permutation
+from zotune.noise import AHEAD, GAUSSIAN, Noise, derive_seed, permutation
 from zotune.objectives import Objective, candidate_logits
 from zotune.optimizers import Optimizer, Tensors
 from zotune.run_folder import RunFolder
@@ -151,7 +151,8 @@ class MeZOTrainer:
         """One step of the algorithm; it is in the journal when this returns."""
         started, before = time.perf_counter(), asdict(self.engine.stats)
         batch = self._batch(self.estimator.num_batches)
-        probes = self.estimator.ask(self._seeds(), self.noise.at(self.plan.seed, self.step))
+        probes = self.estimator.ask(self._seeds(self.step), self.noise.at(self.plan.seed, self.step))
+        AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
         scores = self.engine.score(self.theta, probes, batch)
         losses = self.objective(scores, batch)  # [probe, example]
         slopes = self.estimator.tell(
@@ -188,8 +189,8 @@ class MeZOTrainer:
         }
         return [self.train_examples[orders[position // count][position % count]] for position in positions]
 
-    def _seeds(self) -> list[int]:
-        return [derive_seed(self.plan.seed, "direction", self.step, k) for k in range(self.plan.directions)]
+    def _seeds(self, step: int) -> list[int]:
+        return [derive_seed(self.plan.seed, "direction", step, k) for k in range(self.plan.directions)]
 
     # ---- evaluation, saving, stopping ----------------------------------------------------------------------------
 
