@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from baseline_mezo import BaselineMezo
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedModel
 
 from zotune.adapter import LoraSpec, initial_theta
@@ -262,6 +264,27 @@ def limit(bench: Bench) -> None:
     )
 
 
+def arithmetic(bench: Bench) -> None:
+    """Floating-point operations of the baseline's step over ours: the ratio if both ran at the same rate."""
+    batch, baseline = bench.examples(bench.options.batch_size), bench.baseline()
+    theirs = _operations(lambda: baseline.step(batch, 0, 1e-2, 1e-4))
+    for directions in (1, 16):
+        step = Step(bench.engine("activated"), directions)
+        step(batch)
+        ours = _operations(lambda step=step: step(batch))
+        bench.record(
+            f"activated, {directions} direction{'s'[: directions > 1]}: operations of a step, in 10^12",
+            theirs / ours, theirs / ours, theirs / ours, ours=ours / 1e12, other=theirs / 1e12,
+        )  # fmt: skip
+
+
+def _operations(work: Work) -> int:
+    """As torch counts them in matrix products, attention's too: without its fused kernels, which it does not count."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return int(counter.get_total_flops())
+
+
 def memory(bench: Bench) -> None:
     """Peak memory of a process that trains over that of one that only scores with the same cache."""
     context = multiprocessing.get_context("spawn")
@@ -300,6 +323,7 @@ FIGURES: dict[str, Callable[[Bench], None]] = {
     "reuse": reuse,
     "budgets": budgets,
     "limit": limit,
+    "arithmetic": arithmetic,
     "memory": memory,
 }
 

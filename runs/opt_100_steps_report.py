@@ -7,11 +7,12 @@ steps of backpropagation with Adam on the same adapter, batch and scope, which r
 import argparse
 import json
 import multiprocessing
-import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from page import put
 
 from zotune.adapter import initial_theta
 from zotune.config import Config, make_config, read_toml
@@ -96,9 +97,7 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     print(table)
     if options.write:
-        marked = re.compile(r"(<!-- report -->\n).*?(<!-- /report -->)", re.DOTALL)
-        page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(marked.sub(lambda m: m[1] + table + m[2], page), encoding="utf-8")
+        put(options.write, "report", table)
 
 
 if __name__ == "__main__":

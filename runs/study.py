@@ -1,29 +1,35 @@
-"""The study of docs/results.md: every method at its best learning rate, at equal seconds, on small real tasks.
+"""The study of docs/results.md: every method at its best learning rate, on small real tasks, at equal budgets.
 
-First each method's learning rate is swept on one task and seed (successive halving on held-out loss), then all methods
-train on all tasks and seeds for the same seconds, and the best adapter by held-out loss is tested. Stop it at any
-moment and run it again: finished parts are kept. Data and model: folders as in runs/imdb_opt_imdb_4m.sh.
+Parts, in this order; each is one or more `zotune sweep` or `zotune compare`:
+  tune       the learning rate of each method, by successive halving on sst2, judged by held-out loss;
+  screen     all methods on sst2 and trec for the same seconds;
+  final      FINALISTS on all tasks, for longer;
+  reference  plain MeZO for 20,000 steps.
+What is finished is kept in docs/results.jsonl and never computed again, on whatever machine; stop at any moment and
+run it again. Two processes may work side by side with other --tasks (in `tune`, other --methods).
 
-    python runs/study.py OUTPUT --write docs/results.md
+    python runs/study.py OUTPUT_FOLDER && python runs/study_report.py docs/results.md
 """
 
 import argparse
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from zotune.compare import HEADING, run_comparison, table
+from zotune.compare import run_comparison
 from zotune.console import set_up_logging
-from zotune.plots import plot_comparison
-from zotune.study import markdown, read_study
+from zotune.metrics import write_json
+from zotune.study import read_study
 from zotune.sweep import run_sweep
 
 SGD_1, SGD_16 = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
+FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 # Name -> learning rates to try, settings.
 METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "MeZO everywhere": (SGD_1, {"scope": "everywhere"}),
@@ -31,6 +37,7 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "spsa 4": (SGD_16, {"directions": 4}),
     "spsa 16": (SGD_16, {"directions": 16}),
     "spsa 16, momentum": (SGD_1, {"directions": 16, "momentum": 0.9}),
+    "spsa 1, adam": (ADAM, {"optimizer": "adam"}),
     "spsa 4, adam": (ADAM, {"directions": 4, "optimizer": "adam"}),
     "spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam"}),
     "spsa 16, sign": (ADAM, {"directions": 16, "optimizer": "sign"}),
@@ -46,98 +53,137 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "hizoo 4": (SGD_16, {"directions": 4, "estimator": "hizoo", "optimizer": "hizoo"}),
     "adaptive eps": (SGD_1, {"estimator": "adaptive"}),
     "rademacher 16, adam": (ADAM, {"directions": 16, "noise": "rademacher", "optimizer": "adam"}),
+    "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
     "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
-    "backpropagation, adam": ([5e-4, 1e-3, 2e-3, 4e-3, 8e-3], {"first_order": True}),
-    "backpropagation, adam, everywhere": (
-        [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], {"first_order": True, "scope": "everywhere"}
-    ),
+    "backpropagation": (FIRST_ORDER, {"first_order": True}),
+    "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
+FINALISTS = ("MeZO everywhere", "MeZO", "spsa 16, adam", "backpropagation", "backpropagation everywhere")
+TASKS = {"screen": ("sst2", "trec"), "final": ("sst2", "trec", "mr", "imdb"), "reference": ("sst2", "trec", "mr")}
+REFERENCE = "MeZO everywhere"
+TUNE_TASK = "sst2"
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
+class Kept:
+    """Finished parts, a line each: rates of `tune`, outcomes of cells."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, part: str) -> list[dict[str, Any]]:
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        return [row for row in map(json.loads, text.splitlines()) if row["part"] == part]
+
+    def add(self, part: str, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"part": part, **row}) + "\n")
+
+
+def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    slow = method.get("directions", 1) > 1 or method.get("first_order")
     return {
         "model": str(options.model), "max_train_samples": 1000, "max_eval_samples": 500, "max_length": 256,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "num_steps": 100_000,
-        "eval_steps": options.eval_steps, "num_threads": options.threads,
+        "eval_steps": 25 if slow else 100, "num_threads": options.threads, **method,
     }  # fmt: skip
 
 
 def task(name: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = options.data / name
-    return {"task": name, "train_data": str(folder / "train.jsonl.gz")} | (
-        {"fields": ["text=sentence"]} if name == "sst2" else {}
-    )
+    return {
+        "task": name, "train_data": str(folder / "train.jsonl.gz"),
+        "test_data": str(folder / "test.jsonl.gz"), "test_samples": 1000,
+    } | ({"fields": ["text=sentence"]} if name == "sst2" else {})  # fmt: skip
 
 
-def best_learning_rate(name: str, options: argparse.Namespace) -> float:
-    """By a sweep on the first task; kept in a file."""
-    grid, method = METHODS[name]
-    found = options.output / "sweep" / f"{name}.json"
-    if not found.is_file():
-        path = options.output / "sweep" / f"{name}.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        first, few = options.tune_task, method.get("directions", 1) == 1
+def tune(options: argparse.Namespace, kept: Kept) -> None:
+    known = {row["method"] for row in kept.rows("tune")}
+    for name in options.methods:
+        if name in known:
+            continue
+        rates, method = METHODS[name]
+        common, path = settings(method, options), options.output / "tune" / f"{name}.toml"
         # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
+        grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
+        steps = options.tune_steps if common["eval_steps"] == 100 else options.tune_steps // 4
         study = {
-            "output_dir": str(path.with_suffix("")), "budget": {"steps": options.tune_steps // (1 if few else 4)},
-            "settings": settings(options) | {k: v for k, v in method.items() if k != "first_order"},
-            "tasks": {first: task(first, options)},
-            "grid": {"learning_rate": grid} | ({"first_order": [True]} if method.get("first_order") else {}),
+            "output_dir": str(path.with_suffix("")), "budget": {"steps": steps}, "settings": common,
+            "tasks": {TUNE_TASK: task(TUNE_TASK, options)}, "grid": grid,
         }  # fmt: skip
-        path.write_text(tomli_w.dumps(study), encoding="utf-8")
-        rows = run_sweep(read_study(path))
-        print(markdown(("task", "seed", "point", "lowest loss", "steps"), rows), flush=True)
-        rate = float(re.findall(r"learning_rate=([^,]+)", rows[0][2])[0])
-        found.write_text(json.dumps({"learning_rate": rate, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    return float(json.loads(found.read_text(encoding="utf-8"))["learning_rate"])
+        rows = run_sweep(read_study(_written(path, study)))
+        found = {re.findall(r"learning_rate=([^,]+)", row[2])[0]: [float(row[3]), int(row[4])] for row in rows}
+        kept.add("tune", {"method": name, "learning_rate": float(next(iter(found))), "loss and steps": found})
+        print(name, found, flush=True)
+
+
+def compare(part: str, methods: list[str], budget: dict[str, float], options: argparse.Namespace, kept: Kept) -> None:
+    """One comparison a task; cells that are kept are put where it looks for finished ones."""
+    rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
+    for name in [name for name in TASKS[part] if name in options.tasks]:
+        chosen = {m: settings(METHODS[m][1], options) | {"learning_rate": rates[m]} for m in methods}
+        if part == "reference":
+            chosen[REFERENCE]["eval_steps"] = 500
+        study = read_study(_written(options.output / part / f"{name}.toml", {
+            "output_dir": str(options.output / part), "seeds": options.seeds, "budget": budget, "methods": chosen,
+            "tasks": {name: task(name, options)},
+        }))  # fmt: skip
+        done = {(row["method"], row["task"], row["seed"]): row for row in kept.rows(part)}
+        for cell in study.cells:
+            if (row := done.get((cell.method, cell.task, cell.seed))) and not cell.outcome.is_file():
+                cell.folder.path.mkdir(parents=True, exist_ok=True)
+                write_json(cell.outcome, row)
+        for outcome in run_comparison(study):
+            if (outcome["method"], outcome["task"], outcome["seed"]) not in done:
+                kept.add(part, outcome)
+                accuracy = (outcome["test"] or {}).get("accuracy")
+                print(part, outcome["task"], outcome["method"], outcome["seed"], accuracy, outcome["steps"], flush=True)
+
+
+def _written(path: Path, study: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(study), encoding="utf-8")
+    return path
+
+
+def parts(options: argparse.Namespace) -> Iterator[str]:
+    """Do each part; gives its name before."""
+    kept = Kept(options.results)
+    if "tune" in options.parts:
+        yield "tune"
+        tune(options, kept)
+    if "screen" in options.parts:
+        yield "screen"
+        compare("screen", options.methods, {"seconds": options.seconds}, options, kept)
+    if "final" in options.parts:
+        yield "final"
+        compare(
+            "final", [m for m in FINALISTS if m in options.methods], {"seconds": options.final_seconds}, options, kept
+        )
+    if "reference" in options.parts:
+        yield "reference"
+        compare("reference", [REFERENCE], {"steps": options.reference_steps}, options, kept)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["tune", *TASKS], choices=["tune", *TASKS])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "imdb", "mr", "trec"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS["final"]), choices=TASKS["final"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=60, help="of training, for each method, task and seed")
-    parser.add_argument("--tune-steps", type=int, default=2000, help="of each sweep; a quarter with many directions")
-    parser.add_argument("--tune-task", default="sst2")
-    parser.add_argument("--eval-steps", type=int, default=50)
+    parser.add_argument("--tune-steps", type=int, default=4200, help="of a sweep; a quarter with many directions")
+    parser.add_argument("--seconds", type=float, default=20, help="of training, for each cell of `screen`")
+    parser.add_argument("--final-seconds", type=float, default=60, help="the same of `final`")
+    parser.add_argument("--reference-steps", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=Path("../shared/models/opt-imdb-4m"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--write", type=Path, help="a page to put the table into, such as docs/results.md")
+    parser.add_argument("--results", type=Path, default=Path("docs/results.jsonl"))
     options = parser.parse_args()
     set_up_logging()
     logging.getLogger("zotune").setLevel(logging.WARNING)
-    options.output.mkdir(parents=True, exist_ok=True)
-    methods = {
-        name: METHODS[name][1] | {"learning_rate": best_learning_rate(name, options)} for name in options.methods
-    }
-    tasks = {
-        name: task(name, options) | {"test_data": str(options.data / name / "test.jsonl.gz"), "test_samples": 1000}
-        for name in options.tasks
-    }
-    study = {
-        "output_dir": str(options.output / "runs"), "seeds": options.seeds, "budget": {"seconds": options.seconds},
-        "settings": settings(options), "tasks": tasks,
-        "methods": methods,
-    }  # fmt: skip
-    path = options.output / f"compare-{'-'.join(options.tasks)}.toml"
-    path.write_text(tomli_w.dumps(study), encoding="utf-8")
-    cells = []
-    for cell in run_comparison(read_study(path)):
-        cells.append(cell)
-        print(*table([cell])[0], sep=" | ", flush=True)
-    text = markdown(HEADING, table(cells))
-    print(text)
-    groups: dict[str, dict[str, list[Path]]] = {}
-    for cell in cells:
-        groups.setdefault(cell.task, {}).setdefault(cell.method, []).append(cell.folder.path)
-    plot_comparison(groups, options.output)
-    if options.write:
-        marked = re.compile(r"(<!-- study -->\n).*?(<!-- /study -->)", re.DOTALL)
-        page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(marked.sub(lambda m: m[1] + text + m[2], page), encoding="utf-8")
+    for name in parts(options):
+        print(f"== {name}", flush=True)
 
 
 if __name__ == "__main__":

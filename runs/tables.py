@@ -5,10 +5,11 @@ python runs/tables.py demo OUTPUT_FILE README.md      # of runs/demo_sweep.py, i
 """
 
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
+
+from page import put
 
 
 def imdb(output: Path) -> str:
@@ -41,11 +42,7 @@ def main() -> None:
     name, output, readme = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     table = {"imdb": imdb, "demo": demo}[name](output)
     print(table)
-    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = marked.subn(lambda found: found[1] + table + "\n" + found[2], readme.read_text())
-    if count != 1:
-        sys.exit(f"{readme} has no place for the table, between <!-- {name} --> and <!-- /{name} -->")
-    readme.write_text(text)
+    put(readme, name, table)
 
 
 if __name__ == "__main__":

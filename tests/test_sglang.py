@@ -25,6 +25,7 @@ from zotune.engine.sglang.options import check_options, parse_flags
 from zotune.engine.sglang.rows import common_prefix, plan_rows
 from zotune.errors import InputError
 from zotune.finetune import mezo_finetune, resume
+from zotune.inference import evaluate, predict
 from zotune.journal import read_journal
 from zotune.noise import gaussian
 
@@ -186,6 +187,34 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_
     longer = replace(config, engine="torch", sglang={}, num_steps=12)
     write_toml(longer, tmp_path / "sglang" / "config.toml")
     assert resume(tmp_path / "sglang").summary["steps"] == 12
+
+
+@needs_sglang
+def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(opt_dir, reviews_file, tmp_path):
+    run = tmp_path / "run"
+    command = [
+        str(Path(sys.executable).parent / "zotune"), "train", "--engine", "sglang", "--sglang.max-total-tokens", "2000",
+        "--model", str(opt_dir), "--task", "demo", "--train-data", str(reviews_file), "--num-steps", "400",
+        "--batch-size", "4", "--learning-rate", "1e-2", "--output-dir", str(run),
+    ]  # fmt: skip
+    trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal, deadline = run / "journal.jsonl", time.monotonic() + 120
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    _, before = read_journal(journal)
+    assert 3 <= len(before) < 400
+    write_toml(replace(read_toml(run / "config.toml"), num_steps=len(before) + 5), run / "config.toml")
+    assert resume(run).summary["steps"] == len(before) + 5
+    _, after = read_journal(journal)
+    assert after[: len(before)] == before
+    there = evaluate(str(reviews_file), adapter=run / "adapter")
+    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch", sglang={})
+    assert there.predictions == here.predictions
+    assert there.loss == pytest.approx(here.loss, abs=1e-5)
+    texts = ["a fine film", "not so good"]
+    assert predict(texts, adapter=run / "adapter") == predict(texts, adapter=run / "adapter", engine="torch", sglang={})
 
 
 KILLED = """

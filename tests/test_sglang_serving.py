@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import CONTEXT, SHARED, VOCABULARY
 from tests.sglang_server import Server, serve
+from zotune import mezo_finetune
 from zotune.engine.sglang.alora import last_occurrence
 from zotune.engine.sglang.names import VERSIONS, installed_version
 from zotune.engine.sglang.segments import InvokedId, Segment, split
@@ -306,3 +307,32 @@ def test_a_trained_model_serves_as_peft(tmp_path: Path) -> None:
     with serve(case.model, case.adapters, tmp_path / "log") as server:
         case.check(server, prompts)
         case.check(server, prompts)
+
+
+@needs_sglang
+def test_what_a_run_exports_serves_as_peft(model_dirs: dict[str, Path], reviews_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    mezo_finetune(
+        str(model_dirs["opt"]), str(reviews_file), task="demo", scope="activated", num_steps=20, batch_size=4,
+        learning_rate=1.0, target_modules=TARGETS["opt"], output_dir=str(run),
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(model_dirs["opt"])
+    adapted: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
+    invocation = adapted.peft_config["default"].alora_invocation_tokens
+    rng = np.random.default_rng(0)
+    prompts = [[*rng.integers(20, VOCABULARY - 20, size=size).tolist(), *invocation] for size in (3, 12, 25)]
+
+    def greedy(prompt: list[int]) -> list[int]:
+        ids, more = torch.tensor([prompt]), {"max_new_tokens": NUM_TOKENS, "do_sample": False}
+        with torch.no_grad():
+            output = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
+        return list(output[0, len(prompt) :].tolist())
+
+    adapted.generation_config.eos_token_id = None
+    expected = [greedy(prompt) for prompt in prompts]
+    with adapted.disable_adapter():
+        assert [greedy(prompt) for prompt in prompts] != expected
+    with serve(model_dirs["opt"], {"run": run / "adapter"}, tmp_path / "log") as server:
+        for _ in range(2):
+            results = server.generate(prompts, ["run"] * len(prompts))
+            assert [result["output_ids"] for result in results] == expected

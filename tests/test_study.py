@@ -65,19 +65,26 @@ def test_every_cell_gets_its_budget_and_the_table_is_read_off_the_folders(tmp_pa
     path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, rest)
     path.write_text(head + "\n" + path.read_text())
     study = read_study(path)
-    cells = list(run_comparison(study))
-    assert [(c.method, c.seed) for c in cells] == [("mezo", 0), ("adam", 0), ("mezo", 1), ("adam", 1)]
-    for cell in cells:
+    outcomes = list(run_comparison(study))
+    assert [(outcome["method"], outcome["seed"]) for outcome in outcomes] == [
+        ("mezo", 0),
+        ("adam", 0),
+        ("mezo", 1),
+        ("adam", 1),
+    ]
+    for cell, outcome in zip(study.cells, outcomes, strict=True):
         steps = [event for event in read_metrics(cell.folder.metrics) if isinstance(event, StepEvent)]
         assert len(steps) == 6
-        outcome = json.loads(cell.outcome.read_text())
+        assert outcome == json.loads(cell.outcome.read_text())
         assert outcome["tokens"] == sum(event.tokens_computed for event in steps)
         assert outcome["steps_to_target"] == 0  # any accuracy will do, also that of the start
+        assert outcome["evaluations"][-1]["steps"] == 6
+        assert outcome["evaluations"][-1]["seconds"] == outcome["seconds"]
         assert outcome["test"]["num_examples"] == len(REVIEWS)
-    rows = table(study.cells)
+    rows = table(outcomes)
     assert [row[:3] for row in rows] == [("reviews", "mezo", "2"), ("reviews", "adam", "2")]
     assert all("±" in row[3] for row in rows)
-    before = {cell.folder.metrics: cell.folder.metrics.stat().st_mtime_ns for cell in cells}
+    before = {cell.folder.metrics: cell.folder.metrics.stat().st_mtime_ns for cell in study.cells}
     assert len(list(run_comparison(read_study(path)))) == 4
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -372,13 +372,13 @@ class Compare:
         from zotune.study import markdown
 
         set_up_logging()
-        groups: dict[str, dict[str, list[Path]]] = {}
-        for cell in run_comparison(study):
-            groups.setdefault(cell.task, {}).setdefault(cell.method, []).append(cell.folder.path)
-            text = markdown(HEADING, table(study.cells))
+        outcomes = []
+        for outcome in run_comparison(study):
+            outcomes.append(outcome)
+            text = markdown(HEADING, table(outcomes))
             (study.output / "table.md").write_text(text, encoding="utf-8")
         print(text)
-        print(study.output / "table.md", *plot_comparison(groups, study.output), sep="\n")
+        print(study.output / "table.md", *plot_comparison(outcomes, study.output), sep="\n")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zotune.inference import evaluate
@@ -13,20 +13,19 @@ from zotune.study import Cell, Study, train_cell
 logger = logging.getLogger("zotune")
 
 
-def run_comparison(study: Study) -> Iterator[Cell]:
-    """Run every cell that is not finished; gives each when it is."""
+def run_comparison(study: Study) -> Iterator[dict[str, Any]]:
+    """Run every cell that is not finished; gives the outcome of each when it is there."""
     for cell in study.cells:
         if not cell.outcome.is_file():
             logger.info("%s on %s, seed %d", cell.method, cell.task, cell.seed)
             train_cell(cell, study.budget)
             write_json(cell.outcome, _outcome(cell))
-        yield cell
+        yield json.loads(cell.outcome.read_text(encoding="utf-8"))
 
 
 def _outcome(cell: Cell) -> dict[str, Any]:
     """What a cell came to, from its metrics and the evaluation of its best adapter on test data."""
     events = read_metrics(cell.folder.metrics)
-    steps = [event for event in events if isinstance(event, StepEvent)]
     evals = [event for event in events if isinstance(event, EvalEvent)]
     best = best_of(evals) if evals else None
     summary = json.loads(cell.folder.summary.read_text(encoding="utf-8")) if cell.folder.summary.is_file() else {}
@@ -36,19 +35,36 @@ def _outcome(cell: Cell) -> dict[str, Any]:
             cell.test["test_data"], adapter=cell.folder.best, max_eval_samples=cell.test.get("test_samples")
         )
         test = {"accuracy": found.accuracy, "loss": found.loss, "num_examples": found.num_examples}
+    spent, points = _spent(events)
     target = cell.test.get("target_accuracy")
-    reached = next((e.step for e in evals if target is not None and (e.accuracy or 0.0) >= target), None)
-    until = [event for event in steps if reached is not None and event.step <= reached]
+    reached = None if target is None else first_at(points, target)
     return {
         "method": cell.method, "task": cell.task, "seed": cell.seed,
-        "test": test, "eval": best.metrics if best else None,
-        "steps": len(steps), "tokens": sum(e.tokens_computed for e in steps),
-        "forward_passes": sum(e.forward_passes for e in steps),
-        "seconds": sum(e.step_time_s for e in steps), "peak_memory_bytes": summary.get("peak_memory_bytes"),
-        "target_accuracy": target, "steps_to_target": reached,
-        "tokens_to_target": sum(e.tokens_computed for e in until) if until else None,
-        "seconds_to_target": sum(e.step_time_s for e in until) if until else None,
+        "test": test, "eval": best.metrics if best else None, **spent,
+        "peak_memory_bytes": summary.get("peak_memory_bytes"), "target_accuracy": target,
+        **{f"{name}_to_target": None if reached is None else reached[name] for name in ("steps", "tokens", "seconds")},
+        "evaluations": points,
     }  # fmt: skip
+
+
+def _spent(events: Sequence[StepEvent | EvalEvent]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all steps took together, and the evaluations with what had been spent before each."""
+    spent: dict[str, Any] = {"steps": 0, "tokens": 0, "forward_passes": 0, "seconds": 0.0}
+    points = []
+    for event in events:
+        if isinstance(event, EvalEvent):
+            points.append({**spent, "accuracy": event.accuracy, "loss": event.loss})
+        else:
+            spent["steps"] += 1
+            spent["tokens"] += event.tokens_computed
+            spent["forward_passes"] += event.forward_passes
+            spent["seconds"] += event.step_time_s
+    return spent, points
+
+
+def first_at(evaluations: Sequence[Mapping[str, Any]], accuracy: float) -> Mapping[str, Any] | None:
+    """The first evaluation of an outcome with at least that accuracy."""
+    return next((point for point in evaluations if (point["accuracy"] or 0.0) >= accuracy), None)
 
 
 HEADING = (
@@ -57,12 +73,11 @@ HEADING = (
 )  # fmt: skip
 
 
-def table(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
-    """A row for each task and method: mean and standard deviation over the seeds that are finished."""
+def table(outcomes: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each task and method: mean and standard deviation over the seeds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in cells:
-        if cell.outcome.is_file():
-            groups.setdefault((cell.task, cell.method), []).append(json.loads(cell.outcome.read_text(encoding="utf-8")))
+    for outcome in outcomes:
+        groups.setdefault((outcome["task"], outcome["method"]), []).append(outcome)
     rows: list[tuple[str, ...]] = []
     for (task, method), group in sorted(groups.items(), key=lambda item: item[0][0]):
         finals = [outcome["test"] or outcome["eval"] or {} for outcome in group]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -63,25 +64,23 @@ def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> li
     return files
 
 
-def plot_comparison(groups: Mapping[str, Mapping[str, Sequence[Path]]], folder: Path) -> list[Path]:
-    """Evaluations over tokens and over seconds, a panel for each task, a line for each run.
-
-    Args:
-        groups: run folders by task and method.
-    """
+def plot_comparison(outcomes: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Evaluations over tokens and over seconds, a panel for each task, a line for each outcome of a study's cells."""
+    tasks, names = (list(dict.fromkeys(outcome[key] for outcome in outcomes)) for key in ("task", "method"))
     figure, axes = plt.subplots(
-        2, len(groups), figsize=(1 + 4.5 * len(groups), 7.5), constrained_layout=True, squeeze=False
+        2, len(tasks), figsize=(1 + 4.5 * len(tasks), 7.5), constrained_layout=True, squeeze=False
     )
-    names = list(dict.fromkeys(method for methods in groups.values() for method in methods))
-    for column, (task, methods) in enumerate(groups.items()):
+    for column, task in enumerate(tasks):
         for axis, what in zip(axes[:, column], ("million tokens computed", "seconds of training"), strict=True):
+            spent, scale = ("tokens", 1e-6) if what.startswith("million") else ("seconds", 1.0)
             _label(axis, task, "accuracy, %")
             axis.set_xlabel(what)
             axis.set_xscale("symlog", linthresh=0.1 if what.startswith("million") else 1.0)
-            for method, runs in methods.items():
-                for run in runs:
-                    x, y = _accuracies(run, tokens=what.startswith("million"))
-                    axis.plot(x, y, ".-", color=f"C{names.index(method)}", markersize=3, linewidth=0.9)
+            for outcome in outcomes:
+                if outcome["task"] == task:
+                    points = [point for point in outcome["evaluations"] if point["accuracy"] is not None]
+                    x, y = [point[spent] * scale for point in points], [100 * point["accuracy"] for point in points]
+                    axis.plot(x, y, ".-", color=f"C{names.index(outcome['method'])}", markersize=3, linewidth=0.9)
     lines = [plt.Line2D([], [], color=f"C{index}") for index in range(len(names))]
     figure.legend(lines, names, loc="outside upper center", ncols=4)
     files = [folder / "comparison.png", folder / "comparison.svg"]
@@ -89,18 +88,6 @@ def plot_comparison(groups: Mapping[str, Mapping[str, Sequence[Path]]], folder: 
         figure.savefig(path, dpi=130)
     plt.close(figure)
     return files
-
-
-def _accuracies(run: Path, tokens: bool) -> tuple[list[float], list[float]]:
-    """Tokens in millions or seconds that a run had spent at its evaluations, and the accuracies in percent."""
-    spent, x, y = 0.0, [], []
-    for event in read_metrics(RunFolder(run).metrics):
-        if isinstance(event, StepEvent):
-            spent += event.tokens_computed / 1e6 if tokens else event.step_time_s
-        elif event.accuracy is not None:
-            x.append(spent)
-            y.append(100 * event.accuracy)
-    return x, y
 
 
 def moving_average(values: np.ndarray, share: int = 20, least: int = 10) -> np.ndarray:
