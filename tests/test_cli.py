@@ -28,7 +28,7 @@ FLAGS = (
     "svrg_batches", "epsilon_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "hizoo_smoothing", "peft_type",
     "seed", "lora_rank", "lora_alpha", "target_modules", "max_length", "eval_steps",
     "early_stopping_patience", "template", "invocation", "labels", "objective", "dtype", "device", "kv_cache_gb",
-    "num_threads",
+    "num_threads", "num_virtual_tokens",
 )  # fmt: skip
 STEP_KEYS = {
     "event", "step", "loss", "learning_rate", "slopes", "step_time_s", "forward_passes", "tokens_computed",

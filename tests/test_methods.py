@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_model
 from zotune import Callback, mezo_finetune, replay_run, resume
-from zotune.adapter import FORMS, LoraSpec, initial_theta, load_adapter, lora_matrices, save_adapter
+from zotune.adapter import FORMS, LoraSpec, PromptSpec, initial_theta, load_adapter, lora_matrices, save_adapter
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import AT_THETA, Example, Probe
 from zotune.engine.torch_engine import TorchEngine
@@ -41,6 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "everywhere": {"scope": "everywhere", "estimator": "svrg", "noise": "rademacher", "optimizer": "adamw"},
     "lora_fa": {"peft_type": "lora_fa", "optimizer": "adam"},
     "jvp": {"estimator": "jvp", "optimizer": "adam"},
+    "prompt_tuning": {"peft_type": "prompt_tuning", "num_virtual_tokens": 9, "lora_rank": 8, "optimizer": "muon"},
     "vera": {"peft_type": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 
@@ -49,7 +50,7 @@ def test_every_method_is_in_a_row():
     for option, table in (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS), ("noise", KINDS)):
         used = {row.get(option) for row in ROWS.values()}
         assert set(table) <= used
-    assert set(FORMS) == {row.get("peft_type", "lora") for row in ROWS.values()}
+    assert {*FORMS, PromptSpec.peft_type} == {row.get("peft_type", "lora") for row in ROWS.values()}
 
 
 class StopAt(Callback):
@@ -154,6 +155,7 @@ def test_a_form_scores_as_the_lora_it_stands_for_and_exports_it(form, made, tmp_
         np.testing.assert_allclose(scores[probe], plain.score(point, [AT_THETA], BATCH).log_probs[0], rtol=1e-5)
     assert np.abs(scores[0] - scores[1])[:, 0].min() > 1e-4
     exported, spec = load_adapter(tmp_path / "adapter")
+    assert isinstance(spec, LoraSpec)
     assert (spec.rank, spec.alpha, spec.peft_type) == (4, 8.0, "lora")
     assert {name: value.tobytes() for name, value in exported.items()} == {n: v.tobytes() for n, v in matrices.items()}
 
@@ -162,7 +164,7 @@ def test_lora_fa_trains_b_from_the_a_that_lora_would_start_with():
     engine = PlainEngine(make_model("opt"), spec_of("lora_fa"))
     lora = PlainEngine(make_model("opt"), SPEC)
     assert set(engine.tensor_shapes) == {name for name in lora.tensor_shapes if "lora_B" in name}
-    assert engine.spec
+    assert isinstance(engine.spec, LoraSpec)
     start = lora_matrices(initial_theta(engine.tensor_shapes, 5), engine.spec)
     for name, value in initial_theta(lora.tensor_shapes, 5).items():
         assert np.array_equal(start[name], value)
@@ -175,7 +177,7 @@ def test_vera_trains_two_vectors_a_module_and_shares_the_rest():
         ("vera_lambda_d", (4,)), ("vera_lambda_b", (16,)), ("vera_lambda_b", (32,)),
     }  # fmt: skip
     assert all((value == (0.1 if name.endswith("d") else 0)).all() for name, value in theta.items())
-    assert engine.spec
+    assert isinstance(engine.spec, LoraSpec)
     ones = {name: np.ones_like(value) for name, value in theta.items()}
     matrices = lora_matrices(ones, engine.spec)
     first, other = (matrices[name] for name in matrices if name.endswith("q_proj.lora_A.weight"))

@@ -4,7 +4,7 @@ An adapter folder is `adapter_config.json` and `adapter_model.safetensors` in PE
 SGLang and vLLM load it. The tensor names of theta are the names in that file.
 
 Forms of LoRA with fewer trained numbers (FORMS) are functions from their theta to LoRA's matrices: engines and files
-see LoRA's alone.
+see LoRA's alone. A soft prompt (PromptSpec) is no LoRA: its theta is the vectors themselves.
 """
 
 import errno
@@ -13,19 +13,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from zotune.errors import InputError
-from zotune.noise import uniform
+from zotune.noise import gaussian, uniform
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+REQUIRED = {"LORA": ("r", "lora_alpha", "target_modules"), "PROMPT_TUNING": ("num_virtual_tokens",)}  # by peft_type
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")  # they change the product
+PROMPT_EMBEDDINGS = "prompt_embeddings"  # the one tensor of a soft prompt, in theta and in PEFT's file
 _PREFIX = "base_model.model."
 
 
@@ -44,10 +47,31 @@ class LoraSpec:
     peft_type: str = "lora"
     frozen_seed: int = 0
     matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    virtual_tokens: ClassVar[tuple[int, ...]] = ()
 
     @property
     def scope(self) -> str:
         return "everywhere" if self.invocation_tokens is None else "activated"
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """The form of a soft prompt (Lester et al., 2021, arXiv 2104.08691): how many trained vectors precede every prompt.
+
+    Their places in an example are `virtual_tokens`, the ids -1, -2, ...: no tokenizer's, so they stay apart from text.
+    """
+
+    num_virtual_tokens: int = 20
+    peft_type: ClassVar[str] = "prompt_tuning"
+    scope: ClassVar[str] = "everywhere"
+    invocation_tokens: ClassVar[None] = None
+
+    @property
+    def virtual_tokens(self) -> tuple[int, ...]:
+        return tuple(range(-1, -self.num_virtual_tokens - 1, -1))
+
+
+AdapterSpec = LoraSpec | PromptSpec
 
 
 def tensor_name(module_name: str, matrix: str) -> str:
@@ -57,9 +81,11 @@ def tensor_name(module_name: str, matrix: str) -> str:
 
 def initial_theta(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
     """The initial point: LoRA's B and VeRA's b are zero, A uniform in +-1/sqrt(inputs) (Kaiming with a = sqrt 5) and
-    d = 0.1, all as PEFT's."""
+    d = 0.1, all as PEFT's; a soft prompt is Gaussian of deviation 0.02, as the embeddings of models start."""
 
     def initial(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name == PROMPT_EMBEDDINGS:
+            return np.float32(0.02) * gaussian(seed, f"initial/{name}", shape)
         if name.endswith("lora_A.weight"):
             return uniform(seed, f"initial/{name}", shape, bound=shape[1] ** -0.5)
         return np.full(shape, 0.1 if name.endswith("vera_lambda_d") else 0.0, dtype=np.float32)
@@ -144,38 +170,52 @@ FORMS = {
 }
 
 
-def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: LoraSpec, base_model: str) -> None:
+def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> None:
     """Write an adapter folder. Each file is replaced whole, so a reader never sees half of one."""
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=spec.rank,
-        # An integer where it is one: some readers of the format insist.
-        lora_alpha=int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,  # type: ignore[arg-type]
-        target_modules="all-linear" if spec.target_modules == ("all-linear",) else sorted(spec.target_modules),
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
-        alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
-        fan_in_fan_out=spec.fan_in_fan_out,
-        inference_mode=True,
-    ).to_dict()
+    tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
+    config = _peft_config(tensors, spec, base_model)
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     new_config, new_weights = folder / f"{CONFIG_FILE}.new", folder / f"{WEIGHTS_FILE}.new"
     new_config.write_text(text, encoding="utf-8")
     try:
-        save_file(lora_matrices(theta, spec), new_weights, metadata={"format": "pt"})
+        save_file(tensors, new_weights, metadata={"format": "pt"})
     except SafetensorError as error:  # the library's own words for a full or unwritable disk
         raise OSError(errno.EIO, str(error), str(new_weights)) from error
     new_config.replace(folder / CONFIG_FILE)
     new_weights.replace(folder / WEIGHTS_FILE)
 
 
-def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], LoraSpec]:
+def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:
+    """What adapter_config.json holds."""
+    from peft import LoraConfig, PromptTuningConfig
+
+    shared: dict[str, Any] = {
+        "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
+    }  # fmt: skip
+    if isinstance(spec, PromptSpec):
+        return PromptTuningConfig(
+            num_virtual_tokens=spec.num_virtual_tokens,
+            token_dim=tensors[PROMPT_EMBEDDINGS].shape[1],  # PEFT's guess is the width behind OPT's projection
+            num_transformer_submodules=1,
+            **shared,
+        ).to_dict()
+    return LoraConfig(
+        r=spec.rank,
+        # An integer where it is one: some readers of the format insist.
+        lora_alpha=int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,  # type: ignore[arg-type]
+        target_modules="all-linear" if spec.target_modules == ("all-linear",) else sorted(spec.target_modules),
+        alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
+        fan_in_fan_out=spec.fan_in_fan_out,
+        **shared,
+    ).to_dict()
+
+
+def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], AdapterSpec]:
     """Read an adapter folder.
 
     Raises:
-        InputError: no adapter there, or one of a form that is not plain LoRA.
+        InputError: no adapter there, or one that is neither plain LoRA nor a soft prompt.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -185,13 +225,17 @@ def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], LoraSpec]:
         theta = {name: np.asarray(value, dtype=np.float32) for name, value in load_file(folder / WEIGHTS_FILE).items()}
     except (ValueError, SafetensorError) as error:
         raise InputError(f"--adapter: {folder} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = repr(config.get("peft_type")) if isinstance(config, dict) else "no settings"
-        raise InputError(f"--adapter: {folder} has peft_type {kind}; only plain LoRA adapters can be loaded")
+    kind = config.get("peft_type") if isinstance(config, dict) else "no settings"
+    if not isinstance(kind, str) or kind not in REQUIRED:
+        raise InputError(
+            f"--adapter: {folder} has peft_type {kind!r}; only plain LoRA and prompt-tuning adapters can be loaded"
+        )
     if unsupported := [key for key in UNSUPPORTED if config.get(key)]:
         raise InputError(f"--adapter: {folder} uses {', '.join(unsupported)}; only plain LoRA adapters can be loaded")
-    if missing := [key for key in ("r", "lora_alpha", "target_modules") if not config.get(key)]:
+    if missing := [key for key in REQUIRED[kind] if not config.get(key)]:
         raise InputError(f"--adapter: {folder} is damaged: {CONFIG_FILE} has no {', '.join(missing)}")
+    if kind == "PROMPT_TUNING":
+        return theta, PromptSpec(config["num_virtual_tokens"])
     targets, invocation = config["target_modules"], config.get("alora_invocation_tokens")
     return theta, LoraSpec(
         rank=config["r"],

@@ -39,7 +39,7 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     NoiseKind = Literal[tuple(KINDS)]
     Shaping = Literal[tuple(SHAPINGS)]
-    PeftType = Literal[tuple(FORMS)]
+    PeftType = Literal[(*FORMS, "prompt_tuning")]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,11 @@ class Config:
 
     peft_type: PeftType = "lora"
     """`lora`; `lora_fa`, with A frozen; or `vera`, frozen A and B shared by all modules and scaled by trained vectors
-    (use a large --lora-rank, such as 256). All are exported as ordinary LoRA adapters."""
+    (use a large --lora-rank, such as 256), all exported as ordinary LoRA adapters; or `prompt_tuning`, trained vectors
+    in front of every prompt and no change to any layer."""
+
+    num_virtual_tokens: int | None = None
+    """Trained vectors in front of every prompt with prompt_tuning; they count towards --max-length. Default: 20."""
 
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
@@ -292,7 +296,7 @@ def write_toml(config: Config, path: Path) -> None:
 
 def arguments_of(made: Callable[..., Any], config: Config) -> dict[str, Any]:
     """The settings that the dataclass `made` has fields for, but for those left to its own defaults."""
-    names = {field.name for field in fields(Config)} & set(made.__dataclass_fields__)  # type: ignore[attr-defined]
+    names = {field.name for field in fields(Config)} & {field.name for field in fields(made)}  # type: ignore[arg-type]
     return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
 
 
@@ -323,7 +327,7 @@ def _check(config: Config) -> None:
             refuse(name, "1 or more")
     for name in (
         "early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads", "noise_rank", "noise_steps",
-        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps",
+        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps", "num_virtual_tokens",
     ):  # fmt: skip
         if getattr(config, name) is not None and getattr(config, name) < 1:
             refuse(name, "1 or more")
@@ -341,6 +345,7 @@ def _check(config: Config) -> None:
         refuse("hizoo_smoothing", "above 0 and below 1")
     _check_method(config)
     _check_tuning(config)
+    _check_prompt_tuning(config)
     _check_quantization(config)
     if config.max_length is not None and config.max_length < 2:
         refuse("max_length", "2 or more")
@@ -425,6 +430,25 @@ def _check_tuning(config: Config) -> None:
         )
     if config.estimator in ("svrg", "jvp"):
         raise InputError(f"--estimator {config.estimator} needs --tuning lora: it holds a second theta")
+
+
+def _check_prompt_tuning(config: Config) -> None:
+    if config.peft_type != "prompt_tuning":
+        if config.num_virtual_tokens is not None:
+            raise InputError(
+                f"--num-virtual-tokens has no effect with --peft-type {config.peft_type}; it is for prompt_tuning"
+            )
+        return
+    option = "--peft-type prompt_tuning"
+    for name in ("lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
+        if getattr(config, name) != Config.__dataclass_fields__[name].default:
+            raise InputError(f"--{name.replace('_', '-')} has no effect with {option}; leave it out")
+    if config.scope == "activated":
+        raise InputError(f"--scope activated has no meaning with {option}, whose vectors stand before the prompt")
+    if config.engine == "sglang":
+        raise InputError(f"--engine sglang does not go with {option}; use --engine torch or plain")
+    if config.estimator == "jvp":
+        raise InputError(f"--estimator jvp does not go with {option}: only LoRA's matrices have derivatives; use spsa")
 
 
 def _check_quantization(config: Config) -> None:

@@ -20,6 +20,8 @@ from zotune.metrics import StepEvent
 from zotune.objectives import cross_entropy, token_nll
 from zotune.train import MeZOTrainer
 
+NEEDS = "first-order training takes --engine torch or plain, --tuning lora and --peft-type lora"
+
 
 class FirstOrderTrainer(MeZOTrainer):
     """A trainer whose steps backpropagate. Its engine is the plain one, or a fast one that evaluates."""
@@ -28,7 +30,7 @@ class FirstOrderTrainer(MeZOTrainer):
         super().__init__(*args, **kwargs)
         plain = self.engine if isinstance(self.engine, PlainEngine) else getattr(self.engine, "plain", None)
         if not isinstance(plain, PlainEngine) or plain.spec is None or plain.spec.peft_type != "lora":
-            raise InputError("first-order training takes --engine torch or plain, --tuning lora and --peft-type lora")
+            raise InputError(NEEDS)
         self.plain = plain
         self.matrices = {name: torch.from_numpy(value.copy()) for name, value in self.theta.items()}
         self.matrices = {name: value.to(self.plain.model.device) for name, value in self.matrices.items()}

@@ -162,7 +162,7 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
             f"--invocation: {task.invocation!r} is not what the adapter {adapter} is switched on by: "
             f"{tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
         )
-    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated")
+    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens)
     device = choose_device(config.device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

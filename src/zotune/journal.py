@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from zotune.adapter import LoraSpec, initial_theta
+from zotune.adapter import AdapterSpec, LoraSpec, PromptSpec, initial_theta
 from zotune.engine.protocol import Theta
 from zotune.errors import InputError
 from zotune.estimators import Slope
@@ -32,13 +32,14 @@ logger = logging.getLogger("zotune")
 class Header:
     """What a replay starts from. `data` names what the examples were, so that a resumed run can check them.
 
-    Without `lora` theta is the base model's own parameters, in `dtype`, and a replay needs those.
+    `lora` is the form of the adapter, also of a soft prompt. Without it theta is the base model's own parameters, in
+    `dtype`, and a replay needs those.
     """
 
     seed: int
     base_model: str
     tensors: Mapping[str, tuple[int, ...]]
-    lora: LoraSpec | None
+    lora: AdapterSpec | None
     optimizer: Mapping[str, Any]  # {"name": a key of OPTIMIZERS, and its arguments}
     data: Mapping[str, str]
     noise: Noise = GAUSSIAN
@@ -199,7 +200,7 @@ def _header(path: Path, line: bytes) -> Header:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}; this zotune reads format {FORMAT}")
         lora = value.pop("lora")
-        spec = None if lora is None else _spec(**lora)
+        spec = None if lora is None else PromptSpec(**lora) if "num_virtual_tokens" in lora else _spec(**lora)
         tensors = {name: tuple(shape) for name, shape in value.pop("tensors").items()}
         header = Header(**value | {"noise": Noise(**value.get("noise", {}))}, lora=spec, tensors=tensors)
         header.make_optimizer()

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter import LoraSpec
-from zotune.config import Config, default_learning_rate, make_config, make_noise
+from zotune.adapter import AdapterSpec, LoraSpec, PromptSpec
+from zotune.config import Config, arguments_of, default_learning_rate, make_config, make_noise
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
@@ -133,8 +133,10 @@ def _own_data(task: Task) -> tuple[Any, Any]:
 
 def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenizer: Tokenizer | None) -> Parts:
     task = data.task
-    scope = config.scope or ("activated" if task.invocation and config.tuning == "lora" else "everywhere")
-    if config.scope is None and config.tuning == "lora":
+    prompt = PromptSpec(**arguments_of(PromptSpec, config)) if config.peft_type == "prompt_tuning" else None
+    has_scopes = config.tuning == "lora" and not prompt
+    scope = config.scope or ("activated" if task.invocation and has_scopes else "everywhere")
+    if config.scope is None and has_scopes:
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
     path = model_path(config.model)
@@ -148,7 +150,10 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     if config.tuning == "full" and (method := quantization_method(model_config)):
         raise InputError(f"--tuning full: {config.model} is quantised ({method}), and such weights stay as they are")
     max_length = choose_max_length(config.max_length, context_length(model_config))
-    encoder = Encoder(tokenizer, task, max_length, activated=scope == "activated")
+    encoder = Encoder(
+        tokenizer, task, max_length, activated=scope == "activated",
+        virtual_tokens=prompt.virtual_tokens if prompt else (),
+    )  # fmt: skip
     encoded = {}
     for split, records in (("training", data.train), ("evaluation", data.evaluation)):
         encoded[split] = encoder.encode(to_texts(records, task, config.field_names))
@@ -169,10 +174,11 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         model = model or load_model(path, dtype, device, config.trust_remote_code, config.quantization_bits)
         num_parameters = model.num_parameters()
         dtype = str(model.dtype).removeprefix("torch.")
-    spec = _spec(config, encoder.invocation if scope == "activated" else None)
+    spec = prompt or _spec(config, encoder.invocation if scope == "activated" else None)
     learning_rate = config.learning_rate or default_learning_rate(num_parameters, config.tuning)
     if config.learning_rate is None:
-        logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, config.tuning)
+        tuning = "prompt" if prompt else config.tuning
+        logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, tuning)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
     chosen: dict[str, Any] = {
         "model": config.model if config.model == "demo" else _absolute(config.model),
@@ -181,6 +187,7 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         "eval_data": _absolute(config.eval_data),
         "scope": scope,
         "noise": make_noise(config).kind,
+        "num_virtual_tokens": prompt.num_virtual_tokens if prompt else None,
         "max_length": max_length,
         "learning_rate": learning_rate,
         "objective": config.objective or task.objective,
@@ -202,7 +209,7 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
 
 
 def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
-    """The form of the adapter; None: the model's own parameters are trained."""
+    """The form of LoRA; None: the model's own parameters are trained."""
     if config.tuning == "full":
         return None
     return LoraSpec(
@@ -216,12 +223,16 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
 
 
 def make_engine(
-    config: Config, spec: LoraSpec | None, device: str, dtype: str, model: PreTrainedModel | None = None
+    config: Config, spec: AdapterSpec | None, device: str, dtype: str, model: PreTrainedModel | None = None
 ) -> AnyEngine:
     """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
     path = model_path(config.model)
     if config.engine == "sglang":
         assert spec is not None
+        if isinstance(spec, PromptSpec):
+            raise InputError(
+                "--engine sglang has no soft prompts (--peft-type prompt_tuning); use --engine torch or plain"
+            )
         return _sglang_engine(config, spec, device, dtype)
     model = model or load_model(path, dtype, device, config.trust_remote_code, config.quantization_bits)
     if config.engine == "plain":

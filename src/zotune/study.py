@@ -34,7 +34,7 @@ from typing import Any
 from zotune.config import Config, make_config, toml_values
 from zotune.errors import InputError, TrainingError
 from zotune.finetune import make_trainer, resume, run
-from zotune.first_order import FirstOrderTrainer
+from zotune.first_order import NEEDS, FirstOrderTrainer
 from zotune.metrics import EvalEvent, StepEvent, read_metrics
 from zotune.run_folder import RunFolder
 from zotune.train import Callback, MeZOTrainer
@@ -128,6 +128,8 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
         folder = output / method / task / f"seed-{seed}"
         where = f"{path}: [methods.{method}] on [tasks.{task}]"
         config = make_config(merged | {"seed": seed, "output_dir": str(folder)}, where=where)
+        if first_order and (config.engine == "sglang" or (config.tuning, config.peft_type) != ("lora", "lora")):
+            raise InputError(f"{where}: {NEEDS}")
         test = {key: of_task[key] for key in TASK_ONLY if key in of_task}
         cells.append(Cell(method, task, seed, config, first_order, test))
     return Study(path, output, _budget(path, values.get("budget")), tuple(cells))

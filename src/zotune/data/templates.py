@@ -31,16 +31,20 @@ class Encoder:
     Args:
         max_length: the most tokens of prompt + invocation + longest candidate.
         activated: the adapter will act from the invocation on; candidates that contain it are refused.
+        virtual_tokens: ids of a soft prompt, which begin every prompt and count towards `max_length`.
 
     Raises:
         InputError: label words or an invocation that cannot be used with this tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, task: Task, max_length: int, activated: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, task: Task, max_length: int, activated: bool, virtual_tokens: TokenIds = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self.task = task
         self.max_length = max_length
-        self.start = _special_start(tokenizer)
+        self.virtual_tokens = virtual_tokens
+        self.start = virtual_tokens + _special_start(tokenizer)
         self.invocation = encode_fragment(tokenizer, task.invocation)
         self.activated = activated
         if task.invocation and not self.invocation:
@@ -49,6 +53,11 @@ class Encoder:
             raise InputError(
                 "--scope activated needs --invocation, the fixed text that ends every prompt and switches the adapter "
                 "on, e.g. --invocation ' It was'; or use --scope everywhere"
+            )
+        if len(self.start) + 2 > max_length and virtual_tokens:
+            raise InputError(
+                f"--num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text within "
+                f"{max_length} tokens (--max-length)"
             )
         before = (task.template + task.invocation)[-1:]
         self.words = tuple(
@@ -69,9 +78,11 @@ class Encoder:
             prompt = self.start + self._prompt(text.prompt)
             room = self.max_length - len(self.invocation) - max(map(len, candidates))
             if room < len(self.start) + 1:
+                fixed = self.max_length - room + len(self.virtual_tokens)
+                what = f"{'virtual tokens, ' if self.virtual_tokens else ''}invocation and completion"
                 raise InputError(
-                    f"{text.where}: invocation and completion alone have {self.max_length - room} tokens, which "
-                    f"leaves no room for a prompt within --max-length {self.max_length}"
+                    f"{text.where}: {what} alone have {fixed} tokens, which leaves no room for a prompt within "
+                    f"--max-length {self.max_length}"
                 )
             if len(prompt) > room:
                 prompt = self.start + prompt[len(prompt) - room + len(self.start) :]

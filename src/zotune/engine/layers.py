@@ -1,4 +1,5 @@
-"""What of a model is trained, and how probes of it get into a forward pass: as LoRA's slots, or in the weights."""
+"""What of a model is trained, and how probes of it get into a forward pass: as slots of LoRA or of a
+soft prompt, or in the weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from zotune.adapter import LoraSpec
+from zotune.adapter import AdapterSpec, PromptSpec
 from zotune.engine.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.layers import TrainedLayers
 from zotune.engine.loading import quantization_method
 from zotune.engine.lora import LoraLayers
 from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.engine.soft_prompt import SoftPrompt
 from zotune.engine.weights import ModelWeights
 from zotune.engine.whole_model import WholeModel
 
@@ -38,20 +39,20 @@ class _Row:
 
 
 class PlainEngine:
-    """Scores probes of a LoRA adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
+    """Scores probes of an adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter; None: theta is the model's own parameters.
+        spec: the form of the adapter, LoRA or a soft prompt; None: theta is the model's own parameters.
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: LoraSpec | None, max_tokens_per_forward: int = 4096) -> None:
+    def __init__(self, model: PreTrainedModel, spec: AdapterSpec | None, max_tokens_per_forward: int = 4096) -> None:
         self.model = model.eval()
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
-        self.layers: TrainedLayers = WholeModel(model) if spec is None else LoraLayers(model, spec)
-        self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else None
+        self.layers = _trained_layers(model, spec)
+        self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else spec
         self.scope = "everywhere" if spec is None else spec.scope
 
     @property
@@ -95,7 +96,7 @@ class PlainEngine:
 
     def why_no_derivatives(self) -> str | None:
         if not isinstance(self.layers, LoraLayers):
-            return "all parameters are trained, and only LoRA's have derivatives here"
+            return "only LoRA's matrices have derivatives here"
         if method := quantization_method(self.model.config):  # some of their operators would say 0 and no error
             return f"products with quantised weights ({method}) have no derivatives in forward mode"
         probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
@@ -206,6 +207,10 @@ class PlainEngine:
 
     def _generate_rows(self, rows: list[_Row], sampling: Sampling) -> list[TokenIds]:
         inputs = self._inputs(rows)
+        token_ids = inputs["input_ids"]
+        if (virtual := token_ids < 0).any():  # transformers looks at ids too, as for a repetition penalty
+            inputs["inputs_embeds"] = self.model.get_input_embeddings()(token_ids)
+            inputs["input_ids"] = torch.where(virtual, token_ids[:, -1:].clamp(min=0), token_ids)
         stop = list(sampling.stop_token_ids)
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
@@ -214,6 +219,7 @@ class PlainEngine:
             top_k=0 if sampling.temperature > 0.0 else None,
             eos_token_id=stop or None,
             pad_token_id=stop[0] if stop else 0,
+            use_cache=True,  # also where a model was saved without: what is computed is one token at a time
         )
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(sampling.seed)
@@ -224,6 +230,12 @@ class PlainEngine:
         completions = [_until(token_ids, stop) for token_ids in new_tokens]
         self.stats.tokens_computed += sum(len(token_ids) for token_ids in completions)
         return completions
+
+
+def _trained_layers(model: PreTrainedModel, spec: AdapterSpec | None) -> TrainedLayers:
+    if spec is None:
+        return WholeModel(model)
+    return SoftPrompt(model, spec) if isinstance(spec, PromptSpec) else LoraLayers(model, spec)
 
 
 def peak_resident_bytes() -> int:

@@ -64,7 +64,8 @@ def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
 class Example:
     """What is scored: each candidate is a possible continuation of prompt + invocation.
 
-    An activated adapter acts from the first token of the invocation on. `label` is the index of the right
+    An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
+    has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right
     candidate where it is known; engines do not read it.
     """
 

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
-from zotune.adapter import LoraSpec
+from zotune.adapter import AdapterSpec
 from zotune.engine.attention import PromptKV, side_by_side
 from zotune.engine.forward_mode import values_and_tangents
 from zotune.engine.head import MAX_LOGITS, ScoredHead
@@ -33,14 +33,14 @@ logger = logging.getLogger("zotune")
 
 
 class TorchEngine:
-    """Scores probes of a LoRA adapter, or of all parameters, on a causal LM of transformers, on CPU or CUDA.
+    """Scores probes of an adapter, or of all parameters, on a causal LM of transformers, on CPU or CUDA.
 
     Models whose attention does not take a mask and a cache from outside (found by a trial at the start) go through the
     plain engine, and the log says so.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
-        spec: the form of the adapter; None: theta is the model's own parameters.
+        spec: the form of the adapter, LoRA or a soft prompt; None: theta is the model's own parameters.
         prefix_cache: where prompts are kept, in scope `activated`.
         max_tokens_per_forward: rows are packed into forward passes of at most this many computed tokens.
     """
@@ -48,7 +48,7 @@ class TorchEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        spec: LoraSpec | None,
+        spec: AdapterSpec | None,
         prefix_cache: PrefixCache | None = None,
         max_tokens_per_forward: int = 8192,
     ) -> None:
@@ -326,7 +326,11 @@ class TorchEngine:
             return "the adapter is on the output layer"
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i + 3) % vocabulary for i in range(24))
-        batch = [Example(ids[:17], ids[17:19], (ids[19:20], ids[20:23])), Example(ids[5:15], ids[17:19], (ids[19:20],))]
+        start = self.spec.virtual_tokens[:MIN_SHARED] if self.spec else ()  # few: the model's context may be short
+        batch = [
+            Example(start + ids[:17], ids[17:19], (ids[19:20], ids[20:23])),
+            Example(start + ids[5:15], ids[17:19], (ids[19:20],)),
+        ]
         theta, probes = self.layers.trial()
         stats, cache, self.cache, self.plain_reason = vars(self.stats).copy(), self.cache, NoPrefixCache(), None
         # LLM.int8() rounds what goes into a product to 8 bits, where another order of operations may tip the scales.
