@@ -27,7 +27,7 @@ from zotune.metrics import write_json
 from zotune.study import read_study
 from zotune.sweep import run_sweep
 
-SGD_1, SGD_16 = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
+SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
 FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 # Name -> learning rates to try, settings.
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS["final"]), choices=TASKS["final"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--tune-steps", type=int, default=4200, help="of a sweep; a quarter with many directions")
+    parser.add_argument("--tune-steps", type=int, default=1400, help="of a sweep; a quarter with many directions")
     parser.add_argument("--seconds", type=float, default=20, help="of training, for each cell of `screen`")
     parser.add_argument("--final-seconds", type=float, default=60, help="the same of `final`")
     parser.add_argument("--reference-steps", type=int, default=20_000)

@@ -173,9 +173,11 @@ def train(engine, model, data, folder, **settings):
 
 
 @needs_sglang
-def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_file, tmp_path):
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_file, tmp_path, num_ranks):
+    options = {"max_total_tokens": 2000, "tp_size": num_ranks}
     header, entries = train("torch", opt_dir, reviews_file, tmp_path / "torch")
-    other, others = train("sglang", opt_dir, reviews_file, tmp_path / "sglang", sglang={"max_total_tokens": 2000})
+    other, others = train("sglang", opt_dir, reviews_file, tmp_path / "sglang", sglang=options)
     assert other == header
     for one, two in zip(entries, others, strict=True):
         assert [slope.seed for slope in one.slopes] == [slope.seed for slope in two.slopes]
@@ -183,7 +185,7 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_
         # losses to 1e-5, over twice the distance of 1e-2
         assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
     config = read_toml(tmp_path / "sglang" / "config.toml")
-    assert config.sglang == {"max_total_tokens": 2000}
+    assert config.sglang == options
     longer = replace(config, engine="torch", sglang={}, num_steps=12)
     write_toml(longer, tmp_path / "sglang" / "config.toml")
     assert resume(tmp_path / "sglang").summary["steps"] == 12
