@@ -29,6 +29,7 @@ from zotune.engine.prefix_cache import PrefixCache
 from zotune.engine.protocol import AT_THETA, Example, TokenIds
 from zotune.engine.torch_engine import TorchEngine
 from zotune.estimators import Spsa
+from zotune.first_order import LOSSES
 from zotune.noise import AHEAD, GAUSSIAN, permutation
 from zotune.objectives import cross_entropy
 from zotune.optimizers import Sgd
@@ -286,29 +287,37 @@ def _operations(work: Work) -> int:
 
 
 def memory(bench: Bench) -> None:
-    """Peak memory of a process that trains over that of one that only scores with the same cache."""
+    """Peak memory of a process that trains over that of one that only scores with the same cache; the second row is
+    backpropagation and Adam on the same adapter and batch, over the same."""
     context = multiprocessing.get_context("spawn")
-    peaks = []
-    for directions in (0, 1):  # no direction: scoring at theta
+    peaks = {}
+    for work in ("inference", "training", "backpropagation"):
         with context.Pool(1) as pool:
-            peaks.append(pool.apply(_peak_bytes, (bench.options, directions)))
-    inference, training = peaks
-    bench.record(
-        "peak memory of training over inference, MiB beside", training / inference, training / inference,
-        training / inference, ours=training / 2**20, other=inference / 2**20,
-    )  # fmt: skip
+            peaks[work] = pool.apply(_peak_bytes, (bench.options, work))
+    for work in ("training", "backpropagation"):
+        ratio = peaks[work] / peaks["inference"]
+        bench.record(
+            f"peak memory of {work} over inference, MiB beside", ratio, ratio, ratio,
+            ours=peaks[work] / 2**20, other=peaks["inference"] / 2**20,
+        )  # fmt: skip
 
 
-def _peak_bytes(options: argparse.Namespace, directions: int) -> int:
+def _peak_bytes(options: argparse.Namespace, work: str) -> int:
     torch.set_num_threads(options.threads)
     bench = Bench(options)
     engine, batch = bench.engine("activated"), bench.examples(options.batch_size)
-    step = Step(engine, directions)
+    step = Step(engine, 1)
+    matrices = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in step.theta.items()}
+    adam = torch.optim.Adam(matrices.values())
     for _ in range(4):
-        if directions:
+        if work == "training":
             step(batch)
-        else:
+        elif work == "inference":
             engine.score(step.theta, [AT_THETA], batch)
+        else:
+            adam.zero_grad()
+            engine.plain.backward(matrices, batch, lambda log_probs: LOSSES[cross_entropy](log_probs, batch))
+            adam.step()
     return engine.peak_memory_bytes()
 
 

@@ -2,7 +2,8 @@
 
 Parts, in this order; each is one or more `zotune sweep` or `zotune compare`:
   tune       the learning rate of each method, by successive halving on sst2, judged by held-out loss;
-  screen     all methods on sst2 and trec for the same seconds;
+  screen     all methods for the same seconds;
+  tune-final FINALISTS again on sst2, at that rate, a half and a quarter of it, for the seconds of `final`;
   final      FINALISTS on all tasks, for longer;
   reference  plain MeZO for 20,000 steps.
 What is finished is kept in docs/results.jsonl and never computed again, on whatever machine; stop at any moment and
@@ -58,7 +59,8 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "backpropagation": (FIRST_ORDER, {"first_order": True}),
     "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
-FINALISTS = ("MeZO everywhere", "MeZO", "spsa 16, adam", "backpropagation", "backpropagation everywhere")
+FINALISTS = ("fzoo 8", "spsa 4, adam", "one-sided 16, adam", "MeZO", "backpropagation")
+PARTS = ("tune", "screen", "tune-final", "final", "reference")
 TASKS = {"screen": ("sst2", "trec"), "final": ("sst2", "trec", "mr", "imdb"), "reference": ("sst2", "trec", "mr")}
 REFERENCE = "MeZO everywhere"
 TUNE_TASK = "sst2"
@@ -101,28 +103,50 @@ def tune(options: argparse.Namespace, kept: Kept) -> None:
     for name in options.methods:
         if name in known:
             continue
-        rates, method = METHODS[name]
-        common, path = settings(method, options), options.output / "tune" / f"{name}.toml"
-        # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
-        grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
-        steps = options.tune_steps if common["eval_steps"] == 100 else options.tune_steps // 4
-        study = {
-            "output_dir": str(path.with_suffix("")), "budget": {"steps": steps}, "settings": common,
-            "tasks": {TUNE_TASK: task(TUNE_TASK, options)}, "grid": grid,
-        }  # fmt: skip
-        rows = run_sweep(read_study(_written(path, study)))
-        found = {re.findall(r"learning_rate=([^,]+)", row[2])[0]: [float(row[3]), int(row[4])] for row in rows}
-        kept.add("tune", {"method": name, "learning_rate": float(next(iter(found))), "loss and steps": found})
-        print(name, found, flush=True)
+        many = settings(METHODS[name][1], options)["eval_steps"] < 100
+        _sweep("tune", name, METHODS[name][0], {"steps": options.tune_steps // (4 if many else 1)}, options, kept)
+
+
+def tune_final(options: argparse.Namespace, kept: Kept) -> None:
+    """A rate that is best for a few steps is often too high for many: each for the whole time, none cut short."""
+    first = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
+    known = {row["method"] for row in kept.rows("tune-final")}
+    for name in finalists(options):
+        if name not in known:
+            rates = [first[name] / cut for cut in (1, 2, 4)]
+            budget = {"seconds": options.final_seconds * len(rates)}
+            _sweep("tune-final", name, rates, budget, options, kept, keep=len(rates) + 1)
+
+
+def finalists(options: argparse.Namespace) -> list[str]:
+    return [name for name in FINALISTS if name in options.methods]
+
+
+def _sweep(
+    part: str, name: str, rates: list[float], budget: dict[str, float], options: argparse.Namespace, kept: Kept,
+    keep: int = 3,
+) -> None:  # fmt: skip
+    common, path = settings(METHODS[name][1], options), options.output / part / f"{name}.toml"
+    # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
+    grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
+    study = {
+        "output_dir": str(path.with_suffix("")), "budget": budget, "settings": common,
+        "tasks": {TUNE_TASK: task(TUNE_TASK, options)}, "grid": grid,
+    }  # fmt: skip
+    rows = run_sweep(read_study(_written(path, study)), keep)
+    found = {re.findall(r"learning_rate=([^,]+)", row[2])[0]: [float(row[3]), int(row[4])] for row in rows}
+    best = min(found, key=lambda rate: found[rate][0]) if part == "tune-final" else next(iter(found))
+    kept.add(part, {"method": name, "learning_rate": float(best), "loss and steps": found})
+    print(part, name, found, flush=True)
 
 
 def compare(part: str, methods: list[str], budget: dict[str, float], options: argparse.Namespace, kept: Kept) -> None:
     """One comparison a task; cells that are kept are put where it looks for finished ones."""
-    rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
+    rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune-final" if part == "final" else "tune")}
     for name in [name for name in TASKS[part] if name in options.tasks]:
         chosen = {m: settings(METHODS[m][1], options) | {"learning_rate": rates[m]} for m in methods}
         if part == "reference":
-            chosen[REFERENCE]["eval_steps"] = 500
+            chosen[REFERENCE] |= {"eval_steps": 500, "learning_rate": options.reference_rate}
         study = read_study(_written(options.output / part / f"{name}.toml", {
             "output_dir": str(options.output / part), "seeds": options.seeds, "budget": budget, "methods": chosen,
             "tasks": {name: task(name, options)},
@@ -154,11 +178,12 @@ def parts(options: argparse.Namespace) -> Iterator[str]:
     if "screen" in options.parts:
         yield "screen"
         compare("screen", options.methods, {"seconds": options.seconds}, options, kept)
+    if "tune-final" in options.parts:
+        yield "tune-final"
+        tune_final(options, kept)
     if "final" in options.parts:
         yield "final"
-        compare(
-            "final", [m for m in FINALISTS if m in options.methods], {"seconds": options.final_seconds}, options, kept
-        )
+        compare("final", finalists(options), {"seconds": options.final_seconds}, options, kept)
     if "reference" in options.parts:
         yield "reference"
         compare("reference", [REFERENCE], {"steps": options.reference_steps}, options, kept)
@@ -167,7 +192,7 @@ def parts(options: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["tune", *TASKS], choices=["tune", *TASKS])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS["final"]), choices=TASKS["final"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -175,6 +200,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of training, for each cell of `screen`")
     parser.add_argument("--final-seconds", type=float, default=60, help="the same of `final`")
     parser.add_argument("--reference-steps", type=int, default=20_000)
+    parser.add_argument("--reference-rate", type=float, default=1e-3, help="learning rate of `reference`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=Path("../shared/models/opt-imdb-4m"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

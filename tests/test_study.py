@@ -15,7 +15,7 @@ import torch
 from tests.conftest import REVIEWS, TARGETS, make_model
 from zotune.adapter import LoraSpec, initial_theta
 from zotune.compare import run_comparison, table
-from zotune.engine.plain_engine import PlainEngine
+from zotune.engine.plain_engine import PlainEngine, peak_resident_bytes
 from zotune.engine.protocol import Example, Probe
 from zotune.errors import InputError
 from zotune.finetune import resume
@@ -87,6 +87,19 @@ def test_every_cell_gets_its_budget_and_the_table_is_read_off_the_folders(tmp_pa
     before = {cell.folder.metrics: cell.folder.metrics.stat().st_mtime_ns for cell in study.cells}
     assert len(list(run_comparison(read_study(path)))) == 4
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peak memory anew on demand")
+def test_peak_memory_of_a_cell_is_not_that_of_what_ran_before(tmp_path, opt_dir, reviews_file):
+    path = write_study(
+        tmp_path / "study.toml", opt_dir, reviews_file, TWO_METHODS.replace("REVIEWS", str(reviews_file))
+    )
+    large = np.ones(2**26)
+    before = peak_resident_bytes()
+    del large
+    cell = read_study(path).cells[0]
+    train_cell(cell, Budget("steps", 2))
+    assert json.loads(cell.folder.summary.read_text())["peak_memory_bytes"] < before - 2**28
 
 
 def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(tmp_path, opt_dir, reviews_file):

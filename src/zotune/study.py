@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import Config, make_config, toml_values
+from zotune.engine.plain_engine import reset_peak_memory
 from zotune.errors import InputError, TrainingError
 from zotune.finetune import make_trainer, resume, run
 from zotune.first_order import NEEDS, FirstOrderTrainer
@@ -168,6 +169,7 @@ def _budget(path: Path, value: Any) -> Budget:
 
 def train_cell(cell: Cell, budget: Budget) -> None:
     """Train a cell until it has had its budget; goes on where an earlier call or process stopped."""
+    reset_peak_memory()
     folder, stop = cell.folder, StopAtBudget(budget)
     resumable = folder.journal.is_file() and folder.config.is_file() and not cell.first_order
     if resumable and budget.spent(read_metrics(folder.metrics)) >= budget.amount:

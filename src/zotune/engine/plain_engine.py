@@ -5,9 +5,11 @@ share a row. Rows are left-padded, so that the scored positions are the last one
 Nothing is kept between calls. This form is the measure of correctness for every faster one.
 """
 
+import gc
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -246,6 +248,15 @@ def peak_resident_bytes() -> int:
         return int(fields["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Count `peak_memory_bytes` of engines in this process from here on, where the system can (Linux, CUDA)."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
 
 
 def empty_scores(num_probes: int, batch: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
