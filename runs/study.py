@@ -3,8 +3,8 @@
 Parts, in this order; each is one or more `zotune sweep` or `zotune compare`:
   tune       the learning rate of each method, by successive halving on sst2, judged by held-out loss;
   screen     all methods for the same seconds;
-  tune-final FINALISTS again on sst2, at that rate, a half and a quarter of it, for the seconds of `final`;
-  final      FINALISTS on all tasks, for longer;
+  tune-final FINALISTS again on sst2, at that rate, a half and a quarter of it, for the steps of `final`;
+  final      FINALISTS on all tasks, for as many steps as take about a minute on sst2, the rate falling to zero;
   reference  plain MeZO for 20,000 steps.
 What is finished is kept in docs/results.jsonl and never computed again, on whatever machine; stop at any moment and
 run it again. Two processes may work side by side with other --tasks (in `tune`, other --methods).
@@ -56,10 +56,13 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "rademacher 16, adam": (ADAM, {"directions": 16, "noise": "rademacher", "optimizer": "adam"}),
     "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
     "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
+    "spsa 4, adam, everywhere": (ADAM, {"directions": 4, "optimizer": "adam", "scope": "everywhere"}),
     "backpropagation": (FIRST_ORDER, {"first_order": True}),
     "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
-FINALISTS = ("fzoo 8", "spsa 4, adam", "one-sided 16, adam", "MeZO", "backpropagation")
+# Name -> steps.
+FINALISTS = {"spsa 4, adam": 600, "one-sided 16, adam": 300, "fzoo 8": 500, "MeZO": 1500, "MeZO everywhere": 400,
+             "spsa 4, adam, everywhere": 100, "backpropagation": 300}  # fmt: skip
 PARTS = ("tune", "screen", "tune-final", "final", "reference")
 TASKS = {"screen": ("sst2", "trec"), "final": ("sst2", "trec", "mr", "imdb"), "reference": ("sst2", "trec", "mr")}
 REFERENCE = "MeZO everywhere"
@@ -90,6 +93,13 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     }  # fmt: skip
 
 
+def falling(name: str) -> dict[str, Any]:
+    """Settings of a finalist: its steps, the learning rate falling to zero over them, ten evaluations."""
+    return {
+        "num_steps": FINALISTS[name], "lr_scheduler_type": "linear", "eval_steps": FINALISTS[name] // 10,
+    }  # fmt: skip
+
+
 def task(name: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = options.data / name
     return {
@@ -108,18 +118,13 @@ def tune(options: argparse.Namespace, kept: Kept) -> None:
 
 
 def tune_final(options: argparse.Namespace, kept: Kept) -> None:
-    """A rate that is best for a few steps is often too high for many: each for the whole time, none cut short."""
+    """A rate that is best for a few steps is often too high for many: each for all steps, none cut short."""
     first = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
     known = {row["method"] for row in kept.rows("tune-final")}
-    for name in finalists(options):
-        if name not in known:
+    for name, steps in FINALISTS.items():
+        if name in options.methods and name not in known:
             rates = [first[name] / cut for cut in (1, 2, 4)]
-            budget = {"seconds": options.final_seconds * len(rates)}
-            _sweep("tune-final", name, rates, budget, options, kept, keep=len(rates) + 1)
-
-
-def finalists(options: argparse.Namespace) -> list[str]:
-    return [name for name in FINALISTS if name in options.methods]
+            _sweep("tune-final", name, rates, {"steps": steps * len(rates)}, options, kept, keep=len(rates) + 1)
 
 
 def _sweep(
@@ -127,6 +132,8 @@ def _sweep(
     keep: int = 3,
 ) -> None:  # fmt: skip
     common, path = settings(METHODS[name][1], options), options.output / part / f"{name}.toml"
+    if part == "tune-final":
+        common |= falling(name)
     # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
     grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
     study = {
@@ -145,6 +152,8 @@ def compare(part: str, methods: list[str], budget: dict[str, float], options: ar
     rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune-final" if part == "final" else "tune")}
     for name in [name for name in TASKS[part] if name in options.tasks]:
         chosen = {m: settings(METHODS[m][1], options) | {"learning_rate": rates[m]} for m in methods}
+        if part == "final":
+            chosen = {m: chosen[m] | falling(m) for m in methods}
         if part == "reference":
             chosen[REFERENCE] |= {"eval_steps": 500, "learning_rate": options.reference_rate}
         study = read_study(_written(options.output / part / f"{name}.toml", {
@@ -183,7 +192,8 @@ def parts(options: argparse.Namespace) -> Iterator[str]:
         tune_final(options, kept)
     if "final" in options.parts:
         yield "final"
-        compare("final", finalists(options), {"seconds": options.final_seconds}, options, kept)
+        finalists = [name for name in FINALISTS if name in options.methods]
+        compare("final", finalists, {"steps": max(FINALISTS.values())}, options, kept)
     if "reference" in options.parts:
         yield "reference"
         compare("reference", [REFERENCE], {"steps": options.reference_steps}, options, kept)
@@ -198,7 +208,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tune-steps", type=int, default=1400, help="of a sweep; a quarter with many directions")
     parser.add_argument("--seconds", type=float, default=20, help="of training, for each cell of `screen`")
-    parser.add_argument("--final-seconds", type=float, default=60, help="the same of `final`")
     parser.add_argument("--reference-steps", type=int, default=20_000)
     parser.add_argument("--reference-rate", type=float, default=1e-3, help="learning rate of `reference`")
     parser.add_argument("--threads", type=int, default=1)
