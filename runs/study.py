@@ -3,7 +3,6 @@
 Parts, in this order; each is one or more `zotune sweep` or `zotune compare`:
   tune       the learning rate of each method, by successive halving on sst2, judged by held-out loss;
   screen     all methods for the same seconds;
-  tune-final FINALISTS again on sst2, at that rate, a half and a quarter of it, for the steps of `final`;
   final      FINALISTS on all tasks, for as many steps as take about a minute on sst2, the rate falling to zero;
   reference  plain MeZO for 20,000 steps.
 What is finished is kept in docs/results.jsonl and never computed again, on whatever machine; stop at any moment and
@@ -60,10 +59,9 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "backpropagation": (FIRST_ORDER, {"first_order": True}),
     "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
-# Name -> steps.
-FINALISTS = {"spsa 4, adam": 600, "one-sided 16, adam": 300, "fzoo 8": 500, "MeZO": 1500, "MeZO everywhere": 400,
-             "spsa 4, adam, everywhere": 100, "backpropagation": 300}  # fmt: skip
-PARTS = ("tune", "screen", "tune-final", "final", "reference")
+# Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
+FINALISTS = {"one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3)}
+PARTS = ("tune", "screen", "final", "reference")
 TASKS = {"screen": ("sst2", "trec"), "final": ("sst2", "trec", "mr", "imdb"), "reference": ("sst2", "trec", "mr")}
 REFERENCE = "MeZO everywhere"
 TUNE_TASK = "sst2"
@@ -95,9 +93,8 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
 
 def falling(name: str) -> dict[str, Any]:
     """Settings of a finalist: its steps, the learning rate falling to zero over them, ten evaluations."""
-    return {
-        "num_steps": FINALISTS[name], "lr_scheduler_type": "linear", "eval_steps": FINALISTS[name] // 10,
-    }  # fmt: skip
+    steps, rate = FINALISTS[name]
+    return {"num_steps": steps, "learning_rate": rate, "lr_scheduler_type": "linear", "eval_steps": steps // 10}
 
 
 def task(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,43 +110,24 @@ def tune(options: argparse.Namespace, kept: Kept) -> None:
     for name in options.methods:
         if name in known:
             continue
-        many = settings(METHODS[name][1], options)["eval_steps"] < 100
-        _sweep("tune", name, METHODS[name][0], {"steps": options.tune_steps // (4 if many else 1)}, options, kept)
-
-
-def tune_final(options: argparse.Namespace, kept: Kept) -> None:
-    """A rate that is best for a few steps is often too high for many: each for all steps, none cut short."""
-    first = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
-    known = {row["method"] for row in kept.rows("tune-final")}
-    for name, steps in FINALISTS.items():
-        if name in options.methods and name not in known:
-            rates = [first[name] / cut for cut in (1, 2, 4)]
-            _sweep("tune-final", name, rates, {"steps": steps * len(rates)}, options, kept, keep=len(rates) + 1)
-
-
-def _sweep(
-    part: str, name: str, rates: list[float], budget: dict[str, float], options: argparse.Namespace, kept: Kept,
-    keep: int = 3,
-) -> None:  # fmt: skip
-    common, path = settings(METHODS[name][1], options), options.output / part / f"{name}.toml"
-    if part == "tune-final":
-        common |= falling(name)
-    # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
-    grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
-    study = {
-        "output_dir": str(path.with_suffix("")), "budget": budget, "settings": common,
-        "tasks": {TUNE_TASK: task(TUNE_TASK, options)}, "grid": grid,
-    }  # fmt: skip
-    rows = run_sweep(read_study(_written(path, study)), keep)
-    found = {re.findall(r"learning_rate=([^,]+)", row[2])[0]: [float(row[3]), int(row[4])] for row in rows}
-    best = min(found, key=lambda rate: found[rate][0]) if part == "tune-final" else next(iter(found))
-    kept.add(part, {"method": name, "learning_rate": float(best), "loss and steps": found})
-    print(part, name, found, flush=True)
+        rates, method = METHODS[name]
+        common, path = settings(method, options), options.output / "tune" / f"{name}.toml"
+        # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
+        grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
+        steps = options.tune_steps if common["eval_steps"] == 100 else options.tune_steps // 4
+        study = {
+            "output_dir": str(path.with_suffix("")), "budget": {"steps": steps}, "settings": common,
+            "tasks": {TUNE_TASK: task(TUNE_TASK, options)}, "grid": grid,
+        }  # fmt: skip
+        rows = run_sweep(read_study(_written(path, study)))
+        found = {re.findall(r"learning_rate=([^,]+)", row[2])[0]: [float(row[3]), int(row[4])] for row in rows}
+        kept.add("tune", {"method": name, "learning_rate": float(next(iter(found))), "loss and steps": found})
+        print(name, found, flush=True)
 
 
 def compare(part: str, methods: list[str], budget: dict[str, float], options: argparse.Namespace, kept: Kept) -> None:
     """One comparison a task; cells that are kept are put where it looks for finished ones."""
-    rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune-final" if part == "final" else "tune")}
+    rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
     for name in [name for name in TASKS[part] if name in options.tasks]:
         chosen = {m: settings(METHODS[m][1], options) | {"learning_rate": rates[m]} for m in methods}
         if part == "final":
@@ -187,13 +165,10 @@ def parts(options: argparse.Namespace) -> Iterator[str]:
     if "screen" in options.parts:
         yield "screen"
         compare("screen", options.methods, {"seconds": options.seconds}, options, kept)
-    if "tune-final" in options.parts:
-        yield "tune-final"
-        tune_final(options, kept)
     if "final" in options.parts:
         yield "final"
         finalists = [name for name in FINALISTS if name in options.methods]
-        compare("final", finalists, {"steps": max(FINALISTS.values())}, options, kept)
+        compare("final", finalists, {"steps": max(steps for steps, _ in FINALISTS.values())}, options, kept)
     if "reference" in options.parts:
         yield "reference"
         compare("reference", [REFERENCE], {"steps": options.reference_steps}, options, kept)
@@ -209,7 +184,7 @@ def main() -> None:
     parser.add_argument("--tune-steps", type=int, default=1400, help="of a sweep; a quarter with many directions")
     parser.add_argument("--seconds", type=float, default=20, help="of training, for each cell of `screen`")
     parser.add_argument("--reference-steps", type=int, default=20_000)
-    parser.add_argument("--reference-rate", type=float, default=1e-3, help="learning rate of `reference`")
+    parser.add_argument("--reference-rate", type=float, default=2.5e-4, help="learning rate of `reference`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=Path("../shared/models/opt-imdb-4m"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
