@@ -71,22 +71,27 @@ def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> st
         first = [point for run in runs if (point := first_at(run["evaluations"], target))]
         rows.append((
             task, f"{REFERENCE}, {whole['steps']:.0f} steps", f"{100 * target:.1f}", f"{len(runs)} of {len(runs)}",
-            f"{whole['seconds']:.0f}", "1", "1", "1",
+            f"{whole['seconds']:.0f}", "1", "1", "1", _tested(runs),
         ))  # fmt: skip
         if first:
-            rows.append(_row(task, f"{REFERENCE}, first there", target, first, len(runs), whole, 2.0))
+            rows.append((*_row(task, f"{REFERENCE}, first there", target, first, len(runs), whole, 2.0), "-"))
         for method in methods:
             own = _by_task(outcomes, method).get(task, [])
             reached = [point for run in own if (point := first_at(run["evaluations"], target))]
             if reached:
-                rows.append(_row(task, method, target, reached, len(own), whole, passes(own[0])))
+                rows.append((*_row(task, method, target, reached, len(own), whole, passes(own[0])), _tested(own)))
             elif own:
-                rows.append((task, method, f"{100 * target:.1f}", f"0 of {len(own)}", "-", "-", "-", "-"))
+                rows.append((task, method, f"{100 * target:.1f}", f"0 of {len(own)}", *"----", _tested(own)))
     heading = (
         "task", "method", "to held-out accuracy, %", "seeds that reached it", "seconds", "times fewer seconds",
-        "times fewer tokens", "times fewer forward passes",
+        "times fewer tokens", "times fewer forward passes", "test accuracy at the end, %",
     )  # fmt: skip
     return markdown(heading, rows)
+
+
+def _tested(runs: Sequence[Outcome]) -> str:
+    """Mean test accuracy of the adapters with the lowest held-out loss."""
+    return f"{100 * statistics.mean(run['test']['accuracy'] for run in runs):.1f}"
 
 
 def _row(
