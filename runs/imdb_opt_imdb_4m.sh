@@ -1,5 +1,5 @@
 #!/bin/sh
-# The small OPT on IMDB: both scopes, seeds 0-2, 1,000 training reviews, 500 held out of the training file for the choice
+# MeZO on the small OPT and IMDB: both scopes, seeds 0-2, 1,000 training reviews, 500 held out of the training file for the choice
 # of the best adapter, 1,000 of the test file for the table. Writes the table into README.md.
 #   sh runs/imdb_opt_imdb_4m.sh [MODEL_FOLDER] [DATA_FOLDER] [OUTPUT_FOLDER]
 # DATA_FOLDER holds train.jsonl.gz and test.jsonl.gz with fields text and label. Two runs go side by side, a core each.
@@ -23,7 +23,8 @@ one_run() {
     else
         zotune train --model "$model" --task imdb --train-data "$data/train.jsonl.gz" --max-train-samples 1000 \
             --max-eval-samples 500 --max-length 256 --target-modules q_proj k_proj v_proj out_proj \
-            --scope "$scope" --seed "$seed" --num-steps 600 --learning-rate 1e-3 --num-threads 1 --output-dir "$run"
+            --scope "$scope" --seed "$seed" --num-steps 600 --estimator spsa --optimizer sgd --directions 1 \
+            --learning-rate 1e-3 --lr-scheduler-type constant --num-threads 1 --output-dir "$run"
     fi
     zotune evaluate --adapter "$run/best" --eval-data "$data/test.jsonl.gz" --max-eval-samples 1000 \
         --num-threads 1 --output-file "$run/test.json"

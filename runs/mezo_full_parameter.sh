@@ -21,7 +21,7 @@ for seed in 0 1 2; do
             zotune resume "$run"
         else
             zotune train --model "$model" --task sst2 --train-data "$data/train.jsonl.gz" --tuning full \
-                --epsilon 1e-3 --learning-rate "$learning_rate" --batch-size 16 --num-steps "$steps" \
+                --epsilon 1e-3 --learning-rate "$learning_rate" --lr-scheduler-type constant --batch-size 16 --num-steps "$steps" \
                 --eval-steps $((steps / 5)) --max-train-samples 1000 --max-eval-samples 500 --seed "$seed" \
                 --output-dir "$run"
         fi

@@ -3,7 +3,7 @@
 Parts, in this order; each is one or more `zotune sweep` or `zotune compare`:
   tune       the learning rate of each method, by successive halving on sst2, judged by held-out loss;
   screen     all methods for the same seconds;
-  final      FINALISTS on all tasks, for as many steps as take about a minute on sst2, the rate falling to zero;
+  final      FINALISTS on all tasks, for as many steps as take a minute or two on sst2, the rate falling to zero;
   reference  plain MeZO for 20,000 steps.
 What is finished is kept in docs/results.jsonl and never computed again, on whatever machine; stop at any moment and
 run it again. Two processes may work side by side with other --tasks (in `tune`, other --methods).
@@ -49,18 +49,26 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "one-sided 16, adam": (ADAM, {"directions": 16, "estimator": "one_sided", "optimizer": "adam"}),
     "fzoo 8": (NORMALISED, {"directions": 8, "estimator": "fzoo"}),
     "es 16": (NORMALISED, {"directions": 16, "estimator": "es"}),
+    "es 16, ranks": (NORMALISED, {"directions": 16, "estimator": "es", "es_shaping": "rank"}),
     "svrg": (SGD_1, {"estimator": "svrg"}),
     "hizoo 4": (SGD_16, {"directions": 4, "estimator": "hizoo", "optimizer": "hizoo"}),
     "adaptive eps": (SGD_1, {"estimator": "adaptive"}),
     "rademacher 16, adam": (ADAM, {"directions": 16, "noise": "rademacher", "optimizer": "adam"}),
+    "sphere 16, adam": (ADAM, {"directions": 16, "noise": "sphere", "optimizer": "adam"}),
     "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
     "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
-    "spsa 4, adam, everywhere": (ADAM, {"directions": 4, "optimizer": "adam", "scope": "everywhere"}),
+    "one-sided 4, adam, everywhere": (
+        ADAM, {"directions": 4, "estimator": "one_sided", "optimizer": "adam", "scope": "everywhere"},
+    ),
     "backpropagation": (FIRST_ORDER, {"first_order": True}),
     "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
 # Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
-FINALISTS = {"one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3)}
+FINALISTS = {
+    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3),
+    "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
+    "backpropagation everywhere": (300, 1e-3),
+}  # fmt: skip
 PARTS = ("tune", "screen", "final", "reference")
 TASKS = {"screen": ("sst2", "trec"), "final": ("sst2", "trec", "mr", "imdb"), "reference": ("sst2", "trec", "mr")}
 REFERENCE = "MeZO everywhere"
@@ -87,7 +95,8 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     return {
         "model": str(options.model), "max_train_samples": 1000, "max_eval_samples": 500, "max_length": 256,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "num_steps": 100_000,
-        "eval_steps": 25 if slow else 100, "num_threads": options.threads, **method,
+        "eval_steps": 25 if slow else 100, "num_threads": options.threads, "estimator": "spsa", "optimizer": "sgd",
+        "directions": 1, "lr_scheduler_type": "constant", **method,
     }  # fmt: skip
 
 
@@ -129,11 +138,14 @@ def compare(part: str, methods: list[str], budget: dict[str, float], options: ar
     """One comparison a task; cells that are kept are put where it looks for finished ones."""
     rates = {row["method"]: row["learning_rate"] for row in kept.rows("tune")}
     for name in [name for name in TASKS[part] if name in options.tasks]:
-        chosen = {m: settings(METHODS[m][1], options) | {"learning_rate": rates[m]} for m in methods}
-        if part == "final":
-            chosen = {m: chosen[m] | falling(m) for m in methods}
-        if part == "reference":
-            chosen[REFERENCE] |= {"eval_steps": 500, "learning_rate": options.reference_rate}
+        chosen = {m: settings(METHODS[m][1], options) for m in methods}
+        for method in methods:
+            if part == "screen":
+                chosen[method] |= {"learning_rate": rates[method]}
+            elif part == "final":
+                chosen[method] |= falling(method)
+            else:
+                chosen[method] |= {"learning_rate": options.reference_rate, "eval_steps": 500}
         study = read_study(_written(options.output / part / f"{name}.toml", {
             "output_dir": str(options.output / part), "seeds": options.seeds, "budget": budget, "methods": chosen,
             "tasks": {name: task(name, options)},

@@ -157,11 +157,12 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ("--momentum has no effect with --optimizer adam; it is for sgd, sign, muon",),
     ),
     "betas of sgd": (
-        f"{GOOD} --adam-beta1 0.5", ("--adam-beta1 has no effect with --optimizer sgd; it is for adam, adamw",),
+        f"{GOOD} --optimizer sgd --adam-beta1 0.5",
+        ("--adam-beta1 has no effect with --optimizer sgd; it is for adam, adamw",),
     ),
     "beta 1": (f"{GOOD} --optimizer adam --adam-beta2 1", ("--adam-beta2 must be 0 or more and below 1, got 1",)),
     "adam epsilon 0": (f"{GOOD} --optimizer adam --adam-epsilon 0", ("--adam-epsilon must be a finite number",)),
-    "smoothing of sgd": (f"{GOOD} --hizoo-smoothing 0.1", ("--hizoo-smoothing has no effect with --optimizer sgd",)),
+    "smoothing of adam": (f"{GOOD} --hizoo-smoothing 0.1", ("--hizoo-smoothing has no effect with --optimizer adam",)),
     "smoothing of 1": (
         f"{GOOD} --estimator hizoo --optimizer hizoo --hizoo-smoothing 1", ("--hizoo-smoothing must be above 0",),
     ),
@@ -175,8 +176,12 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "anchor of another period": (
         f"{GOOD} --estimator svrg --noise low_rank", ("--estimator svrg", "noise of periods changes"),
     ),
-    "measuring eps with spsa": (f"{GOOD} --epsilon-steps 3", ("--epsilon-steps has no effect with --estimator spsa",)),
-    "fzoo of one direction": (f"{GOOD} --estimator fzoo", ("--estimator fzoo needs --directions 2 or more",)),
+    "measuring eps one-sided": (
+        f"{GOOD} --epsilon-steps 3", ("--epsilon-steps has no effect with --estimator one_sided",),
+    ),
+    "fzoo of one direction": (
+        f"{GOOD} --estimator fzoo --directions 1", ("--estimator fzoo needs --directions 2 or more",),
+    ),
     "half of hizoo": (f"{GOOD} --estimator hizoo", ("--estimator hizoo and --optimizer hizoo go together",)),
     "the other half of hizoo": (f"{GOOD} --optimizer hizoo", ("--estimator hizoo and --optimizer hizoo go together",)),
     "hizoo without a diagonal": (
@@ -195,7 +200,9 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "no directions": (f"{GOOD} --directions 0", ("--directions must be 1 or more, got 0",)),
     "negative seed": (f"{GOOD} --seed -1", ("--seed must be 0 or more, got -1",)),
     "no patience": (f"{GOOD} --early-stopping-patience 0", ("--early-stopping-patience must be 1 or more",)),
-    "warm-up of a constant rate": (f"{GOOD} --warmup-steps 2", ("--warmup-steps", "constant_with_warmup")),
+    "warm-up of a constant rate": (
+        f"{GOOD} --warmup-steps 2 --lr-scheduler-type constant", ("--warmup-steps", "constant_with_warmup"),
+    ),
     "warm-up longer than the run": (
         f"{GOOD} --warmup-steps 5 --lr-scheduler-type linear", ("--warmup-steps must be at most --num-steps (2)",)
     ),

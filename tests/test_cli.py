@@ -82,6 +82,7 @@ def run(opt_dir: Path, reviews_file: Path, tmp_path_factory: pytest.TempPathFact
     (place / "eval.jsonl").write_text("".join(json.dumps(review) + "\n" for review in REVIEWS[:10]))
     (place / "run.toml").write_text(
         f'model = "model"\ntask = "demo"\ntrain-data = "{reviews_file}"\nnum_steps = 3\nseed = 5\nlearning-rate = 0.5\n'
+        'lr_scheduler_type = "constant"\ndirections = 3\n'
     )
     done = zotune(
         "train", "run.toml", "--num-steps", str(NUM_STEPS), "--batch_size", "4", "--eval-steps", "3", "--eval_data",
@@ -128,7 +129,7 @@ def test_metrics_hold_every_step_and_evaluation(run):
     assert [event["step"] for event in evals] == [0, 3, NUM_STEPS]
     assert all(set(event) == STEP_KEYS for event in steps)
     assert all(set(event) == EVAL_KEYS for event in evals)
-    assert all(event["learning_rate"] == 0.5 and len(event["slopes"]) == 1 for event in steps)
+    assert all(event["learning_rate"] == 0.5 and len(event["slopes"]) == 3 for event in steps)
     assert all(event["forward_passes"] > 0 and event["tokens_computed"] > 0 for event in steps)
 
 
@@ -176,7 +177,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(run, tmp_path, capsys):
 
 def test_a_run_that_diverges_ends_with_exit_code_1_and_is_kept(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", str(run.folder / "config.toml"), "--output-dir", "wild", "--learning-rate", "1e38"])
+        main(["train", str(run.folder / "config.toml"), "--output-dir", "wild", "--learning-rate", "1e37"])
     assert stop.value.code == 1
     *_, message = capsys.readouterr().err.splitlines()
     assert message.startswith("zotune: ")

@@ -117,7 +117,7 @@ def test_kill_9_and_resume_of_what_remembers_most(name, options, tmp_path):
 
 def test_the_adaptive_run_did_change_its_eps(options, tmp_path):
     """Read off the journal: a two-sided slope at another eps has another value from the first measurement on."""
-    for name, row in (("adaptive", {"estimator": "adaptive"}), ("spsa", {})):
+    for name, row in (("adaptive", {"estimator": "adaptive"}), ("spsa", {"estimator": "spsa"})):
         mezo_finetune(**{**options, **row, "num_steps": 2, "epsilon": 1.0}, output_dir=str(tmp_path / name))
     adaptive, plain = (read_journal(tmp_path / name / "journal.jsonl")[1] for name in ("adaptive", "spsa"))
     assert [slope.value for slope in adaptive[0].slopes] == pytest.approx([s.value for s in plain[0].slopes], rel=1e-4)

@@ -167,7 +167,7 @@ def test_real_models_score_as_in_the_plain_engine(name, kind):
 def train(engine, model, data, folder, **settings):
     mezo_finetune(
         str(model), str(data), task="demo", engine=engine, num_steps=10, batch_size=4, epsilon=1e-2, learning_rate=1e-2,
-        eval_steps=10, output_dir=str(folder), **settings,
+        estimator="spsa", optimizer="sgd", directions=1, eval_steps=10, output_dir=str(folder), **settings,
     )  # fmt: skip
     return read_journal(folder / "journal.jsonl")
 
@@ -351,7 +351,7 @@ def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(
     for name, options in (("one", {}), ("pool", {"dp_size": 2})):
         mezo_finetune(
             str(model_dirs["opt"]), str(reviews_file), labels=("terrible", "great"), invocation=" It was", num_steps=3,
-            directions=2, batch_size=4, engine="sglang", sglang={"max_total_tokens": 2000, **options},
+            estimator="spsa", directions=2, batch_size=4, engine="sglang", sglang={"max_total_tokens": 2000, **options},
             output_dir=str(tmp_path / name),
         )  # fmt: skip
         _, entries = read_journal(tmp_path / name / "journal.jsonl")

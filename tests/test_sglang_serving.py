@@ -314,7 +314,7 @@ def test_what_a_run_exports_serves_as_peft(model_dirs: dict[str, Path], reviews_
     run = tmp_path / "run"
     mezo_finetune(
         str(model_dirs["opt"]), str(reviews_file), task="demo", scope="activated", num_steps=20, batch_size=4,
-        learning_rate=1.0, target_modules=TARGETS["opt"], output_dir=str(run),
+        optimizer="sgd", learning_rate=1.0, target_modules=TARGETS["opt"], output_dir=str(run),
     )  # fmt: skip
     base = AutoModelForCausalLM.from_pretrained(model_dirs["opt"])
     adapted: Any = PeftModel.from_pretrained(base, run / "adapter").eval()

@@ -126,7 +126,7 @@ def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(t
 
 
 def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_path, opt_dir, reviews_file):
-    grid = "[grid]\nlearning_rate = [1e-12, 3e-3, 1e6]\n"
+    grid = 'optimizer = "sgd"\n[grid]\nlearning_rate = [1e-12, 3e-3, 1e6]\n'
     path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, grid + "[tasks.reviews]", budget="steps = 250")
     rows = run_sweep(read_study(path), keep=3)
     assert rows[0][2] == "learning_rate=0.003"
@@ -137,7 +137,7 @@ def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_p
 
 
 def test_a_cell_goes_on_to_a_larger_budget_as_if_it_had_had_it_at_once(tmp_path, opt_dir, reviews_file):
-    text = "[tasks.reviews]\n[methods.a]\n[methods.b]\nlearning_rate = 2e-3"
+    text = "[tasks.reviews]\n[methods.a]\n[methods.b]\nlearning_rate = 4e-3"
     cells = read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, text)).cells
     train_cell(cells[0], Budget("steps", 5))
     train_cell(cells[0], Budget("steps", 12))

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import REVIEWS
 from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
 from zotune.adapter import load_adapter
+from zotune.config import read_toml
 from zotune.journal import read_journal
 from zotune.metrics import EvalEvent, read_metrics
 
@@ -46,8 +47,8 @@ def options(opt_dir: Path, reviews_file: Path) -> dict:
     return {
         "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
         "invocation": " It was", "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3,
-        "learning_rate": 0.05, "momentum": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 2, "lora_rank": 2,
-        "early_stopping_patience": 3, "num_threads": 1,
+        "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 2,
+        "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
     }  # fmt: skip
 
 
@@ -178,6 +179,24 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
     losses = [event.loss for event in events]
     assert losses.index(min(losses)) == len(losses) - 1 - patience
     assert events[-1].step < 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3)),
+        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3)),
+        ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3)),
+        ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3)),
+        ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6)),
+    ],
+)
+def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tmp_path, asked, chosen):
+    own = {name: value for name, value in options.items() if name in ("model", "train_data", "labels", "invocation")}
+    with make_trainer(**own, **asked, num_steps=2, output_dir=str(tmp_path / "run")):
+        config = read_toml(tmp_path / "run" / "config.toml")
+    assert (config.estimator, config.optimizer, config.directions, config.learning_rate) == chosen
+    assert config.lr_scheduler_type == "linear"
 
 
 def test_a_diverging_run_stops_and_says_what_to_change(options, tmp_path):

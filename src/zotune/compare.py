@@ -83,19 +83,19 @@ def table(outcomes: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
         finals = [outcome["test"] or outcome["eval"] or {} for outcome in group]
         rows.append((
             task, method, str(len(group)),
-            _spread([final.get("accuracy") for final in finals], 1, scale=100),
-            _spread([final.get("loss") for final in finals], 3),
-            _spread([outcome["steps"] for outcome in group], 0),
-            _spread([outcome["tokens"] for outcome in group], 2, scale=1e-6),
-            _spread([outcome["seconds"] for outcome in group], 1),
-            _spread([outcome["tokens_to_target"] for outcome in group], 2, scale=1e-6),
-            _spread([outcome["seconds_to_target"] for outcome in group], 1),
-            _spread([outcome["peak_memory_bytes"] for outcome in group], 0, scale=2**-20),
+            spread([final.get("accuracy") for final in finals], 1, scale=100),
+            spread([final.get("loss") for final in finals], 3),
+            spread([outcome["steps"] for outcome in group], 0),
+            spread([outcome["tokens"] for outcome in group], 2, scale=1e-6),
+            spread([outcome["seconds"] for outcome in group], 1),
+            spread([outcome["tokens_to_target"] for outcome in group], 2, scale=1e-6),
+            spread([outcome["seconds_to_target"] for outcome in group], 1),
+            spread([outcome["peak_memory_bytes"] for outcome in group], 0, scale=2**-20),
         ))  # fmt: skip
     return rows
 
 
-def _spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
     """Mean and standard deviation of those that are there, and how many these are where some are not."""
     known = [value * scale for value in values if value is not None]
     if not known:

@@ -18,7 +18,7 @@ import tomli_w
 
 from zotune.adapter import FORMS
 from zotune.errors import InputError
-from zotune.estimators import ESTIMATORS, SHAPINGS
+from zotune.estimators import ESTIMATORS, SHAPINGS, Estimator
 from zotune.noise import KINDS, Noise
 from zotune.optimizers import OPTIMIZERS
 
@@ -44,7 +44,7 @@ else:
 
 @dataclass(frozen=True)
 class Config:
-    """Fine-tune a causal language model with forward passes only (MeZO with LoRA)."""
+    """Fine-tune a causal language model with forward passes only (zeroth order, with LoRA)."""
 
     model: str = "demo"
     """Hub id or local folder of a causal LM of transformers; `demo` is the small OPT that comes with zotune."""
@@ -87,27 +87,30 @@ class Config:
     """Distance of the probes from theta along a direction."""
 
     learning_rate: float | None = None
-    """Default: 2e-3 for models under 100 million parameters, 1e-4 above (see docs/decisions.md); 1e-6 with
+    """Default: by the optimizer, lower for models above 100 million parameters (see docs/decisions.md); 1e-6 with
     --tuning full."""
 
-    lr_scheduler_type: SchedulerType = "constant"
+    lr_scheduler_type: SchedulerType = "linear"
     """How the learning rate goes over the steps, as in transformers."""
 
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
 
-    estimator: EstimatorName = "spsa"
+    estimator: EstimatorName | None = None
     """How slopes are estimated: `spsa` is the two-sided difference of MeZO, `one_sided` shares a base point, `fzoo`
     and `es` (evolution strategy) free the step of the loss's scale, `svrg` subtracts a control variate, `hizoo`
     measures curvature for the optimizer of that name, `adaptive` is spsa with an eps that follows rounding noise and
-    curvature, `jvp` differentiates in forward mode, exactly and without eps."""
+    curvature, `jvp` differentiates in forward mode, exactly and without eps. Default: one_sided; spsa with --tuning
+    full."""
 
-    optimizer: OptimizerName = "sgd"
+    optimizer: OptimizerName | None = None
     """How slopes change theta: `sgd`, `sign`, `adam`, `adamw`, `muon` (orthogonalised matrices) or `hizoo` (a
-    diagonal of curvature). Weight decay is in the gradient with sgd and adam, decoupled with the others."""
+    diagonal of curvature). Weight decay is in the gradient with sgd and adam, decoupled with the others. Default: adam;
+    sgd with --tuning full."""
 
-    directions: int = 1
-    """Directions a step, each with a probe or two; their slopes are averaged."""
+    directions: int | None = None
+    """Directions a step, each with a probe or two; their slopes are averaged. Default: 16 in scope activated, 4
+    everywhere, 1 with --tuning full."""
 
     noise: NoiseKind | None = None
     """What directions are drawn from: `gaussian`, `rademacher` (-1 or 1), `sphere` (of each tensor) or `low_rank`
@@ -166,7 +169,8 @@ class Config:
 
     tuning: Tuning = "lora"
     """What is trained: `lora`, an adapter; or `full`, the model's own parameters in their dtype, at the memory of
-    inference, exported as a model folder. MeZO's for OPT: --tuning full --epsilon 1e-3 --learning-rate 1e-6 or 1e-7."""
+    inference, exported as a model folder. MeZO's for OPT: --tuning full --epsilon 1e-3 --learning-rate 1e-6
+    or 1e-7, --lr-scheduler-type constant."""
 
     peft_type: PeftType = "lora"
     """`lora`; `lora_fa`, with A frozen; or `vera`, frozen A and B shared by all modules and scaled by trained vectors
@@ -310,24 +314,44 @@ def make_noise(config: Config) -> Noise:
     return Noise(kind, **{name: value for name, value in given.items() if value is not None})
 
 
-def default_learning_rate(num_parameters: int, tuning: str = "lora") -> float:
-    """By size of the base model: MeZO's range for OPT with LoRA is 5e-5 .. 1e-4; small models take more. Its range for
-    all parameters is 1e-7 .. 1e-6."""
+def make_estimator(config: Config) -> Estimator:
+    """The estimator of a run, at its first step."""
+    assert config.estimator is not None
+    made = ESTIMATORS[config.estimator]
+    return made(**arguments_of(made, config))
+
+
+def choose_method(config: Config, scope: Scope | None) -> dict[str, Any]:
+    """Estimator, optimizer and directions of a run. Where `config` names none: the best of the study in docs/results.md
+    for the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
+    defaults: dict[str, Any] = {"estimator": "one_sided", "optimizer": "adam", "directions": 4}
+    if config.tuning == "full":
+        defaults = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
+    elif scope == "activated":
+        defaults["directions"] = 16
+    return {name: getattr(config, name) or default for name, default in defaults.items()}
+
+
+def default_learning_rate(num_parameters: int, optimizer: str | None, tuning: str = "lora") -> float:
+    """By the optimizer and the size of the base model. Small models: what the study in docs/results.md found. Large
+    ones: with Adam what backpropagation of LoRA takes, else MeZO's range for OPT with LoRA, 5e-5 .. 1e-4. MeZO's range
+    for all parameters is 1e-7 .. 1e-6."""
     if tuning == "full":
         return 1e-6
-    return 2e-3 if num_parameters < 100_000_000 else 1e-4
+    small, large = (4e-3, 2e-4) if optimizer in ("adam", "adamw") else (2e-3, 1e-4)
+    return small if num_parameters < 100_000_000 else large
 
 
 def _check(config: Config) -> None:
     def refuse(name: str, allowed: str) -> None:
         raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(config, name)}")
 
-    for name in ("num_steps", "batch_size", "directions", "lora_rank", "eval_steps"):
+    for name in ("num_steps", "batch_size", "lora_rank", "eval_steps"):
         if getattr(config, name) < 1:
             refuse(name, "1 or more")
     for name in (
         "early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads", "noise_rank", "noise_steps",
-        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps", "num_virtual_tokens",
+        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps", "num_virtual_tokens", "directions",
     ):  # fmt: skip
         if getattr(config, name) is not None and getattr(config, name) < 1:
             refuse(name, "1 or more")
@@ -386,8 +410,9 @@ def _check(config: Config) -> None:
 def _check_method(config: Config) -> None:
     """Refuse settings of other estimators, optimizers and kinds of noise, and combinations that mean nothing."""
     tables: dict[str, Mapping[str, Any]] = {"estimator": ESTIMATORS, "optimizer": OPTIMIZERS}
+    method = choose_method(config, config.scope)
     for option, table in tables.items():
-        chosen = getattr(config, option)
+        chosen = method[option]
         for setting in fields(Config):
             takers = [name for name, made in table.items() if setting.name in made.__dataclass_fields__]
             if takers and chosen not in takers and getattr(config, setting.name) != setting.default:
@@ -402,7 +427,7 @@ def _check_method(config: Config) -> None:
         raise InputError("--noise-steps has no effect without --noise low_rank or --noise-blocks")
     if noise.kind == "low_rank" and config.peft_type == "vera":
         raise InputError("--noise low_rank has no effect with --peft-type vera, which trains vectors")
-    if config.estimator == "fzoo" and config.directions < 2:
+    if config.estimator == "fzoo" and method["directions"] < 2:
         raise InputError("--estimator fzoo needs --directions 2 or more: it divides by the spread of their losses")
     if (config.estimator == "hizoo") != (config.optimizer == "hizoo"):
         raise InputError("--estimator hizoo and --optimizer hizoo go together: one measures what the other uses")
@@ -423,7 +448,7 @@ def _check_tuning(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} has no effect with --tuning full; leave it out")
     if config.scope == "activated":
         raise InputError("--scope activated has no meaning with --tuning full: prompts change with the parameters")
-    if config.optimizer != "sgd" or config.momentum or config.clip:
+    if config.optimizer not in (None, "sgd") or config.momentum or config.clip:
         raise InputError(
             "--tuning full needs --optimizer sgd without --momentum and --clip: the state of the others would take the "
             "memory of a model"

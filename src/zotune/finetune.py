@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import initial_theta, save_adapter
-from zotune.config import Config, arguments_of, make_config, make_noise, read_toml, write_toml
+from zotune.config import Config, arguments_of, make_config, make_estimator, make_noise, read_toml, write_toml
 from zotune.engine.loading import load_model, load_tokenizer
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Theta
 from zotune.engine.torch_engine import TorchEngine
 from zotune.engine.weights import ModelWeights, save_model
 from zotune.errors import InputError
-from zotune.estimators import ESTIMATORS, Estimator
+from zotune.estimators import Estimator
 from zotune.journal import Entry, Header, Journal, history, read_journal, replay
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
 from zotune.objectives import OBJECTIVES
@@ -63,7 +63,7 @@ def mezo_finetune(
     callbacks: Iterable[Callback] = (),
     **settings: Any,
 ) -> Result:
-    """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333) and export a PEFT adapter.
+    """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333, and its kin) and export a PEFT adapter.
 
     Args:
         model: hub id, local folder, or a loaded model of transformers (give its `tokenizer` where the model's name
@@ -128,7 +128,7 @@ def make_trainer(
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
-        estimator=_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
+        estimator=make_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
         callbacks=callbacks, kind=kind,
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def resume(
             "as they were, or start a new run"
         )
     logger.info("resuming %s after step %d", folder.path, len(entries))
-    theta, state, estimator = _rebuild(header, entries, _estimator(config), parts.engine.weights)
+    theta, state, estimator = _rebuild(header, entries, make_estimator(config), parts.engine.weights)
     metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
     trainer = _trainer(
         config,
@@ -218,6 +218,7 @@ def _replay_model(header: Header, entries: Sequence[Entry], run_folder: Path, ou
 
 
 def _header(config: Config, parts: Parts) -> Header:
+    assert config.optimizer is not None
     made = OPTIMIZERS[config.optimizer]
     optimizer = made(**arguments_of(made, config))
     return Header(
@@ -230,11 +231,6 @@ def _header(config: Config, parts: Parts) -> Header:
         noise=make_noise(config),
         dtype=config.dtype if parts.engine.spec is None else None,
     )
-
-
-def _estimator(config: Config) -> Estimator:
-    made = ESTIMATORS[config.estimator]
-    return made(**arguments_of(made, config))
 
 
 def _rebuild(

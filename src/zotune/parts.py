@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import AdapterSpec, LoraSpec, PromptSpec
-from zotune.config import Config, arguments_of, default_learning_rate, make_config, make_noise
+from zotune.config import (
+    Config,
+    Scope,
+    arguments_of,
+    choose_method,
+    default_learning_rate,
+    make_config,
+    make_estimator,
+    make_noise,
+)
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
@@ -135,10 +144,11 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     task = data.task
     prompt = PromptSpec(**arguments_of(PromptSpec, config)) if config.peft_type == "prompt_tuning" else None
     has_scopes = config.tuning == "lora" and not prompt
-    scope = config.scope or ("activated" if task.invocation and has_scopes else "everywhere")
+    scope: Scope = config.scope or ("activated" if task.invocation and has_scopes else "everywhere")
     if config.scope is None and has_scopes:
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
+    config = make_config({"scope": scope, **choose_method(config, scope)}, base=config)
     path = model_path(config.model)
     if model is not None and config.quantization_bits:
         raise InputError(
@@ -175,17 +185,16 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         num_parameters = model.num_parameters()
         dtype = str(model.dtype).removeprefix("torch.")
     spec = prompt or _spec(config, encoder.invocation if scope == "activated" else None)
-    learning_rate = config.learning_rate or default_learning_rate(num_parameters, config.tuning)
+    learning_rate = config.learning_rate or default_learning_rate(num_parameters, config.optimizer, config.tuning)
     if config.learning_rate is None:
         tuning = "prompt" if prompt else config.tuning
-        logger.info("learning rate: %g (for %s tuning, by the size of the model)", learning_rate, tuning)
+        logger.info("learning rate: %g (%s, %s tuning, size of the model)", learning_rate, config.optimizer, tuning)
     train, evaluation = encoded["training"].examples, encoded["evaluation"].examples
     chosen: dict[str, Any] = {
         "model": config.model if config.model == "demo" else _absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
         "train_data": _absolute(config.train_data),
         "eval_data": _absolute(config.eval_data),
-        "scope": scope,
         "noise": make_noise(config).kind,
         "num_virtual_tokens": prompt.num_virtual_tokens if prompt else None,
         "max_length": max_length,
@@ -197,7 +206,9 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     }
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
-    engine = make_engine(config, spec, device, dtype, model)
+    assert config.directions is not None
+    num_probes = len(make_estimator(config).ask(range(config.directions)))
+    engine = make_engine(config, spec, device, dtype, model, num_probes)
     _check_blocks(config, engine)
     if config.estimator == "jvp" and (obstacle := engine.why_no_derivatives()):
         engine.close()
@@ -223,9 +234,15 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
 
 
 def make_engine(
-    config: Config, spec: AdapterSpec | None, device: str, dtype: str, model: PreTrainedModel | None = None
+    config: Config,
+    spec: AdapterSpec | None,
+    device: str,
+    dtype: str,
+    model: PreTrainedModel | None = None,
+    num_probes: int = 1,
 ) -> AnyEngine:
-    """The engine that the configuration names, with its cache; the model is loaded where it is not given."""
+    """The engine that the configuration names, with its cache, for steps of `num_probes` probes; the model is loaded
+    where it is not given."""
     path = model_path(config.model)
     if config.engine == "sglang":
         assert spec is not None
@@ -233,7 +250,7 @@ def make_engine(
             raise InputError(
                 "--engine sglang has no soft prompts (--peft-type prompt_tuning); use --engine torch or plain"
             )
-        return _sglang_engine(config, spec, device, dtype)
+        return _sglang_engine(config, spec, device, dtype, num_probes)
     model = model or load_model(path, dtype, device, config.trust_remote_code, config.quantization_bits)
     if config.engine == "plain":
         return PlainEngine(model, spec)
@@ -241,7 +258,9 @@ def make_engine(
     return TorchEngine(model, spec, PrefixCache(budget))
 
 
-def _sglang_engine(config: Config, spec: LoraSpec, device: str, dtype: str) -> SglangEngine | EnginePool[SglangEngine]:
+def _sglang_engine(
+    config: Config, spec: LoraSpec, device: str, dtype: str, num_probes: int
+) -> SglangEngine | EnginePool[SglangEngine]:
     """One engine, or for SGLang's dp_size a pool of as many, on devices side by side."""
     path, options = model_path(config.model), dict(config.sglang)
     num_engines = options.pop("dp_size", 1)
@@ -254,7 +273,7 @@ def _sglang_engine(config: Config, spec: LoraSpec, device: str, dtype: str) -> S
                 options["base_gpu_id"] = first_gpu + index * num_gpus
             engines.append(SglangEngine(
                 path, load_config(path, config.trust_remote_code), spec, dtype=dtype, device=device,
-                num_probes=-(-2 * config.directions // num_engines), trust_remote_code=config.trust_remote_code,
+                num_probes=-(-num_probes // num_engines), trust_remote_code=config.trust_remote_code,
                 options=options,
             ))  # fmt: skip
     except BaseException:

@@ -15,8 +15,8 @@ journal, so a study may be stopped anywhere. Nothing is kept but the run folders
     test_data = "test.jsonl"      # what the best adapter of a cell is evaluated on
     target_accuracy = 0.8         # the table says when a cell's evaluations reached it
 
-    [methods.mezo]                # settings of a method; first_order = true is backpropagation with Adam
-    scope = "everywhere"
+    [methods.quick]               # settings of a method; first_order = true is backpropagation with Adam
+    directions = 4
 
     [grid]                        # for `sweep`, instead of methods: values to try, all with all
     learning_rate = [1e-4, 1e-3]
