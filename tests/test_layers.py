@@ -27,6 +27,8 @@ FORBIDDEN = {
     "journal": COMMAND | {"train", "data", "config", "metrics"},
     "adapter": COMMAND | {"train", "data", "config", "engine", "journal"},
     "config": COMMAND | {"train", "data", "engine"},
+    "config_checks": COMMAND | {"train", "data", "engine"},
+    "method": COMMAND | {"train", "data", "engine"},
     "finetune": {"inference", "cli", "console", "plots"},
     "parts": {"finetune", "train", "inference", "cli", "console", "plots"},
     "inference": {"finetune", "cli", "console", "plots"},

@@ -1,15 +1,13 @@
-"""Every setting of a run, its default and its check. The docstring of a field is its `--help`.
+"""Every setting of a run and its default. The docstring of a field is its `--help`.
 
 Flags, TOML keys and keyword arguments are these same words. `None` means: chosen when the run starts, from the task,
 the data or the model; config.toml in the run folder holds what was chosen.
 """
 
 import difflib
-import math
-import re
 import tomllib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -17,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_
 import tomli_w
 
 from zotune.adapter import FORMS
+from zotune.config_checks import check
 from zotune.errors import InputError
-from zotune.estimators import ESTIMATORS, SHAPINGS, Estimator
-from zotune.noise import KINDS, Noise
+from zotune.estimators import ESTIMATORS, SHAPINGS
+from zotune.noise import KINDS
 from zotune.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
@@ -242,7 +241,7 @@ class Config:
     """Run code that comes with a model from the hub."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     @property
     def quantization_bits(self) -> Literal[4, 8] | None:
@@ -296,198 +295,6 @@ def write_toml(config: Config, path: Path) -> None:
     """Write the settings that are not None; `read_toml` gives the same Config back."""
     values = {key: value for key, value in asdict(config).items() if value is not None and value != {}}
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
-
-
-def arguments_of(made: Callable[..., Any], config: Config) -> dict[str, Any]:
-    """The settings that the dataclass `made` has fields for, but for those left to its own defaults."""
-    names = {field.name for field in fields(Config)} & {field.name for field in fields(made)}  # type: ignore[arg-type]
-    return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
-
-
-def make_noise(config: Config) -> Noise:
-    """The noise of a run, at its first step."""
-    given: dict[str, Any] = {
-        "rank": config.noise_rank, "steps": config.noise_steps, "blocks": config.noise_blocks,
-        "sparsity": config.sparsity,
-    }  # fmt: skip
-    kind = config.noise or ("rademacher" if config.estimator == "fzoo" else "gaussian")
-    return Noise(kind, **{name: value for name, value in given.items() if value is not None})
-
-
-def make_estimator(config: Config) -> Estimator:
-    """The estimator of a run, at its first step."""
-    assert config.estimator is not None
-    made = ESTIMATORS[config.estimator]
-    return made(**arguments_of(made, config))
-
-
-def choose_method(config: Config, scope: Scope | None) -> dict[str, Any]:
-    """Estimator, optimizer and directions of a run. Where `config` names none: the best of the study in docs/results.md
-    for the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
-    defaults: dict[str, Any] = {"estimator": "one_sided", "optimizer": "adam", "directions": 4}
-    if config.tuning == "full":
-        defaults = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
-    elif scope == "activated":
-        defaults["directions"] = 16
-    return {name: getattr(config, name) or default for name, default in defaults.items()}
-
-
-def default_learning_rate(num_parameters: int, optimizer: str | None, tuning: str = "lora") -> float:
-    """By the optimizer and the size of the base model. Small models: what the study in docs/results.md found. Large
-    ones: with Adam what backpropagation of LoRA takes, else MeZO's range for OPT with LoRA, 5e-5 .. 1e-4. MeZO's range
-    for all parameters is 1e-7 .. 1e-6."""
-    if tuning == "full":
-        return 1e-6
-    small, large = (4e-3, 2e-4) if optimizer in ("adam", "adamw") else (2e-3, 1e-4)
-    return small if num_parameters < 100_000_000 else large
-
-
-def _check(config: Config) -> None:
-    def refuse(name: str, allowed: str) -> None:
-        raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(config, name)}")
-
-    for name in ("num_steps", "batch_size", "lora_rank", "eval_steps"):
-        if getattr(config, name) < 1:
-            refuse(name, "1 or more")
-    for name in (
-        "early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads", "noise_rank", "noise_steps",
-        "noise_blocks", "svrg_steps", "svrg_batches", "epsilon_steps", "num_virtual_tokens", "directions",
-    ):  # fmt: skip
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            refuse(name, "1 or more")
-    for name in ("epsilon", "learning_rate", "lora_alpha", "clip", "adam_epsilon"):
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            refuse(name, "a finite number above 0")
-    for name in ("weight_decay", "warmup_steps", "seed", "data_seed"):
-        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
-            refuse(name, "0 or more")
-    for name in ("momentum", "adam_beta1", "adam_beta2", "sparsity"):
-        if getattr(config, name) is not None and not 0 <= getattr(config, name) < 1:
-            refuse(name, "0 or more and below 1")
-    if config.hizoo_smoothing is not None and not 0 < config.hizoo_smoothing < 1:
-        refuse("hizoo_smoothing", "above 0 and below 1")
-    _check_method(config)
-    _check_tuning(config)
-    _check_prompt_tuning(config)
-    _check_quantization(config)
-    if config.max_length is not None and config.max_length < 2:
-        refuse("max_length", "2 or more")
-    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
-        refuse("device", "auto, cpu, cuda or cuda:N")
-    if config.lr_scheduler_type == "constant" and config.warmup_steps:
-        raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
-    if config.warmup_steps > config.num_steps:
-        refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
-    if not config.target_modules:
-        raise InputError("--target-modules names no module")
-    if config.kv_cache_gb is not None and not (math.isfinite(config.kv_cache_gb) and config.kv_cache_gb >= 0):
-        refuse("kv_cache_gb", "0 or more")
-    if config.sglang and config.engine != "sglang":
-        raise InputError(f"--sglang.* options have no effect with --engine {config.engine}; add --engine sglang")
-    if config.engine == "sglang":
-        if config.tuning == "full":
-            raise InputError(
-                "--tuning full has no effect with --engine sglang, which trains adapters; use --engine torch"
-            )
-        if config.kv_cache_gb is not None:
-            raise InputError("--kv-cache-gb has no effect with --engine sglang; use --sglang.max-total-tokens")
-        if config.num_threads is not None:
-            raise InputError(
-                "--num-threads has no effect with --engine sglang; set OMP_NUM_THREADS, which SGLang reads"
-            )
-        if config.device.startswith("mps"):
-            raise InputError(f"--device {config.device} does not go with --engine sglang; use cuda or cpu")
-    for name, value in (("engine", "plain"), ("scope", "everywhere")):
-        if config.kv_cache_gb is not None and getattr(config, name) == value:
-            raise InputError(f"--kv-cache-gb has no effect with --{name} {value}, which keeps no prompts; leave it out")
-    for pair in config.fields:
-        role, equals, name = pair.partition("=")
-        if not (role and equals and name):
-            raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
-
-
-def _check_method(config: Config) -> None:
-    """Refuse settings of other estimators, optimizers and kinds of noise, and combinations that mean nothing."""
-    tables: dict[str, Mapping[str, Any]] = {"estimator": ESTIMATORS, "optimizer": OPTIMIZERS}
-    method = choose_method(config, config.scope)
-    for option, table in tables.items():
-        chosen = method[option]
-        for setting in fields(Config):
-            takers = [name for name, made in table.items() if setting.name in made.__dataclass_fields__]
-            if takers and chosen not in takers and getattr(config, setting.name) != setting.default:
-                raise InputError(
-                    f"--{setting.name.replace('_', '-')} has no effect with --{option} {chosen}; "
-                    f"it is for {', '.join(takers)}"
-                )
-    noise = make_noise(config)
-    if config.noise_rank is not None and noise.kind != "low_rank":
-        raise InputError(f"--noise-rank has no effect with {noise.kind} noise; it is for --noise low_rank")
-    if config.noise_steps is not None and not noise.is_periodic:
-        raise InputError("--noise-steps has no effect without --noise low_rank or --noise-blocks")
-    if noise.kind == "low_rank" and config.peft_type == "vera":
-        raise InputError("--noise low_rank has no effect with --peft-type vera, which trains vectors")
-    if config.estimator == "fzoo" and method["directions"] < 2:
-        raise InputError("--estimator fzoo needs --directions 2 or more: it divides by the spread of their losses")
-    if (config.estimator == "hizoo") != (config.optimizer == "hizoo"):
-        raise InputError("--estimator hizoo and --optimizer hizoo go together: one measures what the other uses")
-    if config.estimator == "hizoo" and noise.kind != "gaussian":
-        raise InputError(f"--estimator hizoo needs --noise gaussian: {noise.kind} directions do not show the diagonal")
-    if config.estimator == "svrg" and (noise.is_periodic or noise.sparsity):
-        raise InputError(
-            "--estimator svrg compares slopes at different steps along the same directions, which "
-            f"{'--sparsity' if noise.sparsity else 'noise of periods'} changes; leave that out"
-        )
-
-
-def _check_tuning(config: Config) -> None:
-    if config.tuning == "lora":
-        return
-    for name in ("peft_type", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
-        if getattr(config, name) != Config.__dataclass_fields__[name].default:
-            raise InputError(f"--{name.replace('_', '-')} has no effect with --tuning full; leave it out")
-    if config.scope == "activated":
-        raise InputError("--scope activated has no meaning with --tuning full: prompts change with the parameters")
-    if config.optimizer not in (None, "sgd") or config.momentum or config.clip:
-        raise InputError(
-            "--tuning full needs --optimizer sgd without --momentum and --clip: the state of the others would take the "
-            "memory of a model"
-        )
-    if config.estimator in ("svrg", "jvp"):
-        raise InputError(f"--estimator {config.estimator} needs --tuning lora: it holds a second theta")
-
-
-def _check_prompt_tuning(config: Config) -> None:
-    if config.peft_type != "prompt_tuning":
-        if config.num_virtual_tokens is not None:
-            raise InputError(
-                f"--num-virtual-tokens has no effect with --peft-type {config.peft_type}; it is for prompt_tuning"
-            )
-        return
-    option = "--peft-type prompt_tuning"
-    for name in ("lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
-        if getattr(config, name) != Config.__dataclass_fields__[name].default:
-            raise InputError(f"--{name.replace('_', '-')} has no effect with {option}; leave it out")
-    if config.scope == "activated":
-        raise InputError(f"--scope activated has no meaning with {option}, whose vectors stand before the prompt")
-    if config.engine == "sglang":
-        raise InputError(f"--engine sglang does not go with {option}; use --engine torch or plain")
-    if config.estimator == "jvp":
-        raise InputError(f"--estimator jvp does not go with {option}: only LoRA's matrices have derivatives; use spsa")
-
-
-def _check_quantization(config: Config) -> None:
-    if config.load_in_4bit and config.load_in_8bit:
-        raise InputError("--load-in-4bit and --load-in-8bit exclude each other; choose one")
-    if (bits := config.quantization_bits) is None:
-        return
-    option = f"--load-in-{bits}bit"
-    if config.tuning == "full":
-        raise InputError(f"{option} does not go with --tuning full: its weights stay as they are; train an adapter")
-    if config.engine == "sglang":
-        raise InputError(f"{option} has no effect with --engine sglang; use --sglang.quantization")
-    if config.estimator == "jvp":
-        raise InputError(f"{option} does not go with --estimator jvp: bitsandbytes has no derivatives in forward mode")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

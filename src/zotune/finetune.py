@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import initial_theta, save_adapter
-from zotune.config import Config, arguments_of, make_config, make_estimator, make_noise, read_toml, write_toml
+from zotune.config import Config, make_config, read_toml, write_toml
 from zotune.engine.loading import load_model, load_tokenizer
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Theta
@@ -27,6 +27,7 @@ from zotune.engine.weights import ModelWeights, save_model
 from zotune.errors import InputError
 from zotune.estimators import Estimator
 from zotune.journal import Entry, Header, Journal, history, read_journal, replay
+from zotune.method import arguments_of, make_estimator, make_noise
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
 from zotune.objectives import OBJECTIVES
 from zotune.optimizers import OPTIMIZERS, Tensors

@@ -16,16 +16,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import AdapterSpec, LoraSpec, PromptSpec
-from zotune.config import (
-    Config,
-    Scope,
-    arguments_of,
-    choose_method,
-    default_learning_rate,
-    make_config,
-    make_estimator,
-    make_noise,
-)
+from zotune.config import Config, Scope, make_config
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
@@ -49,6 +40,7 @@ from zotune.engine.sglang.names import check as check_sglang
 from zotune.engine.sglang.options import check_options
 from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
+from zotune.method import arguments_of, choose_method, default_learning_rate, make_estimator, make_noise
 from zotune.noise import layer_of
 
 HELD_OUT_SHARE = 0.1
