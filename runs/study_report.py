@@ -4,9 +4,8 @@ python runs/study_report.py docs/results.md [--results docs/results.jsonl]
 """
 
 import argparse
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +99,33 @@ def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> st
     return markdown(heading, rows)
 
 
+def at_equal_scope(outcomes: Sequence[Outcome]) -> str:
+    """What the defaults spent until their held-out loss was the lowest of MeZO's in the same scope, beside MeZO."""
+    rows: list[tuple[str, ...]] = []
+    for method, other in {"one-sided 16, adam": "MeZO", "one-sided 4, adam, everywhere": "MeZO everywhere"}.items():
+        for task, own in _by_task(outcomes, method).items():
+            base = _by_task(outcomes, other).get(task, [])
+            if not base:
+                continue
+            lowest = [min(run["evaluations"], key=lambda point: point["loss"]) for run in base]
+            target = statistics.mean(point["loss"] for point in lowest)
+            reached = [point for run in own if (point := _first_below(run, target))]
+            weights = {"seconds": 1.0, "tokens": 1.0, "steps": passes(own[0]) / 2}
+            rows.append((
+                task, method, other, f"{target:.3f}", f"{len(reached)} of {len(own)}",
+                *(
+                    spread([statistics.mean(p[unit] for p in lowest) / (w * point[unit]) for point in reached], 1)
+                    for unit, w in weights.items()
+                ),
+                _tested(own), _tested(base),
+            ))  # fmt: skip
+    heading = (
+        "task", "method", "against", "its lowest held-out loss", "seeds that reached it", "times fewer seconds",
+        "times fewer tokens", "times fewer forward passes", "test accuracy at the end, %", "the other's",
+    )  # fmt: skip
+    return markdown(heading, rows)
+
+
 def _methods(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(outcome["method"] for outcome in outcomes))
 
@@ -154,9 +180,9 @@ def claims(outcomes: Sequence[Outcome]) -> str:
                 run["test"]["accuracy"] for run in theirs
             )
             amount = min(run["tokens"] for run in (*ours, *theirs))
-            target = statistics.mean(_lowest_loss(run) for run in theirs)
+            target = statistics.mean(min(point["loss"] for point in run["evaluations"]) for run in theirs)
             needed, base = (
-                [passes(run) * steps for run in runs if (steps := _steps_to_loss(run, target))]
+                [passes(run) * point["steps"] for run in runs if (point := _first_below(run, target))]
                 for runs in (ours, theirs)
             )
             rows.append((
@@ -171,13 +197,15 @@ def claims(outcomes: Sequence[Outcome]) -> str:
     return markdown(heading, rows)
 
 
-def _lowest_loss(outcome: Outcome, tokens: float = math.inf) -> float:
-    """Lowest held-out loss within that many tokens."""
-    return float(min(point["loss"] for point in outcome["evaluations"] if point["tokens"] <= tokens))
+def _lowest_loss(outcome: Outcome, tokens: float) -> float | None:
+    """Lowest held-out loss within that many tokens; None: there was only the evaluation before training."""
+    points = [point["loss"] for point in outcome["evaluations"] if point["tokens"] <= tokens]
+    return min(points) if len(points) > 1 else None
 
 
-def _steps_to_loss(outcome: Outcome, loss: float) -> int | None:
-    return next((point["steps"] for point in outcome["evaluations"] if point["loss"] <= loss), None)
+def _first_below(outcome: Outcome, loss: float) -> Mapping[str, Any] | None:
+    """The first evaluation with at most that loss."""
+    return next((point for point in outcome["evaluations"] if point["loss"] <= loss), None)
 
 
 def main() -> None:
@@ -190,7 +218,7 @@ def main() -> None:
     texts = {
         "rates": rates(kept.rows("tune")), "screen": results(screen), "final": results(final),
         "reference": to_accuracy(final, reference), "first-order": to_first_order(final),
-        "claims": claims(screen),
+        "claims": claims(screen), "equal-scope": at_equal_scope(final),
     }  # fmt: skip
     for name, text in texts.items():
         print(text)

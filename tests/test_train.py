@@ -191,10 +191,12 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
         ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6)),
     ],
 )
-def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tmp_path, asked, chosen):
+def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tmp_path, caplog, asked, chosen):
     own = {name: value for name, value in options.items() if name in ("model", "train_data", "labels", "invocation")}
+    caplog.set_level("INFO", logger="zotune")
     with make_trainer(**own, **asked, num_steps=2, output_dir=str(tmp_path / "run")):
         config = read_toml(tmp_path / "run" / "config.toml")
+    assert f"method: estimator {chosen[0]}, optimizer {chosen[1]}, directions {chosen[2]}" in caplog.messages
     assert (config.estimator, config.optimizer, config.directions, config.learning_rate) == chosen
     assert config.lr_scheduler_type == "linear"
 

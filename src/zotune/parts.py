@@ -140,7 +140,10 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     if config.scope is None and has_scopes:
         reason = "the task has an invocation" if task.invocation else "the task has no invocation"
         logger.info("scope: %s (%s)", scope, reason)
-    config = make_config({"scope": scope, **choose_method(config, scope)}, base=config)
+    method = choose_method(config, scope)
+    if any(getattr(config, name) is None for name in method):
+        logger.info("method: %s", ", ".join(f"{name} {value}" for name, value in method.items()))
+    config = make_config({"scope": scope, **method}, base=config)
     path = model_path(config.model)
     if model is not None and config.quantization_bits:
         raise InputError(
@@ -149,8 +152,8 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
         )
     tokenizer = tokenizer or load_tokenizer(path, config.trust_remote_code)
     model_config = model.config if model is not None else load_config(path, config.trust_remote_code)
-    if config.tuning == "full" and (method := quantization_method(model_config)):
-        raise InputError(f"--tuning full: {config.model} is quantised ({method}), and such weights stay as they are")
+    if config.tuning == "full" and (quantized := quantization_method(model_config)):
+        raise InputError(f"--tuning full: {config.model} is quantised ({quantized}), and such weights stay as they are")
     max_length = choose_max_length(config.max_length, context_length(model_config))
     encoder = Encoder(
         tokenizer, task, max_length, activated=scope == "activated",
