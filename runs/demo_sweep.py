@@ -67,8 +67,8 @@ def main() -> None:
     labels = [json.loads(line)["label"] for line in Path(demo_path("eval.jsonl")).read_text().splitlines()]
     print(f"threshold alone: {threshold_alone():.1%}\n")
     before = evaluate(task="demo", num_threads=arguments.num_threads)
-    print("| learning rate | seed | before | after | gain, points | p (McNemar) | training, s |")
-    print("|---|---|---|---|---|---|---|")
+    print("| method | learning rate | seed | before | after | gain, points | p (McNemar) | training, s |")
+    print("|---|---|---|---|---|---|---|---|")
     for learning_rate in arguments.learning_rates:
         for seed in arguments.seeds:
             with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,8 @@ def main() -> None:
             assert before.accuracy is not None
             assert after.accuracy is not None
             print(
-                f"| {learning_rate or 'default'} | {seed} | {before.accuracy:.1%} | {after.accuracy:.1%} "
+                f"| {'MeZO' if method else 'default'} | {learning_rate or 'default'} | {seed} "
+                f"| {before.accuracy:.1%} | {after.accuracy:.1%} "
                 f"| {100 * (after.accuracy - before.accuracy):+.1f} | {mcnemar(before, after, labels):.1e} "
                 f"| {result.summary['train_time_s']:.0f} |",
                 flush=True,
