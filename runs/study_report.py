@@ -13,6 +13,8 @@ from page import put
 from study import METHODS, REFERENCE, Kept
 
 from zotune.compare import HEADING, first_at, spread, table
+from zotune.config import make_config
+from zotune.method import make_estimator
 from zotune.plots import plot_comparison
 from zotune.study import markdown
 
@@ -61,12 +63,13 @@ def _by_task(outcomes: Sequence[Outcome], method: str) -> dict[str, list[Outcome
 
 
 def passes(outcome: Outcome) -> float:
-    """Forward passes an example and step would take without a cache: the probes of a step."""
-    method = METHODS[outcome["method"]][1]
-    directions = method.get("directions", 1)
-    return float({"one_sided": directions + 1, "fzoo": directions + 1, "jvp": directions + 1}.get(
-        method.get("estimator", "spsa"), 2 * directions
-    ))  # fmt: skip
+    """Forward passes that an example takes in a step without a cache: the probes of a first step. Backward counts
+    for two."""
+    method = dict(METHODS[outcome["method"]][1])
+    if method.pop("first_order", False):
+        return 3.0
+    config = make_config({"estimator": "spsa", "optimizer": "sgd", "directions": 1, **method})
+    return float(len(make_estimator(config).ask(range(config.directions or 1))))
 
 
 def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> str:
