@@ -35,8 +35,8 @@ def make_estimator(config: "Config") -> Estimator:
 
 
 def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
-    """Estimator, optimizer and directions of a run. Where `config` names none: the best finalists in docs/results.md for
-    the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
+    """Estimator, optimizer and directions of a run. Where `config` names none: the best finalists of
+    docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
     defaults: dict[str, Any] = {"estimator": "one_sided", "optimizer": "adam", "directions": 4}
     if config.tuning == "full":
         defaults = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
