@@ -28,7 +28,7 @@ SCOPES = ("activated", "everywhere")
 def inference_bytes(config: Config) -> int:
     """Peak memory of scoring the held-out examples, a batch at a time."""
     parts = assemble(config, load_data(config), None, None)
-    theta = initial_theta(parts.engine.tensor_shapes, 0)
+    theta = initial_theta(parts.engine.tensor_shapes, 0, parts.engine.spec)
     for start in range(0, len(parts.evaluation), config.batch_size):
         parts.engine.score(theta, [AT_THETA], parts.evaluation[start : start + config.batch_size])
     peak = parts.engine.peak_memory_bytes()

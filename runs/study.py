@@ -96,7 +96,7 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
         "model": str(options.model), "max_train_samples": 1000, "max_eval_samples": 500, "max_length": 256,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "num_steps": 100_000,
         "eval_steps": 25 if slow else 100, "num_threads": options.threads, "estimator": "spsa", "optimizer": "sgd",
-        "directions": 1, "lr_scheduler_type": "constant", **method,
+        "directions": 1, "lr_scheduler_type": "constant", "peft_type": "lora", "init_lora_weights": "kaiming", **method,
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from zotune.errors import InputError
 from zotune.noise import gaussian, uniform
+from zotune.start import Start
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,6 +38,7 @@ class LoraSpec:
     """The form of an adapter: everything but its numbers. With `invocation_tokens` it is an activated one.
 
     Forms that freeze something have its seed, and the names and shapes of LoRA's matrices, which the engine fills in.
+    `start` holds the A that comes from the data, where it does.
     """
 
     rank: int
@@ -47,6 +49,7 @@ class LoraSpec:
     peft_type: str = "lora"
     frozen_seed: int = 0
     matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    start: Start | None = None
     virtual_tokens: ClassVar[tuple[int, ...]] = ()
 
     @property
@@ -65,6 +68,7 @@ class PromptSpec:
     peft_type: ClassVar[str] = "prompt_tuning"
     scope: ClassVar[str] = "everywhere"
     invocation_tokens: ClassVar[None] = None
+    start: ClassVar[None] = None
 
     @property
     def virtual_tokens(self) -> tuple[int, ...]:
@@ -79,11 +83,15 @@ def tensor_name(module_name: str, matrix: str) -> str:
     return f"{_PREFIX}{module_name}.lora_{matrix}.weight"
 
 
-def initial_theta(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+def initial_theta(shapes: Shapes, seed: int, spec: AdapterSpec | None = None) -> dict[str, np.ndarray]:
     """The initial point: LoRA's B and VeRA's b are zero, A uniform in +-1/sqrt(inputs) (Kaiming with a = sqrt 5) and
-    d = 0.1, all as PEFT's; a soft prompt is Gaussian of deviation 0.02, as the embeddings of models start."""
+    d = 0.1, all as PEFT's; a soft prompt is Gaussian of deviation 0.02, as the embeddings of models start. What the
+    start of `spec` holds is taken from there."""
+    start = spec.start.tensors if spec and spec.start else {}
 
     def initial(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name in start:
+            return start[name]
         if name == PROMPT_EMBEDDINGS:
             return np.float32(0.02) * gaussian(seed, f"initial/{name}", shape)
         if name.endswith("lora_A.weight"):
@@ -157,11 +165,11 @@ def _vera_matrices(
 
 FORMS = {
     "lora": _Form(lambda matrices: matrices, lambda spec: {}, lambda theta, frozen, spec: dict(theta)),
-    # LoRA-FA (Zhang et al., 2023, arXiv 2308.03303): A stays at its initial value.
+    # LoRA-FA (Zhang et al., 2023, arXiv 2308.03303): A stays as it starts.
     "lora_fa": _Form(
         lambda matrices: {name: shape for name, shape in matrices.items() if name.endswith("lora_B.weight")},
         lambda spec: initial_theta(
-            {name: shape for name, shape in spec.matrices if name.endswith("lora_A.weight")}, spec.frozen_seed
+            {name: shape for name, shape in spec.matrices if name.endswith("lora_A.weight")}, spec.frozen_seed, spec
         ),
         lambda theta, frozen, spec: {**frozen, **theta},
     ),

@@ -57,7 +57,7 @@ def analyze(
     engine: PlainEngine, objective: Objective, batch: Sequence[Example], seed: int, directions: int
 ) -> Analysis:
     """Slopes over EPSILONS along `directions` directions from an adapter's initial point, in scope everywhere."""
-    theta = initial_theta(engine.tensor_shapes, seed)
+    theta = initial_theta(engine.tensor_shapes, seed, engine.spec)
     # B is zero at the start, where K and V of the two passes are nearly equal for want of a product; step off it.
     theta = dict(Probe(derive_seed(seed, "analyze"), 0.02).of(theta))
     centre = _losses(engine, objective, theta, batch, _prompt_caches(engine, theta, batch))

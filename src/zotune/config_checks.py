@@ -48,6 +48,8 @@ def check(config: "Config") -> None:
         refuse("hizoo_smoothing", "above 0 and below 1")
     _check_method(config)
     _check_tuning(config)
+    if config.peft_type == "vera" and config.init_lora_weights:
+        raise InputError("--init-lora-weights has no effect with --peft-type vera, whose A and B all modules share")
     _check_prompt_tuning(config)
     _check_quantization(config)
     if config.max_length is not None and config.max_length < 2:
@@ -122,7 +124,7 @@ def _check_method(config: "Config") -> None:
 def _check_tuning(config: "Config") -> None:
     if config.tuning == "lora":
         return
-    for name in ("peft_type", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
+    for name in ("peft_type", "init_lora_weights", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
         if getattr(config, name) != config.__dataclass_fields__[name].default:
             raise InputError(f"--{name.replace('_', '-')} has no effect with --tuning full; leave it out")
     if config.scope == "activated":
@@ -140,11 +142,12 @@ def _check_prompt_tuning(config: "Config") -> None:
     if config.peft_type != "prompt_tuning":
         if config.num_virtual_tokens is not None:
             raise InputError(
-                f"--num-virtual-tokens has no effect with --peft-type {config.peft_type}; it is for prompt_tuning"
+                f"--num-virtual-tokens has no effect with --peft-type {config.peft_type or 'lora_fa'}; it is for "
+                "prompt_tuning"
             )
         return
     option = "--peft-type prompt_tuning"
-    for name in ("lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
+    for name in ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):
         if getattr(config, name) != config.__dataclass_fields__[name].default:
             raise InputError(f"--{name.replace('_', '-')} has no effect with {option}; leave it out")
     if config.scope == "activated":

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter import initial_theta, save_adapter
+from zotune.adapter import AdapterSpec, LoraSpec, initial_theta, save_adapter
 from zotune.config import Config, make_config, read_toml, write_toml
 from zotune.engine.loading import load_model, load_tokenizer
 from zotune.engine.plain_engine import PlainEngine
@@ -126,7 +126,7 @@ def make_trainer(
     write_toml(config, folder.config)
     header = _header(config, parts)
     journal = Journal.create(folder.journal, header)
-    theta = parts.engine.weights or initial_theta(header.tensors, header.seed)
+    theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
         estimator=make_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
@@ -153,8 +153,14 @@ def resume(
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = read_toml(folder.config)
-    parts = assemble(config, load_data(config), model, tokenizer)
+    data = load_data(config)
     journal, header, entries = Journal.reopen(folder.journal)
+    try:
+        start = header.lora.start if header.lora else None
+        parts = assemble(_as_begun(config, header.lora), data, model, tokenizer, start)
+    except BaseException:
+        journal.close()
+        raise
     if changed := _changes(header, _header(config, parts)):
         journal.close()
         raise InputError(
@@ -216,6 +222,14 @@ def _replay_model(header: Header, entries: Sequence[Entry], run_folder: Path, ou
 
 
 # ---- the parts of a trainer
+
+
+def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
+    """With the form of the adapter, which config.toml does not say of runs that an older zotune began."""
+    if not isinstance(lora, LoraSpec) or lora.start or lora.peft_type == "vera":
+        return config
+    values = {"peft_type": config.peft_type or lora.peft_type, "init_lora_weights": config.init_lora_weights}
+    return make_config({"init_lora_weights": "kaiming"} | {k: v for k, v in values.items() if v}, base=config)
 
 
 def _header(config: Config, parts: Parts) -> Header:

@@ -1,9 +1,9 @@
 """The journal: the append-only record of slopes that, with the seed in its first line, is the whole run.
 
-Line 1 holds what replay needs and no step changes (tensor shapes, form of the adapter, optimizer, noise, seed); then
-a line a step with its learning rate and slopes. `replay` rebuilds theta at any step bit for bit, with no model. Every
-line carries a CRC-32 and is on disk before `append` returns. It does not hold what can be measured again: see
-metrics.py.
+Line 1 holds what replay needs and no step changes (tensor shapes, form of the adapter, optimizer, noise, seed; where A
+comes from the data, the digest of the file that holds it, see start.py); then a line a step with its learning rate
+and slopes. `replay` rebuilds theta at any step bit for bit, with no model. Every line carries a CRC-32 and is on disk
+before `append` returns. It does not hold what can be measured again: see metrics.py.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from zotune.errors import InputError
 from zotune.estimators import Slope
 from zotune.noise import GAUSSIAN, Noise
 from zotune.optimizers import OPTIMIZERS, InPlace, Optimizer, Tensors
+from zotune.start import Start
 
 FORMAT = 1
 logger = logging.getLogger("zotune")
@@ -79,7 +80,11 @@ class Journal:
     @classmethod
     def create(cls, path: Path, header: Header) -> "Journal":
         journal = cls(path, valid_bytes=0)
-        journal._write(asdict(header))
+        value = asdict(header)
+        if header.lora and header.lora.start:
+            header.lora.start.write(path.parent)
+            value["lora"]["start"] = header.lora.start.digest
+        journal._write(value)
         return journal
 
     @classmethod
@@ -141,7 +146,7 @@ def history(header: Header, entries: Sequence[Entry], start: Theta | None = None
         start: the base model's parameters, which are moved, where the header has no `lora`.
     """
     optimizer = header.make_optimizer()
-    theta: Theta = initial_theta(header.tensors, header.seed) if start is None else start
+    theta: Theta = initial_theta(header.tensors, header.seed, header.lora) if start is None else start
     state = optimizer.init(theta)
     yield theta, state
     for entry in entries:
@@ -200,20 +205,25 @@ def _header(path: Path, line: bytes) -> Header:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}; this zotune reads format {FORMAT}")
         lora = value.pop("lora")
-        spec = None if lora is None else PromptSpec(**lora) if "num_virtual_tokens" in lora else _spec(**lora)
+        spec = None if lora is None else PromptSpec(**lora) if "num_virtual_tokens" in lora else _spec(path, **lora)
         tensors = {name: tuple(shape) for name, shape in value.pop("tensors").items()}
         header = Header(**value | {"noise": Noise(**value.get("noise", {}))}, lora=spec, tensors=tensors)
         header.make_optimizer()
         return header
+    except InputError:  # of the file that the line names
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: line 1 is damaged: {error}") from error
 
 
-def _spec(target_modules: Any, invocation_tokens: Any, matrices: Any = (), **rest: Any) -> LoraSpec:
+def _spec(
+    path: Path, target_modules: Any, invocation_tokens: Any, matrices: Any = (), start: Any = None, **rest: Any
+) -> LoraSpec:
     return LoraSpec(
         target_modules=tuple(target_modules),
         invocation_tokens=None if invocation_tokens is None else tuple(invocation_tokens),
         matrices=tuple((name, tuple(shape)) for name, shape in matrices),
+        start=None if start is None else Start.read(path.parent, start),
         **rest,
     )
 

@@ -35,13 +35,15 @@ def make_estimator(config: "Config") -> Estimator:
 
 
 def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
-    """Estimator, optimizer and directions of a run. Where `config` names none: the best finalists of
+    """Estimator, optimizer, directions and form of the adapter. Where `config` names none: the best finalists of
     docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
-    defaults: dict[str, Any] = {"estimator": "one_sided", "optimizer": "adam", "directions": 4}
     if config.tuning == "full":
-        defaults = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
-    elif scope == "activated":
-        defaults["directions"] = 16
+        defaults: dict[str, Any] = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
+    else:
+        directions = 16 if scope == "activated" else 4
+        defaults = {"estimator": "one_sided", "optimizer": "adam", "directions": directions, "peft_type": "lora_fa"}
+        if config.peft_type in (None, "lora", "lora_fa"):
+            defaults["init_lora_weights"] = "eva"
     return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 

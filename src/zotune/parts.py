@@ -3,10 +3,11 @@
 Everything that can be refused is refused here, the cheap things first: data before tokenizer, tokenizer before model.
 """
 
+import gc
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from zotune.config import Config, Scope, make_config
 from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder
+from zotune.engine.eva import principal_components
 from zotune.engine.loading import (
     check_bitsandbytes,
     choose_device,
@@ -42,6 +44,7 @@ from zotune.engine.torch_engine import TorchEngine
 from zotune.errors import InputError
 from zotune.method import arguments_of, choose_method, default_learning_rate, make_estimator, make_noise
 from zotune.noise import layer_of
+from zotune.start import Start
 
 HELD_OUT_SHARE = 0.1
 MAX_DEFAULT_LENGTH = 2048
@@ -132,7 +135,14 @@ def _own_data(task: Task) -> tuple[Any, Any]:
     return task.hub, task.hub
 
 
-def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenizer: Tokenizer | None) -> Parts:
+def assemble(
+    config: Config,
+    data: Data,
+    model: PreTrainedModel | None,
+    tokenizer: Tokenizer | None,
+    start: Start | None = None,
+) -> Parts:
+    """The parts of a run; with `start`, of one that began with it."""
     task = data.task
     prompt = PromptSpec(**arguments_of(PromptSpec, config)) if config.peft_type == "prompt_tuning" else None
     has_scopes = config.tuning == "lora" and not prompt
@@ -201,6 +211,9 @@ def assemble(config: Config, data: Data, model: PreTrainedModel | None, tokenize
     }
     filled = make_config(chosen, base=config)
     _check_objective(filled, task)
+    if config.init_lora_weights == "eva":
+        assert isinstance(spec, LoraSpec)
+        spec = replace(spec, start=start or _components(filled, spec, model, train))
     assert config.directions is not None
     num_probes = len(make_estimator(config).ask(range(config.directions)))
     engine = make_engine(config, spec, device, dtype, model, num_probes)
@@ -223,9 +236,25 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
         alpha=config.lora_alpha,
         target_modules=config.target_modules,
         invocation_tokens=invocation,
-        peft_type=config.peft_type,
+        peft_type=config.peft_type or "lora",
         frozen_seed=0 if config.peft_type == "lora" else config.seed,
     )
+
+
+def _components(config: Config, spec: LoraSpec, model: PreTrainedModel | None, train: list[Example]) -> Start:
+    """A from the data; for SGLang, with a model that is loaded for this alone."""
+    logger.info("A starts from the principal components of each layer's inputs (--init-lora-weights)")
+    if model is not None:
+        return principal_components(model, spec, train, config.seed)
+    assert config.device
+    assert config.dtype
+    model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
+    try:
+        return principal_components(model, spec, train, config.seed)
+    finally:
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def make_engine(

@@ -126,6 +126,8 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
     for seed, (task, of_task), (method, of_method) in itertools.product(seeds, tasks.items(), methods.items()):
         merged = settings | {key: value for key, value in of_task.items() if key not in TASK_ONLY} | of_method
         first_order = merged.pop("first_order", False)
+        if first_order:
+            merged = {"peft_type": "lora", "init_lora_weights": "kaiming"} | merged
         folder = output / method / task / f"seed-{seed}"
         where = f"{path}: [methods.{method}] on [tasks.{task}]"
         config = make_config(merged | {"seed": seed, "output_dir": str(folder)}, where=where)
