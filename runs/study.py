@@ -30,6 +30,7 @@ from zotune.sweep import run_sweep
 SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
 FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+EVA = {"estimator": "one_sided", "optimizer": "adam", "peft_type": "lora_fa", "init_lora_weights": "eva"}
 # Name -> learning rates to try, settings.
 METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "MeZO everywhere": (SGD_1, {"scope": "everywhere"}),
@@ -57,6 +58,8 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "sphere 16, adam": (ADAM, {"directions": 16, "noise": "sphere", "optimizer": "adam"}),
     "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
     "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
+    "EVA, one-sided 16, adam": (ADAM, {**EVA, "directions": 16}),
+    "EVA, one-sided 4, adam, everywhere": (ADAM, {**EVA, "directions": 4, "scope": "everywhere"}),
     "one-sided 4, adam, everywhere": (
         ADAM, {"directions": 4, "estimator": "one_sided", "optimizer": "adam", "scope": "everywhere"},
     ),
@@ -65,6 +68,7 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
 }  # fmt: skip
 # Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
 FINALISTS = {
+    "EVA, one-sided 16, adam": (600, 4e-3), "EVA, one-sided 4, adam, everywhere": (300, 4e-3),
     "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3),
     "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
     "backpropagation everywhere": (300, 1e-3),

@@ -187,6 +187,17 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "hizoo without a diagonal": (
         f"{GOOD} --estimator hizoo --optimizer hizoo --noise rademacher", ("--estimator hizoo needs --noise gaussian",),
     ),
+    "start of vera": (
+        f"{GOOD} --peft-type vera --init-lora-weights eva",
+        ("--init-lora-weights has no effect with --peft-type vera",),
+    ),
+    "start of a soft prompt": (
+        f"{GOOD} --peft-type prompt_tuning --init-lora-weights eva",
+        ("--init-lora-weights has no effect with --peft-type prompt_tuning",),
+    ),
+    "start of all parameters": (
+        f"{GOOD} --tuning full --init-lora-weights kaiming", ("--init-lora-weights has no effect with --tuning full",),
+    ),
     "rank of Gaussian noise": (f"{GOOD} --noise-rank 3", ("--noise-rank has no effect with gaussian noise",)),
     "period of nothing": (f"{GOOD} --noise-steps 3", ("--noise-steps has no effect without --noise low_rank",)),
     "low rank of vectors": (

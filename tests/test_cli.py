@@ -26,6 +26,7 @@ FLAGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "estimator", "optimizer", "directions", "weight_decay",
     "momentum", "noise", "noise_rank", "noise_steps", "noise_blocks", "sparsity", "clip", "es_shaping", "svrg_steps",
     "svrg_batches", "epsilon_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "hizoo_smoothing", "peft_type",
+    "init_lora_weights",
     "seed", "lora_rank", "lora_alpha", "target_modules", "max_length", "eval_steps",
     "early_stopping_patience", "template", "invocation", "labels", "objective", "dtype", "device", "kv_cache_gb",
     "num_threads", "num_virtual_tokens",

@@ -39,7 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "sparse": {"sparsity": 0.75, "noise": "rademacher", "engine": "plain"},
     "blocks": {"noise_blocks": 2, "noise_steps": 3, "optimizer": "sgd", "momentum": 0.9},
     "everywhere": {"scope": "everywhere", "estimator": "svrg", "noise": "rademacher", "optimizer": "adamw"},
-    "lora_fa": {"peft_type": "lora_fa", "optimizer": "adam"},
+    "lora": {"peft_type": "lora", "optimizer": "adam"},
+    "lora_fa, at random": {"peft_type": "lora_fa", "init_lora_weights": "kaiming", "optimizer": "adam"},
     "jvp": {"estimator": "jvp", "optimizer": "adam"},
     "prompt_tuning": {"peft_type": "prompt_tuning", "num_virtual_tokens": 9, "lora_rank": 8, "optimizer": "muon"},
     "vera": {"peft_type": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
@@ -50,7 +51,7 @@ def test_every_method_is_in_a_row():
     for option, table in (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS), ("noise", KINDS)):
         used = {row.get(option) for row in ROWS.values()}
         assert set(table) <= used
-    assert {*FORMS, PromptSpec.peft_type} == {row.get("peft_type", "lora") for row in ROWS.values()}
+    assert {*FORMS, PromptSpec.peft_type} == {row.get("peft_type", "lora_fa") for row in ROWS.values()}
 
 
 class StopAt(Callback):

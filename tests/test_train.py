@@ -154,7 +154,7 @@ def test_replay_gives_the_live_theta_at_every_step(options, tmp_path):
     for step, theta in live.items():
         replay_run(tmp_path / "run", tmp_path / f"at{step}", step)
         replayed, spec = load_adapter(tmp_path / f"at{step}")
-        assert {name: value.tobytes() for name, value in replayed.items()} == {n: v.tobytes() for n, v in theta.items()}
+        assert {name: replayed[name].tobytes() for name in theta} == {n: v.tobytes() for n, v in theta.items()}
     assert spec.invocation_tokens
 
 
@@ -184,11 +184,14 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
 @pytest.mark.parametrize(
     ("asked", "chosen"),
     [
-        ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3)),
-        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3)),
-        ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3)),
-        ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3)),
-        ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6)),
+        ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
+        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora_fa", "eva")),
+        ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
+        ({"peft_type": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
+        ({"init_lora_weights": "kaiming"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "kaiming")),
+        ({"peft_type": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
+        ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3, "lora_fa", "eva")),
+        ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6, None, None)),
     ],
 )
 def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tmp_path, caplog, asked, chosen):
@@ -196,8 +199,10 @@ def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tm
     caplog.set_level("INFO", logger="zotune")
     with make_trainer(**own, **asked, num_steps=2, output_dir=str(tmp_path / "run")):
         config = read_toml(tmp_path / "run" / "config.toml")
-    assert f"method: estimator {chosen[0]}, optimizer {chosen[1]}, directions {chosen[2]}" in caplog.messages
-    assert (config.estimator, config.optimizer, config.directions, config.learning_rate) == chosen
+    logged = f"method: estimator {chosen[0]}, optimizer {chosen[1]}, directions {chosen[2]}"
+    assert any(message.startswith(logged) for message in caplog.messages)
+    names = ("estimator", "optimizer", "directions", "learning_rate", "peft_type", "init_lora_weights")
+    assert tuple(getattr(config, name) for name in names) == chosen
     assert config.lr_scheduler_type == "linear"
 
 
@@ -267,25 +272,28 @@ def test_resume_refuses_settings_that_would_replay_to_another_adapter(options, t
     (run / "config.toml").write_text(
         config.replace("momentum = 0.5", "momentum = 0.6").replace("\nseed = 0", "\nseed = 1")
     )
-    with pytest.raises(InputError, match="was started with other seed, optimizer"):
+    with pytest.raises(InputError, match="was started with other seed, lora, optimizer"):
         resume(run)
 
 
-def test_a_run_of_before_there_were_other_optimizers_resumes(options, whole_run, tmp_path):
+def test_a_run_of_before_there_were_other_optimizers_resumes(options, tmp_path):
     """Its journal and its config.toml lack what came later: noise, kinds of adapter, settings of other optimizers."""
-    run = tmp_path / "run"
+    run, whole_run = tmp_path / "run", tmp_path / "whole"
+    options = {**options, "peft_type": "lora", "init_lora_weights": "kaiming"}
+    mezo_finetune(**options, output_dir=str(whole_run))
     with pytest.raises(KeyboardInterrupt):
         mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(5)])
     first, rest = (run / "journal.jsonl").read_bytes().split(b"\n", 1)
     value = json.loads(first)
-    for name in ("peft_type", "frozen_seed", "matrices"):
+    for name in ("peft_type", "frozen_seed", "matrices", "start"):
         del value["lora"][name]
     value["optimizer"] = {"name": "sgd", "momentum": 0.5, "weight_decay": 0.0}
     del value["noise"], value["crc32"]
     text = json.dumps(value)
     (run / "journal.jsonl").write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + rest)
     lines = (run / "config.toml").read_text().splitlines(keepends=True)
-    (run / "config.toml").write_text("".join(line for line in lines if not line.startswith(("noise", "peft_type"))))
+    later = ("noise", "peft_type", "init_lora_weights")
+    (run / "config.toml").write_text("".join(line for line in lines if not line.startswith(later)))
     resume(run)
     assert durable(run)["adapter/adapter_model.safetensors"] == durable(whole_run)["adapter/adapter_model.safetensors"]
     assert read_journal(run / "journal.jsonl")[1] == read_journal(whole_run / "journal.jsonl")[1]

@@ -59,7 +59,9 @@ def principal_components(model: PreTrainedModel, spec: LoraSpec, examples: Seque
 def _observe(engine: PlainEngine, components: "_Components", module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
     assert engine.layers.token_mask is not None
     tokens = args[0].reshape(-1, args[0].shape[-1])[engine.layers.token_mask.reshape(-1)].float()
-    components.add(tokens[:: -(-len(tokens) // MAX_TOKENS)])
+    if len(tokens) > MAX_TOKENS:  # at random: every n-th may be the same word of the invocation
+        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:MAX_TOKENS]]
+    components.add(tokens)
 
 
 class _Components:

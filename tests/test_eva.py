@@ -1,0 +1,181 @@
+"""A from the data: against a plain decomposition of what transformers' own forward pass puts into each module."""
+
+import json
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TARGETS, VOCABULARY, make_model
+from zotune.adapter import LoraSpec, initial_theta, load_adapter, tensor_name
+from zotune.engine import eva
+from zotune.engine.eva import principal_components
+from zotune.engine.lora import adapted_modules
+from zotune.engine.protocol import Example
+from zotune.errors import InputError
+from zotune.finetune import mezo_finetune, replay_run, resume
+from zotune.start import START_FILE, Start
+from zotune.train import Callback
+
+INVOCATION = (50, 51)
+SCOPES = {"activated": INVOCATION, "everywhere": None}
+tokens = st.integers(2, VOCABULARY - 1)
+examples = st.builds(
+    lambda prompt, candidates: Example(tuple(prompt), INVOCATION, tuple(map(tuple, candidates)), 0),
+    st.lists(tokens, min_size=1, max_size=12),
+    st.lists(st.lists(tokens, min_size=1, max_size=3), min_size=1, max_size=3),
+)
+
+
+def inputs_of_modules(model, targets, batch, scope) -> dict[str, np.ndarray]:
+    """[tokens, inputs] of each module, a candidate without its last token at a time, no padding, no cache."""
+    found, hooks = {}, []
+    for name, module in adapted_modules(model, targets):
+        rows = found.setdefault(name, [])
+        hooks.append(module.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0][0])))
+    counts = []
+    for example in batch:
+        for start in dict.fromkeys(candidate[:-1] for candidate in example.candidates):
+            suffix = example.invocation + start
+            with torch.no_grad():
+                model(torch.tensor([example.prompt + suffix]))
+            counts.append(len(suffix) if scope == "activated" else len(example.prompt) + len(suffix))
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: torch.cat([row.reshape(-1, row.shape[-1])[-n:] for row, n in zip(rows, counts, strict=True)]).numpy()
+        for name, rows in found.items()
+    }
+
+
+def explained(inputs: np.ndarray, rows: np.ndarray) -> float:
+    """The share of the inputs' variance that `rows`, orthonormal, keep."""
+    centred = inputs - inputs.mean(axis=0, dtype=np.float64)
+    return float((np.square(centred @ rows.T)).sum() / max(np.square(centred).sum(), 1e-30))
+
+
+@settings(max_examples=10)
+@given(batch=st.lists(examples, min_size=4, max_size=20), rank=st.integers(1, 6))
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_rows_explain_as_much_as_the_best_of_their_number(kind, scope, batch, rank):
+    model = make_model(kind)
+    with patch.object(eva, "MAX_TOKENS", 10**6):
+        start = principal_components(model, LoraSpec(rank, 8.0, TARGETS[kind], SCOPES[scope]), batch, seed=0)
+    for name, inputs in inputs_of_modules(make_model(kind), TARGETS[kind], batch, scope).items():
+        rows = start.tensors[tensor_name(name, "A")].astype(np.float64)
+        if len(inputs) <= rank or np.ptp(inputs, axis=0).max() < 1e-3:  # OPT's layer 0 may see one token alone
+            continue
+        best = np.linalg.svd(inputs - inputs.mean(axis=0, dtype=np.float64))[2][:rank]
+        np.testing.assert_allclose(rows @ rows.T, np.eye(rank), atol=1e-5)
+        assert explained(inputs, rows) == pytest.approx(explained(inputs, best), abs=1e-4)
+
+
+def test_the_model_is_left_as_it_was_and_the_same_data_give_the_same_bits():
+    model, spec = make_model("opt"), LoraSpec(4, 8.0, ("q_proj", "fc1"), INVOCATION)
+    batch = [Example((1, i, i + 1, i + 2), INVOCATION, ((60,), (61,)), 0) for i in range(2, 20)]
+    ids = torch.tensor([[1, 5, 9]])
+    before = model(ids).logits
+    assert principal_components(model, spec, batch, 0) == principal_components(model, spec, batch, 0)
+    assert torch.equal(model(ids).logits, before)
+    assert principal_components(model, spec, batch[:9], 0) != principal_components(model, spec, batch, 0)
+
+
+def test_many_passes_come_close_to_one(monkeypatch):
+    """Pieces are decomposed one after the other, keeping the components alone: what that loses stays small."""
+    model, spec = make_model("llama"), LoraSpec(4, 8.0, TARGETS["llama"], None)
+    rng = np.random.default_rng(0)
+    batch = [Example(tuple(rng.integers(2, 300, 30).tolist()), (), ((7,), (8,)), 0) for _ in range(500)]
+    monkeypatch.setattr(eva, "MAX_TOKENS", 10**6)
+    start = principal_components(model, spec, batch, 0)
+    taken = batch[:: len(batch) // eva.NUM_EXAMPLES][: eva.NUM_EXAMPLES]
+    for name, inputs in inputs_of_modules(make_model("llama"), TARGETS["llama"], taken, "everywhere").items():
+        best = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2][:4]
+        assert explained(inputs, start.tensors[tensor_name(name, "A")]) > 0.97 * explained(inputs, best)
+
+
+def test_rows_beyond_the_data_are_drawn():
+    model, spec = make_model("opt"), LoraSpec(6, 8.0, ("q_proj",), INVOCATION)
+    batch = [Example((1, 9), INVOCATION, ((60,),), 0)]  # two tokens: one component
+    drawn = initial_theta({"base_model.model.model.decoder.layers.1.self_attn.q_proj.lora_A.weight": (6, 16)}, 3)
+    start = principal_components(model, spec, batch, seed=3)
+    for name, value in drawn.items():
+        assert np.array_equal(start.tensors[name][1:], value[1:])
+        assert np.linalg.norm(start.tensors[name][0]) == pytest.approx(1.0, abs=1e-5)
+    wide = principal_components(model, LoraSpec(20, 8.0, ("q_proj",), None), [batch[0]] * 40, seed=3)
+    assert {value.shape for value in wide.tensors.values()} == {(20, 16)}  # a rank above the 16 inputs
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    model = make_model("opt")
+    with torch.no_grad():
+        model.model.decoder.layers[0].fc2.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"--init-lora-weights eva: the inputs of .*layers.1.*q_proj are not finite"):
+        principal_components(model, LoraSpec(2, 8.0, ("q_proj",), None), [Example((1, 9), (), ((7,),), 0)], 0)
+
+
+# ---- in a run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def options(opt_dir, reviews_file):
+    return {
+        "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
+        "invocation": " It was", "num_steps": 6, "batch_size": 3, "directions": 2, "num_threads": 1, "lora_rank": 2,
+    }  # fmt: skip
+
+
+class StopAt3(Callback):
+    def on_step_end(self, event) -> None:
+        if event.step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("peft_type", ["lora", "lora_fa"])
+def test_a_run_keeps_its_start_and_resumes_from_it(options, tmp_path, peft_type):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    mezo_finetune(**options, peft_type=peft_type, output_dir=str(whole))
+    with pytest.raises(KeyboardInterrupt):
+        mezo_finetune(**options, peft_type=peft_type, output_dir=str(run), callbacks=[StopAt3()])
+    digest = json.loads((run / "journal.jsonl").read_bytes().split(b"\n", 1)[0])["lora"]["start"]
+    start = Start.read(run, digest)
+    resume(run)
+    adapter, _ = load_adapter(run / "adapter")
+    for name, value in start.tensors.items():
+        assert np.array_equal(adapter[name], value) == (peft_type == "lora_fa")
+    for name in ("journal.jsonl", START_FILE, "adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    replay_run(run, tmp_path / "first", step=0)
+    first, _ = load_adapter(tmp_path / "first")
+    for name, value in start.tensors.items():
+        assert np.array_equal(first[name], value)
+        assert not first[name.replace("lora_A", "lora_B")].any()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_both_engines_start_alike(options, tmp_path, scope):
+    starts = []
+    for engine in ("torch", "plain"):
+        run = tmp_path / engine
+        mezo_finetune(**{**options, "num_steps": 1, "scope": scope}, engine=engine, output_dir=str(run))
+        starts.append((run / START_FILE).read_bytes())
+    assert starts[0] == starts[1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), f"cannot read {START_FILE}, which the run began with"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), f"{START_FILE} has changed since the run began"),
+    ],
+)
+def test_a_start_that_is_gone_or_changed_is_refused(options, tmp_path, damage, message):
+    run = tmp_path / "run"
+    mezo_finetune(**{**options, "num_steps": 2}, output_dir=str(run))
+    damage(run / START_FILE)
+    for use in (lambda: replay_run(run, tmp_path / "out"), lambda: resume(run)):
+        with pytest.raises(InputError, match=message):
+            use()
