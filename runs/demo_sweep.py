@@ -61,7 +61,10 @@ def main() -> None:
     parser.add_argument("--mezo", action="store_true", help="MeZO: one direction, two-sided, SGD, a constant rate")
     parser.add_argument("--num-threads", type=int, default=2)
     arguments = parser.parse_args()
-    mezo = {"estimator": "spsa", "optimizer": "sgd", "directions": 1, "lr_scheduler_type": "constant"}
+    mezo = {
+        "estimator": "spsa", "optimizer": "sgd", "directions": 1, "peft_type": "lora", "init_lora_weights": "kaiming",
+        "lr_scheduler_type": "constant",
+    }  # fmt: skip
     method: dict[str, Any] = mezo if arguments.mezo else {}
 
     labels = [json.loads(line)["label"] for line in Path(demo_path("eval.jsonl")).read_text().splitlines()]

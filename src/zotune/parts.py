@@ -245,12 +245,12 @@ def _components(config: Config, spec: LoraSpec, model: PreTrainedModel | None, t
     """A from the data; for SGLang, with a model that is loaded for this alone."""
     logger.info("A starts from the principal components of each layer's inputs (--init-lora-weights)")
     if model is not None:
-        return principal_components(model, spec, train, config.seed)
+        return principal_components(model, spec, train, config.seed, config.batch_size)
     assert config.device
     assert config.dtype
     model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
     try:
-        return principal_components(model, spec, train, config.seed)
+        return principal_components(model, spec, train, config.seed, config.batch_size)
     finally:
         del model
         gc.collect()

@@ -27,9 +27,11 @@ NUM_EXAMPLES = 256
 MAX_TOKENS = 256  # of one forward pass: a decomposition of more takes long
 
 
-def principal_components(model: PreTrainedModel, spec: LoraSpec, examples: Sequence[Example], seed: int) -> Start:
+def principal_components(
+    model: PreTrainedModel, spec: LoraSpec, examples: Sequence[Example], seed: int, batch_size: int = 16
+) -> Start:
     """A [rank, inputs] of each adapted module: the first principal components, as orthonormal rows, of its inputs in
-    the base model at the tokens that the adapter acts on, of NUM_EXAMPLES examples, evenly taken.
+    the base model at the tokens that the adapter acts on, of NUM_EXAMPLES examples, evenly taken, a batch at a time.
 
     Where there are fewer components than the rank, the other rows are drawn from `seed`, as A is elsewhere.
 
@@ -48,7 +50,8 @@ def principal_components(model: PreTrainedModel, spec: LoraSpec, examples: Seque
         found[tensor_name(name, "A")] = components = _Components(name, min(drawn.shape), drawn)
         hooks.append(module.register_forward_pre_hook(partial(_observe, engine, components)))
     try:
-        engine.score(theta, [AT_THETA], examples)
+        for first in range(0, len(examples), batch_size):
+            engine.score(theta, [AT_THETA], examples[first : first + batch_size])
     finally:
         for hook in hooks:
             hook.remove()
