@@ -105,9 +105,9 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
 
 
 def falling(name: str) -> dict[str, Any]:
-    """Settings of a finalist: its steps, the learning rate falling to zero over them, ten evaluations."""
+    """Settings of a finalist: its steps, the learning rate falling to zero over them, forty evaluations."""
     steps, rate = FINALISTS[name]
-    return {"num_steps": steps, "learning_rate": rate, "lr_scheduler_type": "linear", "eval_steps": steps // 10}
+    return {"num_steps": steps, "learning_rate": rate, "lr_scheduler_type": "linear", "eval_steps": max(1, steps // 40)}
 
 
 def task(name: str, options: argparse.Namespace) -> dict[str, Any]:

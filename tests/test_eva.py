@@ -32,7 +32,8 @@ examples = st.builds(
 
 def inputs_of_modules(model, targets, batch, scope) -> dict[str, np.ndarray]:
     """[tokens, inputs] of each module, a candidate without its last token at a time, no padding, no cache."""
-    found, hooks = {}, []
+    found: dict[str, list[torch.Tensor]] = {}
+    hooks = []
     for name, module in adapted_modules(model, targets):
         rows = found.setdefault(name, [])
         hooks.append(module.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0][0])))

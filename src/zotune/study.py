@@ -127,7 +127,9 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
         merged = settings | {key: value for key, value in of_task.items() if key not in TASK_ONLY} | of_method
         first_order = merged.pop("first_order", False)
         if first_order:
-            merged = {"peft_type": "lora", "init_lora_weights": "kaiming"} | merged
+            merged.setdefault("peft_type", "lora")
+            if merged["peft_type"] == "lora":
+                merged.setdefault("init_lora_weights", "kaiming")
         folder = output / method / task / f"seed-{seed}"
         where = f"{path}: [methods.{method}] on [tasks.{task}]"
         config = make_config(merged | {"seed": seed, "output_dir": str(folder)}, where=where)
