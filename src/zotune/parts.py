@@ -248,9 +248,13 @@ def _components(config: Config, spec: LoraSpec, model: PreTrainedModel | None, t
         return principal_components(model, spec, train, config.seed, config.batch_size)
     assert config.device
     assert config.dtype
-    model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
     try:
+        model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
         return principal_components(model, spec, train, config.seed, config.batch_size)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--init-lora-weights eva: with transformers, {config.model} does not fit on {config.device}; use kaiming"
+        ) from error
     finally:
         del model
         gc.collect()
