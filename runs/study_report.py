@@ -103,9 +103,10 @@ def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> st
 
 
 def at_equal_scope(outcomes: Sequence[Outcome]) -> str:
-    """What the defaults spent until their held-out loss was the lowest of MeZO's in the same scope, beside MeZO."""
+    """What finalists of one-sided directions spent to the lowest held-out loss of MeZO in the same scope, beside it."""
     rows: list[tuple[str, ...]] = []
-    for method, other in {"one-sided 16, adam": "MeZO", "one-sided 4, adam, everywhere": "MeZO everywhere"}.items():
+    for method in [name for name in _methods(outcomes) if "one-sided" in name]:
+        other = "MeZO everywhere" if METHODS[method][1].get("scope") == "everywhere" else "MeZO"
         for task, own in _by_task(outcomes, method).items():
             base = _by_task(outcomes, other).get(task, [])
             if not base:

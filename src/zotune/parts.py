@@ -6,6 +6,7 @@ Everything that can be refused is refused here, the cheap things first: data bef
 import gc
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -243,14 +244,13 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
 
 def _components(config: Config, spec: LoraSpec, model: PreTrainedModel | None, train: list[Example]) -> Start:
     """A from the data; for SGLang, with a model that is loaded for this alone."""
-    logger.info("A starts from the principal components of each layer's inputs (--init-lora-weights)")
-    if model is not None:
-        return principal_components(model, spec, train, config.seed, config.batch_size)
-    assert config.device
-    assert config.dtype
+    began = time.perf_counter()
     try:
-        model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
-        return principal_components(model, spec, train, config.seed, config.batch_size)
+        if model is None:
+            assert config.device
+            assert config.dtype
+            model = load_model(model_path(config.model), config.dtype, config.device, config.trust_remote_code)
+        start = principal_components(model, spec, train, config.seed, config.batch_size)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"--init-lora-weights eva: with transformers, {config.model} does not fit on {config.device}; use kaiming"
@@ -259,6 +259,8 @@ def _components(config: Config, spec: LoraSpec, model: PreTrainedModel | None, t
         del model
         gc.collect()
         torch.cuda.empty_cache()
+    logger.info("A starts from the principal components of each layer's inputs: %.1f s", time.perf_counter() - began)
+    return start
 
 
 def make_engine(
