@@ -18,10 +18,9 @@ from zotune.adapter import LoraSpec
 from zotune.data.datasets import load_records, to_texts
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
-from zotune.engine.loading import load_model, load_tokenizer
+from zotune.engine.loading import demo_path, load_model, load_tokenizer
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import AT_THETA
-from zotune.parts import demo_path
 from zotune.train import Evaluation
 
 

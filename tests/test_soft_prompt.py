@@ -23,7 +23,7 @@ from zotune.data.templates import Encoder
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
 from zotune.engine.torch_engine import TorchEngine
-from zotune.parts import make_engine
+from zotune.engines import make_engine
 
 TOLERANCE = 1e-5  # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations
 PROBES = [AT_THETA, Probe(1, 0.5), Probe(1, -0.5), Probe(2, 0.5)]

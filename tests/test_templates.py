@@ -17,9 +17,9 @@ from tests.conftest import REVIEWS, SHARED, make_tokenizer
 from zotune.data.datasets import TextExample, load_records, to_texts
 from zotune.data.tasks import TASKS, Task, choose_task
 from zotune.data.templates import Encoder, encode_fragment
+from zotune.engine.loading import demo_path
 from zotune.engine.protocol import Example, TokenIds
 from zotune.errors import InputError
-from zotune.parts import demo_path
 
 CLASSIFICATIONS = [name for name, task in TASKS.items() if task.labels]
 

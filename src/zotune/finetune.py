@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import AdapterSpec, LoraSpec, initial_theta, save_adapter
 from zotune.config import Config, make_config, read_toml, write_toml
-from zotune.engine.loading import load_model, load_tokenizer
+from zotune.engine.loading import load_model, load_tokenizer, model_path
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Theta
 from zotune.engine.torch_engine import TorchEngine
@@ -31,7 +31,7 @@ from zotune.method import arguments_of, make_estimator, make_noise
 from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
 from zotune.objectives import OBJECTIVES
 from zotune.optimizers import OPTIMIZERS, Tensors
-from zotune.parts import Parts, assemble, load_data, model_path
+from zotune.parts import Parts, assemble, load_data
 from zotune.run_folder import RunFolder, default_output_dir
 from zotune.schedules import make_schedule
 from zotune.train import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan

@@ -14,11 +14,20 @@ from zotune.config import Config, make_config, read_toml
 from zotune.data.datasets import Record, load_records, sample_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder, encode_fragment
-from zotune.engine.loading import choose_device, context_length, load_config, load_model, load_tokenizer
+from zotune.engine.loading import (
+    choose_device,
+    context_length,
+    demo_path,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_path,
+)
 from zotune.engine.protocol import AT_THETA, Engine, Sampling, Theta
+from zotune.engines import check_engine, make_engine
 from zotune.errors import InputError
 from zotune.objectives import OBJECTIVES, candidate_logits
-from zotune.parts import check_engine, choose_max_length, demo_path, load_data, make_engine, model_path
+from zotune.parts import choose_max_length, load_data
 from zotune.train import Evaluation
 from zotune.train import evaluate as evaluate_examples
 

@@ -7,6 +7,7 @@ They are quantised as they are read where that is asked for, by bitsandbytes: nf
 
 import importlib.util
 import logging
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def demo_path(*parts: str) -> str:
+    """A file or folder that ships with zotune."""
+    return str(resources.files("zotune").joinpath("demo", *parts))
+
+
+def model_path(model: str) -> str:
+    """The name to load a model by."""
+    return demo_path("model") if model == "demo" else model
 
 
 def choose_device(device: str) -> str:
