@@ -185,12 +185,12 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
     ("asked", "chosen"),
     [
         ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
-        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora_fa", "eva")),
+        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),
         ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
         ({"peft_type": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
         ({"init_lora_weights": "kaiming"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "kaiming")),
         ({"peft_type": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
-        ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3, "lora_fa", "eva")),
+        ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3, "lora", "kaiming")),
         ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6, None, None)),
     ],
 )

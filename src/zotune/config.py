@@ -172,13 +172,13 @@ class Config:
     or 1e-7, --lr-scheduler-type constant."""
 
     peft_type: PeftType | None = None
-    """`lora_fa`, LoRA with A frozen (the default); `lora`, both trained; `vera`, frozen A and B shared by all modules
-    and scaled by trained vectors (use a large --lora-rank, such as 256), all exported as ordinary LoRA adapters; or
-    `prompt_tuning`, trained vectors in front of every prompt and no change to any layer."""
+    """`lora`, the default in scope everywhere; `lora_fa`, with A frozen, the default in scope activated; `vera`, frozen A
+    and B shared by all modules and scaled by trained vectors (use a large --lora-rank, such as 256), all exported as
+    ordinary LoRA adapters; or `prompt_tuning`, trained vectors in front of every prompt and no change to any layer."""
 
     init_lora_weights: Literal["kaiming", "eva"] | None = None
-    """Where A starts with lora and lora_fa (B is 0): `eva`, the default, from the principal components of each layer's
-    inputs over 256 training examples; or `kaiming`, at random, which PEFT's users know as True."""
+    """Where A starts with lora and lora_fa (B is 0): `eva`, the default in scope activated, at the principal components
+    of each layer's inputs over 256 training examples; `kaiming`, in scope everywhere, at random (PEFT's True)."""
 
     num_virtual_tokens: int | None = None
     """Trained vectors in front of every prompt with prompt_tuning; they count towards --max-length. Default: 20."""

@@ -141,10 +141,7 @@ def _check_tuning(config: "Config") -> None:
 def _check_prompt_tuning(config: "Config") -> None:
     if config.peft_type != "prompt_tuning":
         if config.num_virtual_tokens is not None:
-            raise InputError(
-                f"--num-virtual-tokens has no effect with --peft-type {config.peft_type or 'lora_fa'}; it is for "
-                "prompt_tuning"
-            )
+            raise InputError("--num-virtual-tokens has no effect without --peft-type prompt_tuning")
         return
     option = "--peft-type prompt_tuning"
     for name in ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb"):

@@ -40,10 +40,10 @@ def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
     if config.tuning == "full":
         defaults: dict[str, Any] = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
     else:
-        directions = 16 if scope == "activated" else 4
-        defaults = {"estimator": "one_sided", "optimizer": "adam", "directions": directions, "peft_type": "lora_fa"}
+        directions, peft_type, init = (16, "lora_fa", "eva") if scope == "activated" else (4, "lora", "kaiming")
+        defaults = {"estimator": "one_sided", "optimizer": "adam", "directions": directions, "peft_type": peft_type}
         if config.peft_type in (None, "lora", "lora_fa"):
-            defaults["init_lora_weights"] = "eva"
+            defaults["init_lora_weights"] = init
     return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 
