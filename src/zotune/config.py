@@ -172,9 +172,9 @@ class Config:
     or 1e-7, --lr-scheduler-type constant."""
 
     peft_type: PeftType | None = None
-    """`lora`, the default in scope everywhere; `lora_fa`, with A frozen, the default in scope activated; `vera`, frozen A
-    and B shared by all modules and scaled by trained vectors (use a large --lora-rank, such as 256), all exported as
-    ordinary LoRA adapters; or `prompt_tuning`, trained vectors in front of every prompt and no change to any layer."""
+    """`lora`, the default in scope everywhere; `lora_fa`, with A frozen, the default in scope activated; `vera`, A and
+    B frozen, shared by all modules and scaled by trained vectors (use a large --lora-rank, such as 256), all exported
+    as ordinary LoRA adapters; or `prompt_tuning`, trained vectors in front of every prompt, no layer changed."""
 
     init_lora_weights: Literal["kaiming", "eva"] | None = None
     """Where A starts with lora and lora_fa (B is 0): `eva`, the default in scope activated, at the principal components
