@@ -1,6 +1,9 @@
 """A from the data: against a plain decomposition of what transformers' own forward pass puts into each module."""
 
 import json
+import subprocess
+import sys
+import textwrap
 from unittest.mock import patch
 
 import numpy as np
@@ -181,3 +184,20 @@ def test_a_start_that_is_gone_or_changed_is_refused(options, tmp_path, damage, m
     for use in (lambda: replay_run(run, tmp_path / "out"), lambda: resume(run)):
         with pytest.raises(InputError, match=message):
             use()
+
+
+def test_a_disk_too_full_for_the_start_is_named(options, tmp_path):
+    script = textwrap.dedent(f"""
+        import resource, signal, sys
+        from zotune import mezo_finetune
+        from zotune.errors import InputError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # config.toml fits, start.safetensors does not
+        try:
+            mezo_finetune(**{ {**options, "lora_rank": 32}!r}, output_dir={str(tmp_path / "run")!r})
+        except InputError as error:
+            sys.exit(str(error))
+    """)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert f"--output-dir: cannot write {tmp_path / 'run'}" in result.stderr
+    assert (tmp_path / "run" / START_FILE).stat().st_size == 1500

@@ -123,9 +123,12 @@ def make_trainer(
         if source is not None and not isinstance(source, str | Path)
     }
     config = make_config({**kept, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.config)
-    write_toml(config, folder.config)
     header = _header(config, parts)
-    journal = Journal.create(folder.journal, header)
+    try:
+        write_toml(config, folder.config)
+        journal = Journal.create(folder.journal, header)
+    except OSError as error:
+        raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from zotune.errors import InputError
@@ -51,10 +50,7 @@ class Start:
             ) from error
         if _digest(content) != digest:
             raise InputError(f"{path} has changed since the run began")
-        try:
-            return cls(digest, load(content))
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+        return cls(digest, load(content))
 
 
 def _digest(content: bytes) -> str:
