@@ -68,7 +68,9 @@ def explained(inputs: np.ndarray, rows: np.ndarray) -> float:
 def test_rows_explain_as_much_as_the_best_of_their_number(kind, scope, batch, rank):
     model = make_model(kind)
     with patch.object(eva, "MAX_TOKENS", 10**6):
-        start = principal_components(model, LoraSpec(rank, 8.0, TARGETS[kind], SCOPES[scope]), batch, seed=0)
+        start = principal_components(
+            model, LoraSpec(rank, 8.0, TARGETS[kind], SCOPES[scope]), batch, seed=0, batch_size=20
+        )
     for name, inputs in inputs_of_modules(make_model(kind), TARGETS[kind], batch, scope).items():
         rows = start.tensors[tensor_name(name, "A")].astype(np.float64)
         if len(inputs) <= rank or np.ptp(inputs, axis=0).max() < 1e-3:  # OPT's layer 0 may see one token alone
