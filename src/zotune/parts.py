@@ -200,12 +200,13 @@ def _spec(config: Config, invocation: TokenIds | None) -> LoraSpec | None:
     """The form of LoRA; None: the model's own parameters are trained."""
     if config.tuning == "full":
         return None
+    assert config.peft_type
     return LoraSpec(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         target_modules=config.target_modules,
         invocation_tokens=invocation,
-        peft_type=config.peft_type or "lora",
+        peft_type=config.peft_type,
         frozen_seed=0 if config.peft_type == "lora" else config.seed,
     )
 
