@@ -1,0 +1,69 @@
+"""Several runs from one TOML file: compare methods, or search a grid."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from zotune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several methods on tasks and seeds at equal budgets, as a TOML file says; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    def run(self) -> None:
+        study = _study(self.study, self.output_dir)
+
+        from zotune.compare import HEADING, run_comparison, table
+        from zotune.console import set_up_logging
+        from zotune.plots import plot_comparison
+        from zotune.study import markdown
+
+        set_up_logging()
+        outcomes = []
+        for outcome in run_comparison(study):
+            outcomes.append(outcome)
+            text = markdown(HEADING, table(outcomes))
+            (study.output / "table.md").write_text(text, encoding="utf-8")
+        print(text)
+        print(study.output / "table.md", *plot_comparison(outcomes, study.output), sep="\n")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Search the grid of a TOML file by successive halving, within its budget; goes on where it stopped."""
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.toml")]
+    """The study, with a [grid]; docs/comparing.md shows one."""
+
+    output_dir: str | None = None
+    """Where the run folders go; default: the study's output_dir, or output/NAME."""
+
+    keep: int = 3
+    """One in so many goes on to the next round."""
+
+    def run(self) -> None:
+        if self.keep < 2:
+            raise InputError(f"--keep must be 2 or more, got {self.keep}")
+        study = _study(self.study, self.output_dir)
+
+        from zotune.console import set_up_logging
+        from zotune.study import markdown
+        from zotune.sweep import HEADING, run_sweep
+
+        set_up_logging()
+        print(markdown(HEADING, run_sweep(study, self.keep)))
+
+
+def _study(path: str, output_dir: str | None) -> Any:
+    from zotune.study import read_study
+
+    return read_study(Path(path), output_dir)
