@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, VOCABULARY, make_model
+from zotune import mezo_finetune, replay_run, resume
 from zotune.adapter import LoraSpec, initial_theta, load_adapter, tensor_name
 from zotune.engine import eva
 from zotune.engine.eva import principal_components
 from zotune.engine.lora import adapted_modules
 from zotune.engine.protocol import Example
 from zotune.errors import InputError
-from zotune.finetune import mezo_finetune, replay_run, resume
 from zotune.start import START_FILE, Start
 from zotune.train import Callback
 

@@ -14,7 +14,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
 }  # fmt: skip
-COMMAND = {"finetune", "parts", "inference", "commands", "cli", "console"}  # what stands above the training loop
+# What stands above the training loop.
+COMMAND = {"finetune", "replay", "parts", "inference", "commands", "cli", "console"}
 
 # A module or folder, and what it never imports.
 FORBIDDEN = {

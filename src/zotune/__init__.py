@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zotune.config import Config
     from zotune.errors import InputError, TrainingError
-    from zotune.finetune import Result, make_trainer, mezo_finetune, replay_run, resume
+    from zotune.finetune import Result, make_trainer, mezo_finetune, resume
     from zotune.inference import evaluate, predict
+    from zotune.replay import replay_run
     from zotune.train import Callback, Evaluation, MeZOTrainer
 
 _HOMES = {
     "Callback": "train", "Config": "config", "Evaluation": "train", "InputError": "errors", "MeZOTrainer": "train",
     "Result": "finetune", "TrainingError": "errors", "evaluate": "inference", "make_trainer": "finetune",
-    "mezo_finetune": "finetune", "predict": "inference", "replay_run": "finetune", "resume": "finetune",
+    "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay", "resume": "finetune",
 }  # fmt: skip
 
 __all__ = [

@@ -1,16 +1,14 @@
 """From a configuration to a finished run: find the data, load the model, build the parts, train, sum up.
 
 `mezo_finetune` is the whole job; `make_trainer` stops before training, for those who want the loop in their hands;
-`resume` goes on with a run; `replay_run` rebuilds an adapter from a journal alone.
+`resume` goes on with a run.
 """
 
 import json
 import logging
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,22 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter import AdapterSpec, LoraSpec, initial_theta, save_adapter
 from zotune.config import Config, make_config, read_toml, write_toml
-from zotune.engine.loading import load_model, load_tokenizer, model_path
+from zotune.engine.loading import model_path
 from zotune.engine.plain_engine import PlainEngine
 from zotune.engine.protocol import Theta
 from zotune.engine.torch_engine import TorchEngine
-from zotune.engine.weights import ModelWeights, save_model
+from zotune.engine.weights import save_model
 from zotune.errors import InputError
 from zotune.estimators import Estimator
-from zotune.journal import Entry, Header, Journal, history, read_journal, replay
+from zotune.journal import Entry, Header, Journal, history
 from zotune.method import arguments_of, make_estimator, make_noise
-from zotune.metrics import EvalEvent, MetricsFile, StepEvent, best_of, kv_reuse, write_json
+from zotune.metrics import MetricsFile, write_json
 from zotune.objectives import OBJECTIVES
 from zotune.optimizers import OPTIMIZERS, Tensors
 from zotune.parts import Parts, assemble, load_data
 from zotune.run_folder import RunFolder, default_output_dir
 from zotune.schedules import make_schedule
+from zotune.summary import summarize
 from zotune.train import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan
 
 logger = logging.getLogger("zotune")
@@ -189,41 +188,6 @@ def resume(
     return run(trainer)
 
 
-def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
-    """Rebuild the adapter after `step` steps (default: the last) from the journal. Returns the step.
-
-    It loads no model but after full-parameter training, which has changed one: that is what it rebuilds then.
-
-    Raises:
-        InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
-    """
-    header, entries = read_journal(RunFolder(Path(run_folder)).journal)
-    step = len(entries) if step is None else step
-    if not 0 <= step <= len(entries):
-        raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
-    RunFolder(Path(output_dir)).check_free(overwrite=False)
-    try:
-        if header.lora is None:
-            _replay_model(header, entries[:step], Path(run_folder), Path(output_dir))
-        else:
-            theta, _ = replay(header, entries[:step])
-            save_adapter(Path(output_dir), theta, header.lora, header.base_model)
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
-    return step
-
-
-def _replay_model(header: Header, entries: Sequence[Entry], run_folder: Path, output_dir: Path) -> None:
-    trust = read_toml(RunFolder(run_folder).config).trust_remote_code
-    assert header.dtype is not None
-    model = load_model(header.base_model, header.dtype, "cpu", trust)
-    weights = ModelWeights(model)
-    if weights.shapes != header.tensors:
-        raise InputError(f"{run_folder}: {header.base_model} is not the model that the run began with")
-    replay(header, entries, weights)
-    save_model(output_dir, model, load_tokenizer(header.base_model, trust))
-
-
 # ---- the parts of a trainer
 
 
@@ -330,39 +294,6 @@ def run(trainer: MeZOTrainer) -> Result:
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )
     return Result(trainer.folder.path, trainer.exported, initial, best, final, summary)
-
-
-def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
-    """summary.json: read off the metrics of the whole run, also of the part before a resume."""
-    steps = [event for event in trainer.metrics.events if isinstance(event, StepEvent)]
-    evals = trainer.evaluations
-    config = read_toml(trainer.folder.config)
-    train_time_s = sum(event.step_time_s for event in steps)
-    computed, reused = (sum(getattr(event, f"tokens_{what}") for event in steps) for what in ("computed", "reused"))
-
-    def metrics(event: EvalEvent | None) -> dict[str, Any] | None:
-        return event.metrics if event else None
-
-    return {
-        "model": config.model,
-        "task": config.task or "classification",
-        "exported": trainer.export.name,
-        "initial": metrics(evals[0] if evals else None),
-        "best": metrics(best_of(evals) if evals else None),
-        "final": metrics(evals[-1] if evals else None),
-        "steps": trainer.step,
-        "train_time_s": train_time_s,
-        "steps_per_s": len(steps) / train_time_s if train_time_s else 0.0,
-        "tokens_computed": computed,
-        "tokens_reused": reused,
-        "kv_reuse": kv_reuse(reused, computed),
-        "peak_memory_bytes": trainer.engine.peak_memory_bytes(),
-        "seed": config.seed,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("zotune", "torch", "transformers", "peft", "numpy")},
-        },
-    }
 
 
 def _keep(data: Iterable[Any], path: Path) -> str:

@@ -96,7 +96,7 @@ class Replay:
     """The step; default: the last."""
 
     def run(self) -> None:
-        from zotune.finetune import replay_run
+        from zotune.replay import replay_run
 
         step = replay_run(self.run_folder, self.output_dir, self.step)
         kind = "adapter" if (Path(self.output_dir) / CONFIG_FILE).exists() else "model"
