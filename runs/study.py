@@ -31,7 +31,7 @@ SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
 FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 EVA = {"estimator": "one_sided", "optimizer": "adam", "peft_type": "lora_fa", "init_lora_weights": "eva"}
-# Name -> learning rates to try (none: a finalist alone), settings.
+# Name -> learning rates to try, settings.
 METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "MeZO everywhere": (SGD_1, {"scope": "everywhere"}),
     "MeZO": (SGD_1, {}),
@@ -59,7 +59,6 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
     "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
     "EVA, one-sided 16, adam": (ADAM, {**EVA, "directions": 16}),
-    "EVA, one-sided 16, adam, 2400 steps": ([], {**EVA, "directions": 16}),
     "EVA, one-sided 4, adam, everywhere": (ADAM, {**EVA, "directions": 4, "scope": "everywhere"}),
     "one-sided 4, adam, everywhere": (
         ADAM, {"directions": 4, "estimator": "one_sided", "optimizer": "adam", "scope": "everywhere"},
@@ -69,9 +68,9 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
 }  # fmt: skip
 # Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
 FINALISTS = {
-    "EVA, one-sided 16, adam": (600, 4e-3), "EVA, one-sided 16, adam, 2400 steps": (2400, 4e-3),
-    "EVA, one-sided 4, adam, everywhere": (300, 4e-3), "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3),
-    "backpropagation": (300, 1e-3), "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
+    "EVA, one-sided 16, adam": (600, 4e-3), "EVA, one-sided 4, adam, everywhere": (300, 4e-3),
+    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3),
+    "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
     "backpropagation everywhere": (300, 1e-3),
 }  # fmt: skip
 PARTS = ("tune", "screen", "final", "reference")
@@ -122,9 +121,9 @@ def task(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def tune(options: argparse.Namespace, kept: Kept) -> None:
     known = {row["method"] for row in kept.rows("tune")}
     for name in options.methods:
-        rates, method = METHODS[name]
-        if name in known or not rates:
+        if name in known:
             continue
+        rates, method = METHODS[name]
         common, path = settings(method, options), options.output / "tune" / f"{name}.toml"
         # `first_order` belongs to a method; a sweep has only points, so it is one of the grid's names.
         grid = {"learning_rate": rates} | ({"first_order": [True]} if common.pop("first_order", False) else {})
@@ -181,8 +180,7 @@ def parts(options: argparse.Namespace) -> Iterator[str]:
         tune(options, kept)
     if "screen" in options.parts:
         yield "screen"
-        searched = [name for name in options.methods if METHODS[name][0]]
-        compare("screen", searched, {"seconds": options.seconds}, options, kept)
+        compare("screen", options.methods, {"seconds": options.seconds}, options, kept)
     if "final" in options.parts:
         yield "final"
         finalists = [name for name in FINALISTS if name in options.methods]
