@@ -18,8 +18,8 @@ from zotune.compare import run_comparison, table
 from zotune.engine.plain_engine import PlainEngine, peak_resident_bytes
 from zotune.engine.protocol import Example, Probe
 from zotune.errors import InputError
-from zotune.finetune import resume
-from zotune.first_order import LOSSES
+from zotune.finetune import make_trainer, resume
+from zotune.first_order import LOSSES, FirstOrderTrainer
 from zotune.journal import read_journal
 from zotune.metrics import StepEvent, read_metrics
 from zotune.noise import gaussian
@@ -203,3 +203,10 @@ def test_a_wrong_study_is_refused_before_anything_is_run(tmp_path, opt_dir, revi
 def test_a_wrong_budget_is_refused(tmp_path, opt_dir, reviews_file, budget):
     with pytest.raises(InputError, match="budget"):
         read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, "[tasks.a]\n[methods.m]", budget))
+
+
+def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_folder(tmp_path, opt_dir):
+    settings = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(InputError, match="--peft-type lora"):
+        make_trainer(str(opt_dir), REVIEWS, **settings, kind=FirstOrderTrainer)  # its default is lora_fa
+    assert not (tmp_path / "run").exists()

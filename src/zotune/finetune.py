@@ -113,6 +113,7 @@ def make_trainer(
             Journal.check_unused(given.journal)
     data = load_data(config, train_data, eval_data)
     parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
+    kind.check(parts.engine)
 
     folder = given or RunFolder(default_output_dir(data.task.name, config.model))
     folder.claim(config.overwrite)

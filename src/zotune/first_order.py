@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import Example
+from zotune.engine.protocol import Engine, Example
 from zotune.errors import InputError
 from zotune.metrics import StepEvent
 from zotune.objectives import cross_entropy, token_nll
@@ -28,16 +28,17 @@ class FirstOrderTrainer(MeZOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        plain = self.engine if isinstance(self.engine, PlainEngine) else getattr(self.engine, "plain", None)
-        if not isinstance(plain, PlainEngine) or plain.spec is None or plain.spec.peft_type != "lora":
-            raise InputError(NEEDS)
-        self.plain = plain
+        self.plain = _plain_engine(self.engine)
         self.matrices = {name: torch.from_numpy(value.copy()) for name, value in self.theta.items()}
         self.matrices = {name: value.to(self.plain.model.device) for name, value in self.matrices.items()}
         for matrix in self.matrices.values():
             matrix.requires_grad_(True)
         self.adam = torch.optim.Adam(self.matrices.values())
         self.loss = LOSSES[self.objective]
+
+    @classmethod
+    def check(cls, engine: Engine) -> None:
+        _plain_engine(engine)
 
     def train_step(self) -> None:
         """One step of Adam; its tokens are those of the forward pass."""
@@ -56,6 +57,13 @@ class FirstOrderTrainer(MeZOTrainer):
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)
+
+
+def _plain_engine(engine: Engine) -> PlainEngine:
+    plain = engine if isinstance(engine, PlainEngine) else getattr(engine, "plain", None)
+    if not isinstance(plain, PlainEngine) or plain.spec is None or plain.spec.peft_type != "lora":
+        raise InputError(NEEDS)
+    return plain
 
 
 def _mean_log_probs(log_probs: torch.Tensor, batch: Sequence[Example]) -> torch.Tensor:

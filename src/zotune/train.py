@@ -123,6 +123,10 @@ class MeZOTrainer:
         self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
         self._zero_steps = 0
 
+    @classmethod
+    def check(cls, engine: Engine) -> None:
+        """Raise InputError for an engine that steps of this kind cannot use; asked before a run folder is made."""
+
     # ---- the algorithm -------------------------------------------------------------------------------------------
 
     def train(self) -> None:
