@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_a_wrong_budget_is_refused(tmp_path, opt_dir, reviews_file, budget):
 
 
 def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_folder(tmp_path, opt_dir):
-    settings = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(tmp_path / "run")}
+    run: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(tmp_path / "run")}
     with pytest.raises(InputError, match="--peft-type lora"):
-        make_trainer(str(opt_dir), REVIEWS, **settings, kind=FirstOrderTrainer)  # its default is lora_fa
+        make_trainer(str(opt_dir), REVIEWS, **run, kind=FirstOrderTrainer)  # its default is lora_fa
     assert not (tmp_path / "run").exists()
