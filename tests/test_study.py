@@ -207,7 +207,8 @@ def test_a_wrong_budget_is_refused(tmp_path, opt_dir, reviews_file, budget):
 
 
 def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_folder(tmp_path, opt_dir):
-    run: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(tmp_path / "run")}
+    run = tmp_path / "run"
+    new: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(run)}
     with pytest.raises(InputError, match="--peft-type lora"):
-        make_trainer(str(opt_dir), REVIEWS, **run, kind=FirstOrderTrainer)  # its default is lora_fa
-    assert not (tmp_path / "run").exists()
+        make_trainer(str(opt_dir), REVIEWS, **new, kind=FirstOrderTrainer)  # its default is lora_fa
+    assert not run.exists()
