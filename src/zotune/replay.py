@@ -1,4 +1,4 @@
-"""The adapter at any step of a run, rebuilt from its journal alone."""
+"""The adapter at any step of a run, rebuilt from its journal; after full-parameter training, the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
