@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from zotune.engine.protocol import Example, TokenIds
+from zotune.zo.protocol import Example, TokenIds
 
 
 class BaselineMezo:

@@ -16,13 +16,13 @@ import torch
 from speed import SHAPES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import Example, Probe, Theta
-from zotune.engine.torch_engine import TorchEngine
-from zotune.estimators import Estimator, Jvp, Spsa
-from zotune.noise import permutation
-from zotune.objectives import cross_entropy
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.zo.estimators import Estimator, Jvp, Spsa
+from zotune.zo.noise import permutation
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.protocol import Example, Probe, Theta
 
 INVOCATION = tuple(range(1000, 1008))
 EPSILONS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

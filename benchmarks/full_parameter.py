@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from speed import SHAPES, make_model
 
-from zotune.engine.loading import load_model
-from zotune.engine.protocol import AT_THETA, Example
-from zotune.engine.torch_engine import TorchEngine
-from zotune.estimators import Spsa
-from zotune.noise import permutation
-from zotune.objectives import cross_entropy
-from zotune.optimizers import InPlace, Sgd
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.loading import load_model
+from zotune.zo.estimators import Spsa
+from zotune.zo.noise import permutation
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import InPlace, Sgd
+from zotune.zo.protocol import AT_THETA, Example
 
 
 def measure(options: argparse.Namespace) -> None:

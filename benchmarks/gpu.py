@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from speed import LABELS, SHAPES, VOCABULARY, Step, make_model
 
-from zotune.adapter import LoraSpec
-from zotune.engine.loading import DTYPES
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import AT_THETA, Example
-from zotune.engine.torch_engine import TorchEngine
+from zotune.adapter.forms import LoraSpec
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.loading import DTYPES
+from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.zo.protocol import AT_THETA, Example
 
 
 def timed(work, device: torch.device, repeats: int) -> float:  # type: ignore[no-untyped-def]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zotune.journal import read_journal
+from zotune.run.journal import read_journal
 
 
 def train(engine: str, folder: Path, options: argparse.Namespace) -> tuple[np.ndarray, float]:

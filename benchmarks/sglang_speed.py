@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
-from zotune.adapter import LoraSpec, initial_theta
+from zotune.adapter.forms import LoraSpec, initial_theta
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
 from zotune.engine.sglang.engine import SglangEngine
 from zotune.engine.sglang.names import installed_version
-from zotune.estimators import Spsa
-from zotune.objectives import cross_entropy
-from zotune.optimizers import Sgd
+from zotune.zo.estimators import Spsa
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import Sgd
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def examples(flags: argparse.Namespace) -> tuple[list[Any], tuple[int, ...]]:
         records = [json.loads(next(file)) for _ in range(flags.batch_size)]
     task = TASKS["imdb"]
     encoder = Encoder(AutoTokenizer.from_pretrained(flags.model), task, flags.max_length, activated=True)
-    from zotune.data.datasets import Record, to_texts
+    from zotune.data.records import Record, to_texts
 
     rows = [Record(record, f"record {number}") for number, record in enumerate(records)]
     return list(encoder.encode(to_texts(rows, task, {})).examples), encoder.invocation

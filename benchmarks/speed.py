@@ -24,16 +24,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedModel
 
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, TokenIds
-from zotune.engine.torch_engine import TorchEngine
-from zotune.estimators import Spsa
-from zotune.first_order import LOSSES
-from zotune.noise import AHEAD, GAUSSIAN, permutation
-from zotune.objectives import cross_entropy
-from zotune.optimizers import Sgd
-from zotune.train import evaluate
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.run.trainer import evaluate
+from zotune.study.first_order import LOSSES
+from zotune.zo.estimators import Spsa
+from zotune.zo.noise import AHEAD, GAUSSIAN, permutation
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import Sgd
+from zotune.zo.protocol import AT_THETA, Example, TokenIds
 
 SHAPES = {"tiny": (128, 2, 4), "opt-125m": (768, 12, 12), "opt-1.3b": (2048, 24, 32)}  # width, layers, heads
 VOCABULARY = 50272

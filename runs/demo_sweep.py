@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from zotune import evaluate, mezo_finetune
-from zotune.adapter import LoraSpec
-from zotune.data.datasets import load_records, to_texts
+from zotune.adapter.forms import LoraSpec
+from zotune.data.records import load_records, to_texts
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
-from zotune.engine.loading import demo_path, load_model, load_tokenizer
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import AT_THETA
-from zotune.train import Evaluation
+from zotune.engine.torch.loading import demo_path, load_model, load_tokenizer
+from zotune.engine.torch.plain import PlainEngine
+from zotune.run.trainer import Evaluation
+from zotune.zo.protocol import AT_THETA
 
 
 def mcnemar(before: Evaluation, after: Evaluation, labels: list[int]) -> float:

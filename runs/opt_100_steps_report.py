@@ -14,13 +14,13 @@ from typing import Any
 
 from page import put
 
-from zotune.adapter import initial_theta
-from zotune.config import Config, make_config, read_toml
-from zotune.engine.protocol import AT_THETA
+from zotune.adapter.forms import initial_theta
+from zotune.assemble.parts import assemble, load_data
+from zotune.config.settings import Config, make_config, read_toml
 from zotune.finetune import make_trainer
-from zotune.first_order import FirstOrderTrainer
-from zotune.metrics import EvalEvent, StepEvent, kv_reuse, read_metrics
-from zotune.parts import assemble, load_data
+from zotune.run.metrics import EvalEvent, StepEvent, kv_reuse, read_metrics
+from zotune.study.first_order import FirstOrderTrainer
+from zotune.zo.protocol import AT_THETA
 
 SCOPES = ("activated", "everywhere")
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import tomli_w
 
-from zotune.compare import run_comparison
-from zotune.console import set_up_logging
-from zotune.metrics import write_json
-from zotune.study import read_study
-from zotune.sweep import run_sweep
+from zotune.commands.console import set_up_logging
+from zotune.run.metrics import write_json
+from zotune.study.cells import read_study
+from zotune.study.compare import run_comparison
+from zotune.study.sweep import run_sweep
 
 SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]

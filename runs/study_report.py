@@ -12,11 +12,11 @@ from typing import Any
 from page import put
 from study import METHODS, REFERENCE, Kept
 
-from zotune.compare import HEADING, first_at, spread, table
-from zotune.config import make_config
-from zotune.method import make_estimator
-from zotune.plots import plot_comparison
-from zotune.study import markdown
+from zotune.config.defaults import make_estimator
+from zotune.config.settings import make_config
+from zotune.run.plots import plot_comparison
+from zotune.study.cells import markdown
+from zotune.study.compare import HEADING, first_at, spread, table
 
 # Without peak memory: some of the cells that are kept were measured with the memory of cells before them.
 COLUMNS = [HEADING.index(name) for name in HEADING if not name.startswith("to target") and name != "peak MiB"]

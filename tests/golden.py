@@ -18,8 +18,8 @@ import torch
 
 from tests.conftest import CONFIGS, REVIEWS, make_model, make_tokenizer
 from zotune import Callback, mezo_finetune, replay_run
-from zotune.journal import read_journal
-from zotune.metrics import EvalEvent, StepEvent, read_metrics
+from zotune.run.journal import read_journal
+from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 12

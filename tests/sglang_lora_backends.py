@@ -17,9 +17,9 @@ from sglang.srt.lora.backend import chunked_backend
 from sglang.srt.lora.backend.lora_registry import get_backend_from_name
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from zotune.engine.sglang.alora import BACKENDS
-from zotune.engine.sglang.cpu import _WithoutPinning
-from zotune.engine.sglang.segments import InvokedId, _segmented
+from zotune.engine.sglang.plugin.alora import BACKENDS
+from zotune.engine.sglang.plugin.cpu import _WithoutPinning
+from zotune.engine.sglang.plugin.segments import InvokedId, _segmented
 
 SLOTS = {None: 0, "ordinary": 1, "a": 2, "b": 3}
 RANK, RANKS, SCALINGS = 4, [0, 4, 4, 4], [0.0, 1.0, 2.0, 0.5]

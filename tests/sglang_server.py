@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zotune.engine.sglang.cpu import cores_of_ranks
+from zotune.engine.sglang.plugin.cpu import cores_of_ranks
 
 START_LIMIT_S = 300
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import CONFIGS, make_model
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.analyze import EPSILONS, analyze, save
+from zotune.adapter.forms import LoraSpec, initial_theta
 from zotune.cli import main
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import Example, Probe
-from zotune.estimators import Spsa
-from zotune.noise import derive_seed
-from zotune.objectives import cross_entropy
+from zotune.engine.torch.plain import PlainEngine
+from zotune.tools.analyze import EPSILONS, analyze, save
+from zotune.zo.estimators import Spsa
+from zotune.zo.noise import derive_seed
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.protocol import Example, Probe
 
 BATCH = [
     Example((1, 9, 30, 41, 7), (50, 51), ((60,), (61, 62)), 0),

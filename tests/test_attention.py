@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zotune.engine import attention as attention_file
-from zotune.engine.attention import PromptKV, attention
+from zotune.engine.torch import attention as attention_file
+from zotune.engine.torch.attention import PromptKV, attention
 
 SIZE = 8
 TOLERANCE = 1e-6  # fp32 sums of a few dozen terms of size 1, in another order

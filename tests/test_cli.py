@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REVIEWS
-from zotune.adapter import load_adapter
+from zotune.adapter.forms import load_adapter
 from zotune.cli import COMMANDS, main, parse
-from zotune.config import Config, read_toml
+from zotune.config.settings import Config, read_toml
 from zotune.data.tasks import TASKS
 
 ZOTUNE = Path(sys.executable).with_name("zotune")

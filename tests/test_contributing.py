@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests import test_estimator_contract as contract
-from zotune import estimators
-from zotune.journal import read_journal
+from zotune.run.journal import read_journal
+from zotune.zo import estimators
 
 CODE, ROW = re.findall(
     r"^```python\n(.*?)^```", (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(), re.M | re.S
@@ -55,7 +55,7 @@ def test_it_trains_resumes_and_replays_by_its_name(opt_dir, reviews_file, tmp_pa
         "batch_size": 2, "directions": 2, "estimator": "four_point", "output_dir": str(run),
     }  # fmt: skip
     script = (
-        "import json, sys, zotune.estimators as estimators\n"
+        "import json, sys, zotune.zo.estimators as estimators\n"
         "exec(sys.argv[1], vars(estimators))\n"
         "from zotune import mezo_finetune, replay_run, resume\n"
         "mezo_finetune(**json.loads(sys.argv[2]))\n"

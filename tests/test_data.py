@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.config import make_config
-from zotune.data.datasets import Record, load_records, sample_records, split_records, to_texts
+from zotune.assemble.parts import load_data
+from zotune.config.settings import make_config
+from zotune.data.records import Record, load_records, sample_records, split_records, to_texts
 from zotune.data.tasks import TASKS, choose_task
 from zotune.errors import InputError
-from zotune.parts import load_data
 
 ROWS = [
     {"text": "an odd, “quoted” film", "label": 1},

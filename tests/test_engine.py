@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from tests.conftest import CONTEXT, TARGETS, VOCABULARY, make_model
-from zotune.adapter import LoraSpec, initial_theta, load_adapter, save_adapter
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
-from zotune.engine.torch_engine import TorchEngine
+from zotune.adapter.forms import LoraSpec, initial_theta, load_adapter, save_adapter
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.errors import InputError
-from zotune.noise import gaussian
+from zotune.zo.noise import gaussian
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 INVOCATION = (50, 51)
 # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zotune.engine.protocol import Probe
-from zotune.estimators import (
+from zotune.zo.estimators import (
     ESTIMATORS,
     AdaptiveSpsa,
     Estimator,
@@ -25,8 +24,9 @@ from zotune.estimators import (
     Svrg,
     centred_ranks,
 )
-from zotune.noise import GAUSSIAN, Noise
-from zotune.optimizers import gradient
+from zotune.zo.noise import GAUSSIAN, Noise
+from zotune.zo.optimizers import gradient
+from zotune.zo.protocol import Probe
 
 DIMENSION = 6
 THETA = np.linspace(-0.8, 0.9, DIMENSION)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, make_model
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import Example, Probe
-from zotune.estimators import Spsa
-from zotune.noise import gaussian
-from zotune.objectives import cross_entropy
-from zotune.optimizers import gradient
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.engine.torch.plain import PlainEngine
+from zotune.zo.estimators import Spsa
+from zotune.zo.noise import gaussian
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import gradient
+from zotune.zo.protocol import Example, Probe
 
 
 def probe_losses(loss, theta, probes):

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, VOCABULARY, make_model
 from zotune import mezo_finetune, replay_run, resume
-from zotune.adapter import LoraSpec, initial_theta, load_adapter, tensor_name
-from zotune.engine import eva
-from zotune.engine.eva import principal_components
-from zotune.engine.lora import adapted_modules
-from zotune.engine.protocol import Example
+from zotune.adapter.forms import LoraSpec, initial_theta, load_adapter, tensor_name
+from zotune.adapter.start import START_FILE, Start
+from zotune.engine.torch import eva
+from zotune.engine.torch.eva import principal_components
+from zotune.engine.torch.lora import adapted_modules
 from zotune.errors import InputError
-from zotune.start import START_FILE, Start
-from zotune.train import Callback
+from zotune.run.trainer import Callback
+from zotune.zo.protocol import Example
 
 INVOCATION = (50, 51)
 SCOPES = {"activated": INVOCATION, "everywhere": None}

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.conftest import SHARED, TARGETS, VOCABULARY, make_model
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe
-from zotune.engine.torch_engine import TorchEngine
-from zotune.noise import gaussian
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
+from zotune.zo.noise import gaussian
+from zotune.zo.protocol import AT_THETA, Example, Probe
 
 INVOCATION = (50, 51)
 TOLERANCE = 1e-5  # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations

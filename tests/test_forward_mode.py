@@ -15,13 +15,13 @@ from tests.test_estimators import BATCH, double_loss
 from tests.test_fast_engine import batches, some_theta
 from tests.test_train import ZOTUNE, StopAt
 from zotune import InputError, mezo_finetune, resume
-from zotune.adapter import LoraSpec, lora_matrices
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.engine.protocol import Example, Probe, Scores
-from zotune.engine.torch_engine import TorchEngine
-from zotune.estimators import Jvp, Spsa
-from zotune.objectives import OBJECTIVES, cross_entropy
+from zotune.adapter.forms import LoraSpec, lora_matrices
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
+from zotune.zo.estimators import Jvp, Spsa
+from zotune.zo.objectives import OBJECTIVES, cross_entropy
+from zotune.zo.protocol import Example, Probe, Scores
 
 INVOCATION = (50, 51)
 SEEDS = (4, 5, 6)

@@ -15,14 +15,14 @@ from tests.conftest import CONFIGS, TARGETS, make_model
 from tests.test_estimators import BATCH
 from tests.test_train import StopAt
 from zotune import InputError, evaluate, mezo_finetune, replay_run, resume
-from zotune.engine import weights as weights_module
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import AT_THETA, Probe
-from zotune.engine.torch_engine import TorchEngine
-from zotune.engine.weights import ModelWeights
-from zotune.estimators import Slope, Spsa
-from zotune.objectives import cross_entropy
-from zotune.optimizers import InPlace, Sgd
+from zotune.engine.torch import weights as weights_module
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.weights import ModelWeights
+from zotune.zo.estimators import Slope, Spsa
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import InPlace, Sgd
+from zotune.zo.protocol import AT_THETA, Probe
 
 ENGINES: dict[str, Any] = {"plain": PlainEngine, "torch": TorchEngine}
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.protocol import Theta
+from zotune.adapter.forms import LoraSpec, initial_theta
 from zotune.errors import InputError
-from zotune.estimators import Slope
-from zotune.journal import Entry, Header, Journal, read_journal, replay
-from zotune.noise import Noise
+from zotune.run.journal import Entry, Header, Journal, read_journal, replay
+from zotune.zo.estimators import Slope
+from zotune.zo.noise import Noise
+from zotune.zo.protocol import Theta
 
 SHAPES = {"m.lora_A.weight": (2, 3), "m.lora_B.weight": (4, 2)}
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_whole_lines_only(path):
         import resource, signal, sys
         from pathlib import Path
         from tests.test_journal import ENTRIES, make_header
-        from zotune.journal import Journal
+        from zotune.run.journal import Journal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         journal = Journal.create(Path({str(path)!r}), make_header())
         journal.append(ENTRIES[0])

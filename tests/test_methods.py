@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_model
 from zotune import Callback, mezo_finetune, replay_run, resume
-from zotune.adapter import FORMS, LoraSpec, PromptSpec, initial_theta, load_adapter, lora_matrices, save_adapter
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import AT_THETA, Example, Probe
-from zotune.engine.torch_engine import TorchEngine
-from zotune.estimators import ESTIMATORS
-from zotune.journal import read_journal
-from zotune.noise import KINDS
-from zotune.optimizers import OPTIMIZERS
+from zotune.adapter.forms import FORMS, LoraSpec, PromptSpec, initial_theta, load_adapter, lora_matrices, save_adapter
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.run.journal import read_journal
+from zotune.zo.estimators import ESTIMATORS
+from zotune.zo.noise import KINDS
+from zotune.zo.optimizers import OPTIMIZERS
+from zotune.zo.protocol import AT_THETA, Example, Probe
 
 STEPS = 20
 ROWS: dict[str, dict[str, Any]] = {

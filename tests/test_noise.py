@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.engine.protocol import AT_THETA, Probe, points
-from zotune.noise import (
+from zotune.zo.noise import (
     AHEAD,
     GAUSSIAN,
     KINDS,
@@ -21,6 +20,7 @@ from zotune.noise import (
     small_entries,
     uniform,
 )
+from zotune.zo.protocol import AT_THETA, Probe, points
 
 seeds = st.integers(0, 2**SEED_BITS - 1)
 
@@ -183,6 +183,6 @@ def test_noise_is_kept_for_two_steps_and_only_where_it_is_small(monkeypatch):
         AHEAD.start(GAUSSIAN, [seed], theta)
     assert [bool(AHEAD.drawn(GAUSSIAN, seed)) for seed in (1, 2, 3)] == [False, True, True]
     assert AHEAD.drawn(GAUSSIAN, 3)["w"] is AHEAD.drawn(GAUSSIAN, 3)["w"]
-    monkeypatch.setattr("zotune.noise.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
+    monkeypatch.setattr("zotune.zo.noise.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
     AHEAD.start(GAUSSIAN, [4, 5, 6], theta)
     assert not AHEAD.drawn(GAUSSIAN, 4)

@@ -12,13 +12,12 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.engine.protocol import Example, Scores, Theta
-from zotune.estimators import Slope
-from zotune.journal import Entry, Header, Journal, read_journal, replay
-from zotune.noise import KINDS, Noise, gaussian
-from zotune.objectives import cross_entropy, token_nll
-from zotune.optimizers import (
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.run.journal import Entry, Header, Journal, read_journal, replay
+from zotune.zo.estimators import Slope
+from zotune.zo.noise import KINDS, Noise, gaussian
+from zotune.zo.objectives import cross_entropy, token_nll
+from zotune.zo.optimizers import (
     CLIP_AFTER,
     CLIP_WINDOW,
     OPTIMIZERS,
@@ -32,7 +31,8 @@ from zotune.optimizers import (
     gradient,
     orthogonalized,
 )
-from zotune.schedules import SCHEDULES, make_schedule
+from zotune.zo.protocol import Example, Scores, Theta
+from zotune.zo.schedules import SCHEDULES, make_schedule
 
 
 @given(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zotune.errors import InputError
-from zotune.metrics import EvalEvent, StepEvent
-from zotune.plots import moving_average, plot_runs
+from zotune.run.metrics import EvalEvent, StepEvent
+from zotune.run.plots import moving_average, plot_runs
 
 
 def write_run(folder: Path, num_steps: int = 40, accuracy: float | None = 0.6, reused: int = 300) -> Path:

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_model
 from tests.test_fast_engine import INVOCATION, TARGETS, batches, some_theta
-from zotune.adapter import LoraSpec
-from zotune.engine.plain_engine import PlainEngine
+from zotune.adapter.forms import LoraSpec
 from zotune.engine.pool import EnginePool
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
-from zotune.engine.torch_engine import TorchEngine
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 SPEC = LoraSpec(4, 8.0, TARGETS["opt"], INVOCATION)
 

@@ -17,17 +17,17 @@ from transformers import BitsAndBytesConfig, LlamaConfig, OPTConfig
 from tests.conftest import CONTEXT, REVIEWS, VOCABULARY, make_tokenizer
 from tests.test_engine import INVOCATION, naive_log_prob, some_theta
 from zotune import InputError, evaluate, mezo_finetune, resume
-from zotune.adapter import LoraSpec, load_adapter, save_adapter
+from zotune.adapter.forms import LoraSpec, load_adapter, save_adapter
 from zotune.cli import main
-from zotune.config import make_config, read_toml
-from zotune.engine.loading import load_model
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.prefix_cache import PrefixCache
-from zotune.engine.protocol import AT_THETA, Example, Probe
-from zotune.engine.torch_engine import TorchEngine
+from zotune.config.settings import make_config, read_toml
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.loading import load_model
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.finetune import make_trainer
 from zotune.inference import _config
-from zotune.journal import read_journal
+from zotune.run.journal import read_journal
+from zotune.zo.protocol import AT_THETA, Example, Probe
 
 ZOTUNE = Path(sys.executable).with_name("zotune")
 KINDS, BITS = ("opt", "llama"), (4, 8)

@@ -14,20 +14,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config, Qwen3Config
 
 from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
-from zotune.adapter import LoraSpec, initial_theta
+from zotune.adapter.forms import LoraSpec, initial_theta
 from zotune.cli import main
-from zotune.config import read_toml, write_toml
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
+from zotune.config.settings import read_toml, write_toml
 from zotune.engine.sglang.engine import SglangEngine
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.options import check_options, parse_flags
 from zotune.engine.sglang.rows import common_prefix, plan_rows
+from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
 from zotune.finetune import mezo_finetune, resume
 from zotune.inference import evaluate, predict
-from zotune.journal import read_journal
-from zotune.noise import gaussian
+from zotune.run.journal import read_journal
+from zotune.zo.noise import gaussian
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 INSTALLED = importlib.util.find_spec("sglang") is not None
 needs_sglang = pytest.mark.skipif(not INSTALLED, reason="SGLang is not installed (sh test.sh --all)")
@@ -222,7 +222,7 @@ def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(opt_dir, rev
 KILLED = """
 import sys, time
 from transformers import AutoConfig
-from zotune.adapter import LoraSpec
+from zotune.adapter.forms import LoraSpec
 from zotune.engine.sglang.engine import SglangEngine
 
 spec = LoraSpec(4, 8.0, ("q_proj",), (50, 51))

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import CONTEXT, SHARED, VOCABULARY
 from tests.sglang_server import Server, serve
 from zotune import mezo_finetune
-from zotune.engine.sglang.alora import last_occurrence
 from zotune.engine.sglang.names import VERSIONS, installed_version
-from zotune.engine.sglang.segments import InvokedId, Segment, split
+from zotune.engine.sglang.plugin.alora import last_occurrence
+from zotune.engine.sglang.plugin.segments import InvokedId, Segment, split
 
 needs_sglang = pytest.mark.skipif(installed_version() not in VERSIONS, reason="SGLang is not installed")
 

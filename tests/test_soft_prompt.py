@@ -14,16 +14,16 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 
 from tests.conftest import CONFIGS, CONTEXT, VOCABULARY, make_model, make_tokenizer
 from zotune import InputError, evaluate, mezo_finetune
-from zotune.adapter import PROMPT_EMBEDDINGS, PromptSpec, initial_theta, load_adapter, save_adapter
+from zotune.adapter.forms import PROMPT_EMBEDDINGS, PromptSpec, initial_theta, load_adapter, save_adapter
+from zotune.assemble.engine import make_engine
 from zotune.cli import main
-from zotune.config import Config, read_toml
-from zotune.data.datasets import TextExample
+from zotune.config.settings import Config, read_toml
+from zotune.data.records import TextExample
 from zotune.data.tasks import TASKS, choose_task
 from zotune.data.templates import Encoder
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import AT_THETA, Example, Probe, Sampling
-from zotune.engine.torch_engine import TorchEngine
-from zotune.engines import make_engine
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.plain import PlainEngine
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 TOLERANCE = 1e-5  # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations
 PROBES = [AT_THETA, Probe(1, 0.5), Probe(1, -0.5), Probe(2, 0.5)]

@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from tests.conftest import REVIEWS, TARGETS, make_model
-from zotune.adapter import LoraSpec, initial_theta
-from zotune.compare import run_comparison, table
-from zotune.engine.plain_engine import PlainEngine, peak_resident_bytes
-from zotune.engine.protocol import Example, Probe
+from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.engine.torch.plain import PlainEngine, peak_resident_bytes
 from zotune.errors import InputError
 from zotune.finetune import make_trainer, resume
-from zotune.first_order import LOSSES, FirstOrderTrainer
-from zotune.journal import read_journal
-from zotune.metrics import StepEvent, read_metrics
-from zotune.noise import gaussian
-from zotune.objectives import cross_entropy, token_nll
-from zotune.study import Budget, read_study, train_cell
-from zotune.sweep import run_sweep
+from zotune.run.journal import read_journal
+from zotune.run.metrics import StepEvent, read_metrics
+from zotune.study.cells import Budget, read_study, train_cell
+from zotune.study.compare import run_comparison, table
+from zotune.study.first_order import LOSSES, FirstOrderTrainer
+from zotune.study.sweep import run_sweep
+from zotune.zo.noise import gaussian
+from zotune.zo.objectives import cross_entropy, token_nll
+from zotune.zo.protocol import Example, Probe
 
 ZOTUNE = Path(sys.executable).with_name("zotune")
 INVOCATION = (50, 51)

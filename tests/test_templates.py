@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tests.conftest import REVIEWS, SHARED, make_tokenizer
-from zotune.data.datasets import TextExample, load_records, to_texts
+from zotune.data.records import TextExample, load_records, to_texts
 from zotune.data.tasks import TASKS, Task, choose_task
 from zotune.data.templates import Encoder, encode_fragment
-from zotune.engine.loading import demo_path
-from zotune.engine.protocol import Example, TokenIds
+from zotune.engine.torch.loading import demo_path
 from zotune.errors import InputError
+from zotune.zo.protocol import Example, TokenIds
 
 CLASSIFICATIONS = [name for name, task in TASKS.items() if task.labels]
 

@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zotune.config import Config
+    from zotune.config.settings import Config
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, resume
     from zotune.inference import evaluate, predict
-    from zotune.replay import replay_run
-    from zotune.train import Callback, Evaluation, MeZOTrainer
+    from zotune.run.replay import replay_run
+    from zotune.run.trainer import Callback, Evaluation, MeZOTrainer
 
 _HOMES = {
-    "Callback": "train", "Config": "config", "Evaluation": "train", "InputError": "errors", "MeZOTrainer": "train",
-    "Result": "finetune", "TrainingError": "errors", "evaluate": "inference", "make_trainer": "finetune",
-    "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay", "resume": "finetune",
+    "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.trainer", "InputError": "errors",
+    "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors", "evaluate": "inference",
+    "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "run.replay",
+    "resume": "finetune",
 }  # fmt: skip
 
 __all__ = [

@@ -17,7 +17,7 @@ from zotune.commands.analysis import Analyze
 from zotune.commands.prediction import Evaluate, Predict
 from zotune.commands.studies import Compare, Sweep
 from zotune.commands.training import Plot, Profile, Replay, Resume, Tasks, Train
-from zotune.config import Config, read_toml
+from zotune.config.settings import Config, read_toml
 from zotune.engine.sglang.options import parse_flags
 from zotune.errors import InputError, TrainingError
 

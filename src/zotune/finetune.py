@@ -15,25 +15,25 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter import AdapterSpec, LoraSpec, initial_theta, save_adapter
-from zotune.config import Config, make_config, read_toml, write_toml
-from zotune.engine.loading import model_path
-from zotune.engine.plain_engine import PlainEngine
-from zotune.engine.protocol import Theta
-from zotune.engine.torch_engine import TorchEngine
-from zotune.engine.weights import save_model
+from zotune.adapter.forms import AdapterSpec, LoraSpec, initial_theta, save_adapter
+from zotune.assemble.parts import Parts, assemble, load_data
+from zotune.config.defaults import arguments_of, make_estimator, make_noise
+from zotune.config.settings import Config, make_config, read_toml, write_toml
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.loading import model_path
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.weights import save_model
 from zotune.errors import InputError
-from zotune.estimators import Estimator
-from zotune.journal import Entry, Header, Journal, history
-from zotune.method import arguments_of, make_estimator, make_noise
-from zotune.metrics import MetricsFile, write_json
-from zotune.objectives import OBJECTIVES
-from zotune.optimizers import OPTIMIZERS, Tensors
-from zotune.parts import Parts, assemble, load_data
-from zotune.run_folder import RunFolder, default_output_dir
-from zotune.schedules import make_schedule
-from zotune.summary import summarize
-from zotune.train import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan
+from zotune.run.folder import RunFolder, default_output_dir
+from zotune.run.journal import Entry, Header, Journal, history
+from zotune.run.metrics import MetricsFile, write_json
+from zotune.run.summary import summarize
+from zotune.run.trainer import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan
+from zotune.zo.estimators import Estimator
+from zotune.zo.objectives import OBJECTIVES
+from zotune.zo.optimizers import OPTIMIZERS, Tensors
+from zotune.zo.protocol import Theta
+from zotune.zo.schedules import make_schedule
 
 logger = logging.getLogger("zotune")
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from zotune.adapter import LoraSpec, load_adapter
-from zotune.config import Config, make_config, read_toml
-from zotune.data.datasets import Record, load_records, sample_records, to_texts
+from zotune.adapter.forms import LoraSpec, load_adapter
+from zotune.assemble.engine import check_engine, make_engine
+from zotune.assemble.parts import choose_max_length, load_data
+from zotune.config.settings import Config, make_config, read_toml
+from zotune.data.records import Record, load_records, sample_records, to_texts
 from zotune.data.tasks import Task, choose_task
 from zotune.data.templates import Encoder, encode_fragment
-from zotune.engine.loading import (
+from zotune.engine.torch.loading import (
     choose_device,
     context_length,
     demo_path,
@@ -23,13 +25,11 @@ from zotune.engine.loading import (
     load_tokenizer,
     model_path,
 )
-from zotune.engine.protocol import AT_THETA, Engine, Sampling, Theta
-from zotune.engines import check_engine, make_engine
 from zotune.errors import InputError
-from zotune.objectives import OBJECTIVES, candidate_logits
-from zotune.parts import choose_max_length, load_data
-from zotune.train import Evaluation
-from zotune.train import evaluate as evaluate_examples
+from zotune.run.trainer import Evaluation
+from zotune.run.trainer import evaluate as evaluate_examples
+from zotune.zo.objectives import OBJECTIVES, candidate_logits
+from zotune.zo.protocol import AT_THETA, Engine, Sampling, Theta
 
 logger = logging.getLogger("zotune")
 BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())

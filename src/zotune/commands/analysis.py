@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from zotune.config import Config, Dtype
+from zotune.config.settings import Config, Dtype
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Analyze:
         settings = {field.name: getattr(self, field.name) for field in fields(Analyze)}
         config = Config(**settings | {"engine": "plain", "scope": "everywhere", "max_eval_samples": 1})
 
-        from zotune.analyze import analyze, save
-        from zotune.console import print_analysis, set_up_logging
-        from zotune.engine.plain_engine import PlainEngine
-        from zotune.objectives import OBJECTIVES
-        from zotune.parts import assemble, load_data
+        from zotune.assemble.parts import assemble, load_data
+        from zotune.commands.console import print_analysis, set_up_logging
+        from zotune.engine.torch.plain import PlainEngine
+        from zotune.tools.analyze import analyze, save
+        from zotune.zo.objectives import OBJECTIVES
 
         set_up_logging()
         parts = assemble(config, load_data(config), None, None)

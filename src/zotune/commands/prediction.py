@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zotune.config import Dtype, EngineName
+from zotune.config.settings import Dtype, EngineName
 from zotune.errors import InputError
 
 
@@ -81,9 +81,9 @@ class Evaluate(Inference):
     """Write the metrics and predictions to this JSON file too."""
 
     def run(self) -> None:
-        from zotune.console import print_evaluation, set_up_logging
+        from zotune.commands.console import print_evaluation, set_up_logging
         from zotune.inference import evaluate
-        from zotune.metrics import write_json
+        from zotune.run.metrics import write_json
 
         if self.output_file and not Path(self.output_file).absolute().parent.is_dir():
             raise InputError(f"--output-file: there is no folder {Path(self.output_file).parent}")
@@ -120,7 +120,7 @@ class Predict(Inference):
     def run(self) -> None:
         import json
 
-        from zotune.console import set_up_logging
+        from zotune.commands.console import set_up_logging
         from zotune.inference import predict
 
         set_up_logging()

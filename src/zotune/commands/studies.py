@@ -22,10 +22,10 @@ class Compare:
     def run(self) -> None:
         study = _study(self.study, self.output_dir)
 
-        from zotune.compare import HEADING, run_comparison, table
-        from zotune.console import set_up_logging
-        from zotune.plots import plot_comparison
-        from zotune.study import markdown
+        from zotune.commands.console import set_up_logging
+        from zotune.run.plots import plot_comparison
+        from zotune.study.cells import markdown
+        from zotune.study.compare import HEADING, run_comparison, table
 
         set_up_logging()
         outcomes = []
@@ -55,15 +55,15 @@ class Sweep:
             raise InputError(f"--keep must be 2 or more, got {self.keep}")
         study = _study(self.study, self.output_dir)
 
-        from zotune.console import set_up_logging
-        from zotune.study import markdown
-        from zotune.sweep import HEADING, run_sweep
+        from zotune.commands.console import set_up_logging
+        from zotune.study.cells import markdown
+        from zotune.study.sweep import HEADING, run_sweep
 
         set_up_logging()
         print(markdown(HEADING, run_sweep(study, self.keep)))
 
 
 def _study(path: str, output_dir: str | None) -> Any:
-    from zotune.study import read_study
+    from zotune.study.cells import read_study
 
     return read_study(Path(path), output_dir)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from zotune.adapter import CONFIG_FILE
-from zotune.config import Config
+from zotune.adapter.forms import CONFIG_FILE
+from zotune.config.settings import Config
 from zotune.errors import InputError
 
 
@@ -22,7 +22,7 @@ class Train(Config):
         settings = {field.name: getattr(self, field.name) for field in fields(Config)}
         Config(**settings)  # before PyTorch is loaded, which takes seconds
 
-        from zotune.console import ConsoleProgress, set_up_logging
+        from zotune.commands.console import ConsoleProgress, set_up_logging
         from zotune.finetune import mezo_finetune
 
         set_up_logging()
@@ -48,9 +48,9 @@ class Profile(Train):
         settings = {field.name: getattr(self, field.name) for field in fields(Config)}
         Config(**settings)
 
-        from zotune.console import print_profile, set_up_logging
+        from zotune.commands.console import print_profile, set_up_logging
         from zotune.finetune import make_trainer
-        from zotune.profile import profile_steps
+        from zotune.tools.profile import profile_steps
 
         set_up_logging()
         with make_trainer(**settings) as trainer:
@@ -67,7 +67,7 @@ class Resume:
     """The run folder."""
 
     def run(self) -> None:
-        from zotune.console import ConsoleProgress, set_up_logging
+        from zotune.commands.console import ConsoleProgress, set_up_logging
         from zotune.finetune import resume
 
         set_up_logging()
@@ -96,7 +96,7 @@ class Replay:
     """The step; default: the last."""
 
     def run(self) -> None:
-        from zotune.replay import replay_run
+        from zotune.run.replay import replay_run
 
         step = replay_run(self.run_folder, self.output_dir, self.step)
         kind = "adapter" if (Path(self.output_dir) / CONFIG_FILE).exists() else "model"
@@ -114,7 +114,7 @@ class Plot:
     """Where to write the PNG and SVG; default: plots/ in the first run folder."""
 
     def run(self) -> None:
-        from zotune.plots import plot_runs
+        from zotune.run.plots import plot_runs
 
         if not self.run_folders:
             raise InputError("name at least one run folder: zotune plot RUN [RUN ...]")
@@ -129,14 +129,14 @@ class Tasks:
     """List the built-in tasks with their templates, labels and data sets."""
 
     def run(self) -> None:
-        from zotune.console import print_tasks
+        from zotune.commands.console import print_tasks
 
         print_tasks()
 
 
 def _finish(summary: dict[str, Any], folder: Path) -> None:
-    from zotune.console import print_summary
-    from zotune.plots import plot_runs
+    from zotune.commands.console import print_summary
+    from zotune.run.plots import plot_runs
 
     plot_runs([folder])
     print_summary(summary, folder)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.data.datasets import TextExample
+from zotune.data.records import TextExample
 from zotune.data.tasks import Task
-from zotune.engine.protocol import Example, TokenIds
 from zotune.errors import InputError
+from zotune.zo.protocol import Example, TokenIds
 
 _ANCHOR = "\n"  # stands before a fragment, so that a tokenizer adds no space of its own to its start
 

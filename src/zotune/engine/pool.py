@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from zotune.engine.protocol import Engine, EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import Engine, EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 
 AnEngine = TypeVar("AnEngine", bound=Engine)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from zotune.engine.protocol import TokenIds
 from zotune.errors import InputError
+from zotune.zo.protocol import TokenIds
 
 _SCHEDULER = "sglang.srt.managers.scheduler:Scheduler."
 _REQ = "sglang.srt.managers.schedule_batch:Req."

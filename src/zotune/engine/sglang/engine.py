@@ -19,16 +19,16 @@ from typing import IO, Any
 
 from transformers import PretrainedConfig
 
-from zotune.adapter import LoraSpec
-from zotune.engine.loading import empty_model
-from zotune.engine.lora import LoraLayers
-from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
-from zotune.engine.sglang import cpu
+from zotune.adapter.forms import LoraSpec
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.options import check_options, server_options
+from zotune.engine.sglang.plugin import cpu
 from zotune.engine.sglang.worker import Start, mapped_theta
+from zotune.engine.torch.loading import empty_model
+from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
+from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 
 MAX_SLOTS = 32
 MAX_KV_SHARE = 0.25  # of a CPU's free memory, where the user sets no --sglang.max-total-tokens

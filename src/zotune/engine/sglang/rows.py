@@ -11,7 +11,7 @@ tokens: in scope everywhere, whose rows then continue it; and where the adapter 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zotune.engine.protocol import Example, TokenIds
+from zotune.zo.protocol import Example, TokenIds
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from zotune.adapter import LoraSpec, lora_matrices
-from zotune.engine.protocol import Probe, Theta, points
+from zotune.adapter.forms import LoraSpec, lora_matrices
 from zotune.errors import InputError
+from zotune.zo.protocol import Probe, Theta, points
 
 _POOL = "sglang.srt.lora.mem_pool:LoRAMemoryPool."
 NAMES = (

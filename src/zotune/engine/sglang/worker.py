@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from zotune.adapter import LoraSpec
-from zotune.engine.plain_engine import empty_scores
-from zotune.engine.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
-from zotune.engine.sglang import cpu, cpu_attention, driver, models, opt, slots
+from zotune.adapter.forms import LoraSpec
+from zotune.engine.sglang import driver, models, slots
 from zotune.engine.sglang.driver import Counts, Driver, Job
 from zotune.engine.sglang.names import check
+from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
+from zotune.engine.torch.plain import empty_scores
 from zotune.errors import InputError
+from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
 
 MIN_SHARED = 16  # tokens that must be shared for a pass of their own to pay off
 
@@ -207,7 +208,7 @@ class Worker:
 
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
-        from zotune.engine.plain_engine import peak_resident_bytes
+        from zotune.engine.torch.plain import peak_resident_bytes
 
         return peak_resident_bytes()
 

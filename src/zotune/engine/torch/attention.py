@@ -1,0 +1,150 @@
+"""Attention of probes that lie side by side over the kept KV of their prompt, as an attention function of transformers.
+
+A row of queries is [probes * suffix]: each token attends to its row's prompt, whose keys and values come from the
+prefix cache, and to its own probe's earlier tokens. So one product of all probes' queries with the prompt's keys
+serves them all, and no probe pays for another's tokens:
+
+    weights = softmax([q K_prompt', q K_own' + mask]);  output = weights [V_prompt; V_own]
+
+On CPU rows are taken one by one, straight from the cache where a prompt is one run;
+elsewhere a batch is padded once and computed at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from zotune.engine.torch.kept_product import KeptProduct
+
+Group = tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+class PromptKV:
+    """What the queries of one pass attend to, given to the model as `prompt_kv`; collects the pass's own KV.
+
+    Args:
+        prompts: each row's KV, run by run: [layers, 2, kv heads, tokens, head size], keys and values.
+        visible: bool [rows, suffix, suffix], what a token sees of its own probe.
+        num_probes: probes side by side in a row.
+        differentiated: whether the pass is one of `forward_mode`.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[torch.Tensor]],
+        visible: torch.Tensor,
+        num_probes: int,
+        differentiated: bool = False,
+    ) -> None:
+        self.prompts = prompts
+        self.num_probes = num_probes
+        # [rows, kv heads, heads a kv head, probes, suffix, suffix], to be added to scores
+        self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
+        self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.differentiated = differentiated
+        self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
+
+    def groups(self, layer: int) -> Iterator[Group]:
+        """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
+        if self._padded is not None:
+            kv, hidden = self._padded
+            yield slice(None), kv[layer, 0].flatten(0, 1), kv[layer, 1].flatten(0, 1), hidden
+            return
+        kv_heads = self.computed[layer][0].shape[1]
+        if not any(self.prompts):
+            empty = self.computed[layer][0][:, :, :0].flatten(0, 1)
+            yield slice(None), empty, empty, None
+            return
+        if self.differentiated:
+            kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            yield slice(None), kv[0].flatten(0, 1), kv[1].flatten(0, 1), hidden
+            return
+        for row, runs in enumerate(self.prompts):
+            if len(runs) == 1:
+                keys, values = runs[0][layer]
+            elif runs:
+                keys, values = torch.cat([run[layer] for run in runs], dim=2)
+            else:
+                keys = values = self.computed[layer][0][row, :, :0]
+            yield slice(row * kv_heads, (row + 1) * kv_heads), keys, values, None
+
+    def block(self) -> torch.Tensor:
+        """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size]."""
+        layers = [torch.stack(self.computed[layer])[:, 0] for layer in range(len(self.computed))]
+        return torch.stack(layers)
+
+
+def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """All prompts [.., kv heads, tokens, size], filled to the longest, and what is filling.
+
+    Returns:
+        [.., rows, kv heads, longest, size], and bool [rows * kv heads, 1, longest].
+    """
+    lengths = torch.tensor([sum(run.shape[-2] for run in runs) for runs in prompts])
+    longest = int(lengths.max())
+    some = next(run for runs in prompts for run in runs)
+    *first, heads, _, size = some.shape
+    kv = some.new_zeros((*first, len(prompts), heads, longest, size))
+    for row, runs in enumerate(prompts):
+        if runs:
+            kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
+    hidden = (torch.arange(longest) >= lengths[:, None]).repeat_interleave(heads, dim=0)
+    return kv, hidden[:, None].to(device)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    *,
+    prompt_kv: PromptKV,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [rows, heads, probes * suffix, size] -> [rows, tokens, heads, size]."""
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    prompt_kv.computed[layer] = (key, value)
+    with record_function("zotune::attention"):
+        rows, heads, count, size = query.shape
+        kv_heads, probes = key.shape[1], prompt_kv.num_probes
+        # [rows * kv heads, all queries of a kv head, size], and the same seen probe by probe
+        by_head = query.reshape(rows * kv_heads, -1, size) * (size**-0.5 if scaling is None else scaling)
+        by_probe = by_head.view(rows, kv_heads, heads // kv_heads, probes, count // probes, size)
+        own_keys = key.reshape(rows, kv_heads, 1, probes, count // probes, size)
+        own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
+        own = own_scores.view(rows * kv_heads, -1, count // probes)
+        outputs, own_weights = [], []
+        product = KeptProduct.apply if prompt_kv.differentiated else torch.bmm
+        for group, keys, values, hidden in prompt_kv.groups(layer):
+            num_past = keys.shape[1]
+            scores = product(by_head[group], keys.transpose(1, 2))
+            if hidden is not None:
+                scores = scores.masked_fill(hidden, -torch.inf)
+            weights = torch.softmax(torch.cat((scores, own[group]), dim=-1).float(), dim=-1).to(query.dtype)
+            own_weights.append(weights[..., num_past:])
+            outputs.append(product(weights[..., :num_past], values))
+        own_output = torch.cat(own_weights).view(own_scores.shape) @ value.reshape(own_keys.shape)
+        output = torch.cat(outputs).view(by_probe.shape) + own_output
+        return output.view(rows, heads, count, size).transpose(1, 2), None
+
+
+@contextmanager
+def side_by_side(model: PreTrainedModel) -> Iterator[None]:
+    """The model's passes take a `prompt_kv` and use `attention` with it."""
+    before = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+_NAME = "zotune_side_by_side"

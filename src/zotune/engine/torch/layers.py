@@ -1,0 +1,39 @@
+"""What of a model is trained, and how probes of it get into a forward pass: as slots of LoRA or of a
+soft prompt, or in the weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from zotune.zo.protocol import Probe, Theta
+
+
+class TrainedLayers(ABC):
+    """The trained modules of one model, from now until `remove`.
+
+    How the tokens of a pass lie: as [num_groups, probes, the rest]; `token_mask` [rows, tokens] keeps an adapter to
+    some of them; with `active` false the model is the base model. Nothing of it matters where weights move.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    max_probes: int | None = None  # of one pass
+
+    def __init__(self) -> None:
+        self.active = True
+        self.num_groups = 1
+        self.token_mask: torch.Tensor | None = None
+        self.modules: list[nn.Module] = []
+
+    @abstractmethod
+    def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        """Make `probes` the points of the next forward passes."""
+
+    @abstractmethod
+    def trial(self) -> tuple[Theta, list[Probe]]:
+        """Some theta, and probes of it, to try a model out with."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Leave the model as it was."""

@@ -1,0 +1,129 @@
+"""LoRA on a transformers model, applied from outside: out(x) + alpha/r * B(A x), for many adapters in one pass.
+
+Hu et al., 2021 (arXiv 2106.09685). The model's own code and weights stay untouched: forward hooks add the product, in
+fp32 as PEFT does. Adapters lie in slots, stacked into one tensor per matrix; every token of a pass belongs to one
+slot, by the pass's layout, and all slots are one batched product. Tensor names are those of PEFT's adapter files.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.profiler import record_function
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from zotune.adapter.forms import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
+from zotune.engine.torch.layers import TrainedLayers
+from zotune.errors import InputError
+from zotune.zo.noise import gaussian
+from zotune.zo.protocol import AT_THETA, Probe, Theta, points
+
+
+class LoraLayers(TrainedLayers):
+    """The adapted modules of one model; `place` and `write` fill the slots."""
+
+    def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
+        super().__init__()
+        self.scaling = spec.alpha / spec.rank
+        self.device = model.device
+        self.num_slots = 1
+        self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
+        matrices: dict[str, tuple[int, ...]] = {}
+        self._hooks = []
+        fan_in_fan_out = False
+        for name, module in adapted_modules(model, spec.target_modules):
+            fan_in_fan_out |= isinstance(module, Conv1D)
+            num_in, num_out = _features(module)
+            key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
+            matrices[key_a], matrices[key_b] = (spec.rank, num_in), (num_out, spec.rank)
+            self.modules.append(module)
+            self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b)))
+        self.shapes = dict(trained_shapes(matrices, spec))
+        frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
+        self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
+
+    def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
+        with record_function("zotune::noise"):
+            self.write(points(theta, probes))
+
+    def trial(self) -> tuple[Theta, list[Probe]]:
+        theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}
+        return theta, [AT_THETA, Probe(2, 0.05)]
+
+    def write(self, points: Sequence[Theta]) -> None:
+        """Make `points` the adapters of the next forward passes, a slot each."""
+        self.num_slots = len(points)
+        self.tensors = self._stacked([lora_matrices(point, self.spec) for point in points])
+
+    def tangents(self, directions: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        """How `tensors` of one slot change along directions: [directions, 1, ...]."""
+        stacked = self._stacked([lora_tangents(direction, self.spec) for direction in directions])
+        return {name: tensor.unsqueeze(1) for name, tensor in stacked.items()}
+
+    def _stacked(self, adapters: Sequence[Theta]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(self.device).transpose(1, 2)
+            for name in adapters[0]
+        }
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _hook(self, key_a: str, key_b: str):  # type: ignore[no-untyped-def]
+        def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if self.active:
+                with record_function("zotune::lora"):
+                    product = self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
+                    return (output + product).to(output.dtype)
+            return output
+
+        return add_product
+
+    def _product(self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor) -> torch.Tensor:
+        by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
+        _, groups, count, width = by_slot.shape  # [slots, groups, tokens, features]
+        low = torch.bmm(by_slot.reshape(self.num_slots, groups * count, width).float(), matrix_a) * self.scaling
+        product = torch.bmm(low, matrix_b).view(self.num_slots, groups, count, -1).transpose(0, 1)
+        if self.token_mask is None:
+            return product
+        # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
+        by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
+        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
+        return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
+
+
+def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The linear modules that `targets` name, by PEFT's rule: the whole name or its last parts.
+
+    Raises:
+        InputError: a target matches no linear module; lists the names that exist.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    head = model.get_output_embeddings()
+    if tuple(targets) == ("all-linear",):
+        yield from ((name, module) for name, module in linear.items() if module is not head)
+        return
+    for target in targets:
+        if not any(_matches(name, target) for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise InputError(
+                f"--target-modules: {target!r} matches no linear module of {type(model).__name__}; "
+                f"it has {', '.join(known)} (or all-linear)"
+            )
+    yield from ((n, m) for n, m in linear.items() if any(_matches(n, target) for target in targets))
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, Conv1D):  # GPT-2's linear layer keeps its weight transposed
+        return module.weight.shape[0], module.weight.shape[1]
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features

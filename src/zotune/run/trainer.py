@@ -1,0 +1,293 @@
+"""The training loop: ask for probes, score them, tell the estimator, update theta, write the journal.
+
+A run is its configuration, its seed and its journal. Everything below is a pure function of those and of the
+examples, so a run that is stopped anywhere and resumed goes on bit for bit as if it had not been.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from zotune.errors import TrainingError
+from zotune.run.folder import RunFolder
+from zotune.run.journal import Entry, Journal
+from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.zo.estimators import Estimator
+from zotune.zo.noise import AHEAD, GAUSSIAN, Noise, derive_seed, permutation
+from zotune.zo.objectives import Objective, candidate_logits
+from zotune.zo.optimizers import Optimizer, Tensors
+from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
+from zotune.zo.schedules import Schedule
+
+MAX_ZERO_STEPS = 10
+
+
+class Callback:
+    """Told what happens in a run: inherit, and override what you need."""
+
+    def on_train_begin(self, trainer: "MeZOTrainer") -> None: ...
+
+    def on_step_end(self, event: StepEvent) -> None: ...
+
+    def on_evaluate(self, event: EvalEvent) -> None: ...
+
+    def on_train_end(self, trainer: "MeZOTrainer") -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long to train, on how much at a time, and when to look."""
+
+    num_steps: int
+    batch_size: int
+    directions: int
+    seed: int
+    eval_steps: int
+    early_stopping_patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over `num_examples`; `predictions` are indices of candidates, absent where there are no labels."""
+
+    accuracy: float | None
+    loss: float
+    num_examples: int
+    predictions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """How theta is given to others: `save` writes a folder, which has the name `name` in the run folder."""
+
+    name: str
+    save: Callable[[Path, Theta], None]
+
+
+class MeZOTrainer:
+    """Trains theta on one engine and keeps its run folder. `zotune.mezo_finetune` builds one from a configuration.
+
+    Args:
+        engine, estimator, optimizer, objective, schedule: the parts of a step.
+        plan: steps, batch size, seed, evaluations.
+        train_examples, eval_examples: what to learn from, and what to evaluate on (may be empty).
+        export: how theta is saved.
+        folder, journal, metrics: where the run is kept; `journal` and `metrics` are open at `step`.
+        theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
+        noise: what the directions are drawn from.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        estimator: Estimator,
+        optimizer: Optimizer,
+        objective: Objective,
+        schedule: Schedule,
+        plan: TrainingPlan,
+        train_examples: Sequence[Example],
+        eval_examples: Sequence[Example],
+        *,
+        folder: RunFolder,
+        journal: Journal,
+        metrics: MetricsFile,
+        export: Export,
+        theta: Theta,
+        optimizer_state: Tensors,
+        step: int = 0,
+        noise: Noise = GAUSSIAN,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.engine = engine
+        self.estimator = estimator
+        self.optimizer = optimizer
+        self.objective = objective
+        self.schedule = schedule
+        self.plan = plan
+        self.train_examples = train_examples
+        self.eval_examples = eval_examples
+        self.folder = folder
+        self.journal = journal
+        self.metrics = metrics
+        self.export = export
+        self.theta = theta
+        self.optimizer_state = optimizer_state
+        self.step = step
+        self.noise = noise
+        self.callbacks = list(callbacks)
+        self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
+        self._zero_steps = 0
+
+    @classmethod
+    def check(cls, engine: Engine) -> None:
+        """Raise InputError for an engine that steps of this kind cannot use; asked before a run folder is made."""
+
+    # ---- the algorithm -------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run to the last step, until evaluations stop improving, or until a callback sets `should_stop`.
+
+        Raises:
+            TrainingError: the loss is not finite, every slope is zero, or the disk refused; the journal is whole.
+        """
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        try:
+            self._evaluate_if_due()
+            while not self._is_done():
+                self.train_step()
+                self._evaluate_if_due()
+            self.save(self.exported)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {error.filename or self.folder.path}: {error.strerror}. The run is kept up to step "
+                f"{self.step}; make room and go on with: zotune resume {self.folder.path}"
+            ) from error
+        for callback in self.callbacks:
+            callback.on_train_end(self)
+
+    def train_step(self) -> None:
+        """One step of the algorithm; it is in the journal when this returns."""
+        started, before = time.perf_counter(), asdict(self.engine.stats)
+        batch = self._batch(self.estimator.num_batches)
+        probes = self.estimator.ask(self._seeds(self.step), self.noise.at(self.plan.seed, self.step))
+        AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
+        scores = self.engine.score(self.theta, probes, batch)
+        losses = self.objective(scores, batch)  # [probe, example]
+        slopes = self.estimator.tell(
+            probes, losses if scores.tangents is None else self.objective.derivative(scores, batch)
+        )
+        near = [probe.base is None for probe in probes]
+        loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
+        self._check(loss, [slope.value for slope in slopes])
+        self.estimator = self.estimator.after(self.theta, slopes)
+        self.theta, self.optimizer_state = self.optimizer.update(
+            self.theta, self.optimizer_state, slopes, learning_rate
+        )
+        event = StepEvent(
+            step=self.step + 1,
+            loss=loss,
+            learning_rate=learning_rate,
+            slopes=tuple(slope.value for slope in slopes),
+            step_time_s=time.perf_counter() - started,
+            **{name: count - before[name] for name, count in asdict(self.engine.stats).items()},
+        )
+        # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
+        self.metrics.append(event)
+        self.journal.append(Entry(event.step, loss, learning_rate, tuple(slopes)))
+        self.step = event.step
+        for callback in self.callbacks:
+            callback.on_step_end(event)
+
+    def _batch(self, num_batches: int = 1) -> list[Example]:
+        """Examples `step * batch_size ...` of an endless stream of seeded permutations of the data."""
+        count, size = len(self.train_examples), self.plan.batch_size
+        positions = range(self.step * size, (self.step + num_batches) * size)
+        orders = {
+            epoch: permutation(self.plan.seed, f"epoch/{epoch}", count) for epoch in {p // count for p in positions}
+        }
+        return [self.train_examples[orders[position // count][position % count]] for position in positions]
+
+    def _seeds(self, step: int) -> list[int]:
+        return [derive_seed(self.plan.seed, "direction", step, k) for k in range(self.plan.directions)]
+
+    # ---- evaluation, saving, stopping ----------------------------------------------------------------------------
+
+    def evaluate(self, examples: Sequence[Example] | None = None) -> Evaluation:
+        """Loss and accuracy of theta on `examples` (default: the evaluation examples)."""
+        return evaluate(self.engine, self.theta, self.objective, self.eval_examples if examples is None else examples)
+
+    @property
+    def exported(self) -> Path:
+        """Where theta lies after an evaluation and at the end."""
+        return self.folder.path / self.export.name
+
+    def save(self, folder: Path) -> None:
+        """Export theta: a PEFT adapter folder, or a model folder of transformers."""
+        self.export.save(folder, self.theta)
+
+    def close(self) -> None:
+        """Release the journal and metrics files, and the model."""
+        self.engine.close()
+        self.journal.close()
+        self.metrics.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def evaluations(self) -> list[EvalEvent]:
+        return [event for event in self.metrics.events if isinstance(event, EvalEvent)]
+
+    def _evaluate_if_due(self) -> None:
+        due = self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
+        if not due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
+            return
+        started = time.perf_counter()
+        evaluation = self.evaluate()
+        event = EvalEvent(
+            step=self.step,
+            split="eval",
+            accuracy=evaluation.accuracy,
+            loss=evaluation.loss,
+            num_examples=evaluation.num_examples,
+            time_s=time.perf_counter() - started,
+        )
+        # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
+        self.save(self.exported)
+        if best_of([*self.evaluations, event]) is event:
+            self.save(self.folder.best)
+        self.metrics.append(event)
+        for callback in self.callbacks:
+            callback.on_evaluate(event)
+
+    def _is_done(self) -> bool:
+        return self.step >= self.plan.num_steps or self.should_stop or self._has_stopped_improving()
+
+    def _has_stopped_improving(self) -> bool:
+        patience = self.plan.early_stopping_patience
+        if patience is None or not self.evaluations:
+            return False
+        best = best_of(self.evaluations)
+        return sum(event.step > best.step for event in self.evaluations) >= patience
+
+    def _check(self, loss: float, slopes: list[float]) -> None:
+        kept = f"The run is kept up to step {self.step} in {self.folder.path}."
+        if not math.isfinite(loss) or not all(map(math.isfinite, slopes)):
+            raise TrainingError(
+                f"the loss became {loss} at step {self.step + 1}: lower --learning-rate "
+                f"(now {self.schedule(self.step):g}) or --epsilon, or use --dtype float32. {kept}"
+            )
+        self._zero_steps = self._zero_steps + 1 if not any(slopes) else 0
+        if self._zero_steps == MAX_ZERO_STEPS:
+            raise TrainingError(
+                f"every slope was zero for {MAX_ZERO_STEPS} steps: the probes cannot be told apart. Raise --epsilon, "
+                f"use --dtype float32, or adapt other modules with --target-modules. {kept}"
+            )
+
+
+def evaluate(
+    engine: Engine, theta: Theta, objective: Objective, examples: Sequence[Example], batch_size: int = 256
+) -> Evaluation:
+    """Mean objective, and accuracy where every example has a label, at theta."""
+    losses: list[np.ndarray] = []
+    predictions: list[int] = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        scores = engine.score(theta, [AT_THETA], batch)
+        losses.append(objective(scores, batch)[0])
+        predictions.extend(candidate_logits(scores)[0].argmax(axis=-1).tolist())
+    loss = float(np.concatenate(losses).mean())
+    labels = [example.label for example in examples]
+    if any(label is None for label in labels):
+        return Evaluation(None, loss, len(examples))
+    accuracy = float(np.mean([label == guess for label, guess in zip(labels, predictions, strict=True)]))
+    return Evaluation(accuracy, loss, len(examples), tuple(predictions))

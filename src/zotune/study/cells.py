@@ -1,0 +1,196 @@
+"""A study: many runs from one TOML, methods x tasks x seeds at equal budgets. compare.py and sweep.py run it.
+
+A cell is one run, in a folder of its own. A finished cell is never run again, and an unfinished one goes on from its
+journal, so a study may be stopped anywhere. Nothing is kept but the run folders: tables are read off them.
+
+    output_dir = "study"          # cells go to study/METHOD/TASK/seed-N
+    seeds = [0, 1, 2]
+    budget = { seconds = 60 }     # of training, for each cell: seconds, tokens (computed) or steps
+
+    [settings]                    # for all cells: any setting of `zotune train`
+    model = "facebook/opt-125m"
+
+    [tasks.imdb]                  # settings of a task; two more names are known here:
+    task = "imdb"
+    test_data = "test.jsonl"      # what the best adapter of a cell is evaluated on
+    target_accuracy = 0.8         # the table says when a cell's evaluations reached it
+
+    [methods.quick]               # settings of a method; first_order = true is backpropagation with Adam
+    directions = 4
+
+    [grid]                        # for `sweep`, instead of methods: values to try, all with all
+    learning_rate = [1e-4, 1e-3]
+"""
+
+import itertools
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zotune.config.settings import Config, make_config, toml_values
+from zotune.engine.torch.plain import reset_peak_memory
+from zotune.errors import InputError, TrainingError
+from zotune.finetune import make_trainer, resume, run
+from zotune.run.folder import RunFolder
+from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
+from zotune.run.trainer import Callback, MeZOTrainer
+from zotune.study.first_order import NEEDS, FirstOrderTrainer
+
+UNITS = {"steps": lambda event: 1, "tokens": lambda event: event.tokens_computed, "seconds": lambda e: e.step_time_s}
+TASK_ONLY = ("test_data", "test_samples", "target_accuracy")
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of training, summed over the steps of a run."""
+
+    unit: str
+    amount: float
+
+    def spent(self, events: list[StepEvent | EvalEvent]) -> float:
+        return float(sum(UNITS[self.unit](event) for event in events if isinstance(event, StepEvent)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    method: str
+    task: str
+    seed: int
+    config: Config
+    first_order: bool
+    test: Mapping[str, Any]
+
+    @property
+    def folder(self) -> RunFolder:
+        assert self.config.output_dir is not None
+        return RunFolder(Path(self.config.output_dir))
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder.path / "outcome.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a TOML file asks for. Cells of one seed come before those of the next."""
+
+    path: Path
+    output: Path
+    budget: Budget
+    cells: tuple[Cell, ...]
+
+
+class StopAtBudget(Callback):
+    """Ends a run with the step that spends its budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+
+    def on_train_begin(self, trainer: MeZOTrainer) -> None:
+        self.trainer = trainer
+        self.spent = self.budget.spent(trainer.metrics.events)
+
+    def on_step_end(self, event: StepEvent) -> None:
+        self.spent += UNITS[self.budget.unit](event)
+        self.trainer.should_stop = self.spent >= self.budget.amount
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_study(path: Path, output_dir: str | None = None) -> Study:
+    """The study of a TOML file, every cell's settings checked.
+
+    Raises:
+        InputError: anything unknown, missing or wrong, with the section that it stands in.
+    """
+    values = toml_values(path)
+    known = {"output_dir", "seeds", "budget", "settings", "tasks", "methods", "grid"}
+    if unknown := sorted(set(values) - known):
+        raise InputError(f"{path}: unknown {', '.join(unknown)}; a study has {', '.join(sorted(known))}")
+    seeds = values.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise InputError(f"{path}: seeds must be a list of whole numbers, got {seeds!r}")
+    methods = _methods(path, values)
+    tasks = _sections(path, values, "tasks", default={"demo": {}})
+    output = Path(output_dir or values.get("output_dir") or f"output/{path.stem}")
+    settings = values.get("settings", {})
+    cells = []
+    for seed, (task, of_task), (method, of_method) in itertools.product(seeds, tasks.items(), methods.items()):
+        merged = settings | {key: value for key, value in of_task.items() if key not in TASK_ONLY} | of_method
+        first_order = merged.pop("first_order", False)
+        if first_order:
+            merged.setdefault("peft_type", "lora")
+            if merged["peft_type"] == "lora":
+                merged.setdefault("init_lora_weights", "kaiming")
+        folder = output / method / task / f"seed-{seed}"
+        where = f"{path}: [methods.{method}] on [tasks.{task}]"
+        config = make_config(merged | {"seed": seed, "output_dir": str(folder)}, where=where)
+        if first_order and (config.engine == "sglang" or (config.tuning, config.peft_type) != ("lora", "lora")):
+            raise InputError(f"{where}: {NEEDS}")
+        test = {key: of_task[key] for key in TASK_ONLY if key in of_task}
+        cells.append(Cell(method, task, seed, config, first_order, test))
+    return Study(path, output, _budget(path, values.get("budget")), tuple(cells))
+
+
+def _methods(path: Path, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if "grid" not in values:
+        return _sections(path, values, "methods")
+    if "methods" in values:
+        raise InputError(f"{path}: give [methods] to compare or [grid] to sweep, not both")
+    grid = values["grid"]
+    if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
+        raise InputError(f"{path}: [grid] must give a list of values for each setting")
+    points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+    return {",".join(f"{name}={value}" for name, value in point.items()): point for point in points}
+
+
+def _sections(path: Path, values: Mapping[str, Any], name: str, default: Any = None) -> dict[str, dict[str, Any]]:
+    sections = values.get(name, default)
+    if not isinstance(sections, dict) or not sections or not all(isinstance(v, dict) for v in sections.values()):
+        raise InputError(f"{path}: give at least one section [{name}.NAME]")
+    return sections
+
+
+def _budget(path: Path, value: Any) -> Budget:
+    if not (isinstance(value, dict) and len(value) == 1 and set(value) <= set(UNITS)):
+        raise InputError(f"{path}: budget must be one of {', '.join(UNITS)} with an amount, got {value!r}")
+    ((unit, amount),) = value.items()
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < math.inf:
+        raise InputError(f"{path}: budget: {unit} must be a number above 0, got {amount!r}")
+    return Budget(unit, float(amount))
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def train_cell(cell: Cell, budget: Budget) -> None:
+    """Train a cell until it has had its budget; goes on where an earlier call or process stopped."""
+    reset_peak_memory()
+    folder, stop = cell.folder, StopAtBudget(budget)
+    resumable = folder.journal.is_file() and folder.config.is_file() and not cell.first_order
+    if resumable and budget.spent(read_metrics(folder.metrics)) >= budget.amount:
+        return
+    if folder.config.is_file() and not folder.journal.is_file():  # stopped before its first line
+        shutil.rmtree(folder.path)
+    try:
+        if resumable:
+            resume(folder.path, callbacks=[stop])
+        else:
+            settings = {**vars(cell.config), "overwrite": folder.journal.is_file()}
+            kind = FirstOrderTrainer if cell.first_order else MeZOTrainer
+            run(make_trainer(**settings, callbacks=[stop], kind=kind))
+    except TrainingError as error:  # diverged: a result, too
+        logger.warning("%s on %s, seed %d: %s", cell.method, cell.task, cell.seed, error)
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a page, or for a terminal of any width."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in (heading, ["---"] * len(heading), *rows))

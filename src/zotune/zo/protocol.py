@@ -1,0 +1,143 @@
+"""The engine contract: what a trainer asks of a model, and the values that cross the border.
+
+Engines score candidates under probes of theta. A cache inside an engine may change its speed, never a number:
+results come in the order asked for, and the same call gives the same numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from zotune.zo.noise import GAUSSIAN, Noise
+
+Theta = Mapping[str, np.ndarray]
+"""The trained numbers: tensor name (as in PEFT's files) -> float32 array. The master copy; never written in place."""
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A point theta + distance * z(seed). Distance 0 is theta itself. `base`, where given, stands in for theta.
+
+    With `derivative` it asks for the derivative along z(seed) at theta; the probes of a call all do, or none.
+    """
+
+    seed: int
+    distance: float
+    noise: Noise = GAUSSIAN
+    base: Theta | None = None
+    derivative: bool = False
+
+    def of(self, theta: Theta) -> Theta:
+        """The probe's tensors, computed in float32 from the master copy."""
+        point = theta if self.base is None else self.base
+        if self.distance == 0.0:
+            return point
+        distance, z = np.float32(self.distance), self.noise.direction(self.seed, point)
+        return {name: value + distance * z[name] for name, value in point.items()}
+
+
+AT_THETA = Probe(seed=0, distance=0.0)
+
+
+def points(theta: Theta, probes: Sequence[Probe]) -> list[Theta]:
+    """Each probe's tensors, as `Probe.of` gives them; a direction is drawn once for all its distances."""
+    bases = [theta if probe.base is None else probe.base for probe in probes]
+    drawn: dict[tuple[int, Noise, int], Theta] = {}
+    result = []
+    for probe, base in zip(probes, bases, strict=True):
+        if not probe.distance:
+            result.append(base)
+            continue
+        key = (probe.seed, probe.noise, id(base))
+        if key not in drawn:
+            drawn[key] = probe.noise.direction(probe.seed, base)
+        distance, z = np.float32(probe.distance), drawn[key]
+        result.append({name: value + distance * z[name] for name, value in base.items()})
+    return result
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is scored: each candidate is a possible continuation of prompt + invocation.
+
+    An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
+    has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right
+    candidate where it is known; engines do not read it.
+    """
+
+    prompt: TokenIds
+    invocation: TokenIds
+    candidates: tuple[TokenIds, ...]
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the candidates, summed over their tokens.
+
+    Examples with fewer candidates than the widest are filled with -inf and a token count of 0. Where probes ask for
+    derivatives, `tangents` are those of `log_probs`, which are at theta then; they are filled with 0.
+    """
+
+    log_probs: np.ndarray  # float32 [probe, example, candidate]
+    num_tokens: np.ndarray  # int64 [example, candidate]
+    tangents: np.ndarray | None = None  # float32 [probe, example, candidate]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate: greedily where `temperature` is 0, else by sampling with `seed`."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    stop_token_ids: TokenIds = ()
+
+
+@dataclass
+class EngineStats:
+    """Counters of what really ran since the engine was made. Padding is not counted as tokens."""
+
+    forward_passes: int = 0
+    tokens_computed: int = 0
+    tokens_reused: int = 0
+
+
+class Engine(Protocol):
+    """Scores probes of an adapter on a causal language model."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What has run so far."""
+        ...
+
+    @property
+    def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every tensor of theta."""
+        ...
+
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+        """Score every candidate of every example under every probe."""
+        ...
+
+    def why_no_derivatives(self) -> str | None:
+        """Why probes may not ask for derivatives here, or None where they may."""
+        ...
+
+    def generate(
+        self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
+    ) -> list[list[TokenIds]]:
+        """Continue prompt + invocation of each example: token ids [probe][prompt], stop token left out."""
+        ...
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory held so far: the device's where there is one, else this process's resident set."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds and leave the model as it was."""
+        ...
