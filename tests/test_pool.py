@@ -41,3 +41,11 @@ def test_texts_are_those_of_one_engine(engines):
     theta, prompts = some_theta(plain), [Example((2, 3 + n), INVOCATION, ((),)) for n in range(5)]
     probes = [AT_THETA, Probe(1, 0.5)]
     assert pool.generate(theta, probes, prompts, Sampling(4)) == plain.generate(theta, probes, prompts, Sampling(4))
+
+
+def test_a_pool_serves_what_its_engines_do_but_derivatives(engines):
+    _, pool = engines
+    assert pool.why_not("scores") is None
+    assert pool.why_not("generations") is None
+    assert "a pool of engines" in pool.why_not("tangents")
+    assert "a pool of engines" in pool.why_not("gradients")

@@ -187,7 +187,7 @@ def assemble(
     num_probes = len(make_estimator(config).ask(range(config.directions)))
     engine = make_engine(config, spec, device, dtype, model, num_probes)
     _check_blocks(config, engine)
-    if config.estimator == "jvp" and (obstacle := engine.why_no_derivatives()):
+    if config.estimator == "jvp" and (obstacle := engine.why_not("tangents")):
         engine.close()
         raise InputError(f"--estimator jvp: {obstacle}; use spsa, or another engine or model")
     return Parts(

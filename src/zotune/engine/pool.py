@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from zotune.zo.protocol import Engine, EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import Engine, EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 AnEngine = TypeVar("AnEngine", bound=Engine)
 
@@ -47,8 +47,10 @@ class EnginePool(Generic[AnEngine]):
             np.concatenate([_widened(scores.num_tokens, width, 0) for scores in shares]),
         )
 
-    def why_no_derivatives(self) -> str | None:
-        return "a pool of engines passes none on"
+    def why_not(self, need: Need) -> str | None:
+        if need in ("tangents", "gradients"):
+            return "a pool of engines passes no derivatives on"
+        return self.engines[0].why_not(need)
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

@@ -26,7 +26,7 @@ from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.shared_kv import SharedKV
 from zotune.engine.torch.suffix import Suffix, ancestors, make_suffix
 from zotune.engine.torch.weights import ModelWeights
-from zotune.zo.protocol import Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
@@ -92,8 +92,8 @@ class TorchEngine:
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
-    def why_no_derivatives(self) -> str | None:
-        return self.plain.why_no_derivatives()
+    def why_not(self, need: Need) -> str | None:
+        return self.plain.why_not(need)
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

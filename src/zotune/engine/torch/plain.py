@@ -26,7 +26,7 @@ from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
-from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """A scalar from log-probabilities [example, candidate]."""
@@ -96,7 +96,12 @@ class PlainEngine:
         self.stats.tokens_computed += self.stats.tokens_computed - before  # each token's tangent
         return tangents
 
-    def why_no_derivatives(self) -> str | None:
+    def why_not(self, need: Need) -> str | None:
+        if need == "tangents":
+            return self._why_no_tangents()
+        return "this engine has no backward passes" if need == "gradients" else None
+
+    def _why_no_tangents(self) -> str | None:
         if not isinstance(self.layers, LoraLayers):
             return "only LoRA's matrices have derivatives here"
         if method := quantization_method(self.model.config):  # some of their operators would say 0 and no error
