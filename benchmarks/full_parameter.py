@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace) -> None:
             engine.score(theta, [AT_THETA], batch)
             continue
         probes = estimator.ask([step])
-        slopes = estimator.tell(probes, cross_entropy(engine.score(theta, probes, batch), batch))
+        slopes = estimator.tell(probes, cross_entropy.losses(engine.score(theta, probes, batch), batch))
         optimizer.update(theta, {}, slopes, 1e-6)
     seconds = (time.perf_counter() - start) / options.steps
     print(json.dumps({"work": options.work, "dtype": options.dtype, "peak_mib": engine.peak_memory_bytes() / 2**20,

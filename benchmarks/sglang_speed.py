@@ -87,7 +87,7 @@ def measure(engine: SglangEngine, batch: list[Any], flags: argparse.Namespace) -
     def step() -> None:
         nonlocal theta, state
         asked = estimator.ask([next(seeds) for _ in range(flags.directions)])
-        losses = cross_entropy(engine.score(theta, asked, batch), batch)
+        losses = cross_entropy.losses(engine.score(theta, asked, batch), batch)
         theta, state = optimizer.update(theta, state, estimator.tell(asked, losses), 1e-5)
 
     fixed = dict(theta)

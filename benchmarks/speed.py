@@ -110,7 +110,7 @@ class Step:
         self.count += 1
         probes = estimator.ask(self._seeds(self.count))
         AHEAD.start(GAUSSIAN, self._seeds(self.count + 1), self.theta)
-        losses = cross_entropy(self.engine.score(self.theta, probes, batch), batch)
+        losses = cross_entropy.losses(self.engine.score(self.theta, probes, batch), batch)
         self.theta, _ = Sgd().update(self.theta, {}, estimator.tell(probes, losses), 1e-4)
 
     def _seeds(self, step: int) -> list[int]:

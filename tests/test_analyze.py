@@ -28,7 +28,7 @@ def test_its_exact_slope_is_the_engines():
     for row in result.rows[4:]:  # below 1e-3 rounding differs with the order of summation
         estimator = Spsa(row.epsilon)
         probes = estimator.ask([derive_seed(0, "direction", 0, 0)])
-        (slope,) = estimator.tell(probes, cross_entropy(engine.score(theta, probes, BATCH), BATCH))
+        (slope,) = estimator.tell(probes, cross_entropy.losses(engine.score(theta, probes, BATCH), BATCH))
         assert row.slope_size == pytest.approx(abs(slope.value), rel=1e-3, abs=1e-3)
 
 

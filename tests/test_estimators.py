@@ -136,5 +136,5 @@ def test_slopes_equal_autograds_directional_derivative(kind, invocation):
 
     estimator = Spsa(1e-3)
     probes = estimator.ask([4])
-    (slope,) = estimator.tell(probes, cross_entropy(engine.score(theta, probes, BATCH), BATCH))
+    (slope,) = estimator.tell(probes, cross_entropy.losses(engine.score(theta, probes, BATCH), BATCH))
     assert slope.value == pytest.approx(exact, rel=2e-3, abs=1e-3)

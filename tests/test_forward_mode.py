@@ -35,7 +35,7 @@ ENGINES: dict[str, Any] = {
 
 def jvp_slopes(engine, theta, batch, seeds=SEEDS):
     probes = Jvp().ask(seeds)
-    slopes = Jvp().tell(probes, cross_entropy.derivative(engine.score(theta, probes, batch), batch))
+    slopes = Jvp().tell(probes, cross_entropy.derivatives(engine.score(theta, probes, batch), batch))
     return np.array([slope.value for slope in slopes])
 
 
@@ -116,7 +116,7 @@ def test_in_bfloat16_the_error_is_smaller_than_spsas_at_every_epsilon(kind, scop
     error = np.linalg.norm(jvp_slopes(engine, theta, BATCH, seeds) - exact)
     for epsilon in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
         probes = Spsa(epsilon).ask(seeds)
-        slopes = Spsa(epsilon).tell(probes, cross_entropy(engine.score(theta, probes, BATCH), BATCH))
+        slopes = Spsa(epsilon).tell(probes, cross_entropy.losses(engine.score(theta, probes, BATCH), BATCH))
         assert error < np.linalg.norm([slope.value for slope in slopes] - exact)
 
 
@@ -133,7 +133,7 @@ def test_an_objectives_derivative_equals_finite_differences(name):
         return OBJECTIVES[name](Scores(moved, num_tokens), batch)
 
     differences = (loss(eps) - loss(-eps)) / (2 * eps)
-    derivative = OBJECTIVES[name].derivative(Scores(log_probs, num_tokens, tangents), batch)
+    derivative = OBJECTIVES[name].derivatives(Scores(log_probs, num_tokens, tangents), batch)
     np.testing.assert_allclose(derivative, differences, rtol=1e-5, atol=1e-6)  # an error of eps^2
 
 

@@ -79,7 +79,7 @@ def test_slopes_equal_autograds_directional_derivative(kind, make, piece_size):
         parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
     gradient = ModelWeights(reference)
     probes = Spsa(1e-4).ask(range(8))
-    slopes = Spsa(1e-4).tell(probes, cross_entropy(engine.score(engine.weights, probes, BATCH), BATCH))
+    slopes = Spsa(1e-4).tell(probes, cross_entropy.losses(engine.score(engine.weights, probes, BATCH), BATCH))
     exact = [
         sum(float((gradient[n].astype(np.float64) * z).sum()) for n, z in s.noise.direction(s.seed, gradient).items())
         for s in slopes

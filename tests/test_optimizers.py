@@ -263,7 +263,7 @@ def test_cross_entropy_equals_torchs_over_length_normalised_candidates(seed, pro
     num_tokens = rng.integers(1, 5, size=(examples, candidates))
     labels = rng.integers(0, candidates, size=examples)
     batch = [Example((), (), ((1,),) * candidates, int(label)) for label in labels]
-    losses = cross_entropy(Scores(log_probs, num_tokens), batch)
+    losses = cross_entropy.losses(Scores(log_probs, num_tokens), batch)
     for probe in range(probes):
         logits = torch.tensor(log_probs[probe].astype(np.float64) / num_tokens)
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
@@ -273,11 +273,11 @@ def test_cross_entropy_equals_torchs_over_length_normalised_candidates(seed, pro
 def test_absent_candidates_do_not_change_the_cross_entropy():
     batch = [Example((), (), ((1,), (2,)), 1), Example((), (), ((1,), (2,), (3,)), 2)]
     log_probs = np.array([[[-1, -2, -np.inf], [-1, -2, -3]]], dtype=np.float32)
-    losses = cross_entropy(Scores(log_probs, np.array([[1, 1, 0], [1, 1, 1]])), batch)
+    losses = cross_entropy.losses(Scores(log_probs, np.array([[1, 1, 0], [1, 1, 1]])), batch)
     assert losses[0, 0] == pytest.approx(np.log(1 + np.e))
     assert np.isfinite(losses).all()
 
 
 def test_token_nll_is_the_mean_over_tokens():
     scores = Scores(np.array([[[-6.0], [-5.0]]], dtype=np.float32), np.array([[3], [2]]))
-    assert token_nll(scores, []).tolist() == [[2.0, 2.5]]
+    assert token_nll.losses(scores, []).tolist() == [[2.0, 2.5]]

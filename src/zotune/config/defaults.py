@@ -1,57 +1,73 @@
-"""The method of a run: what its configuration names, and what is chosen where it names nothing."""
+"""The method of a run: what its settings name, and what is chosen where they name nothing."""
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from zotune.config.tables import settings_for
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
+from zotune.zo.optimizers import OPTIMIZERS, Optimizer
 
 if TYPE_CHECKING:
     from zotune.config.settings import Config
 
+SMALL_MODEL = 100_000_000  # parameters
 
-def arguments_of(made: Callable[..., Any], config: "Config") -> dict[str, Any]:
-    """The settings that the dataclass `made` has fields for, but for those left to its own defaults."""
-    names = {field.name for field in fields(config)} & {field.name for field in fields(made)}  # type: ignore[arg-type]
-    return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
+
+def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
+    """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best
+    finalists of docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of
+    inference; for backpropagation LoRA as PEFT starts it."""
+    tuning = config.tuning or ("lora_fa" if scope == "activated" and config.estimator != "backprop" else "lora")
+    defaults: dict[str, Any] = {"tuning": tuning}
+    if tuning == "full":
+        defaults |= {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
+    elif config.estimator == "backprop":
+        defaults |= {"estimator": "backprop", "optimizer": "adam", "directions": None}
+    else:
+        defaults |= {
+            "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,
+        }  # fmt: skip
+    if tuning in ("lora", "lora_fa"):
+        from_data = scope == "activated" and config.estimator != "backprop"
+        defaults["init_lora_weights"] = "eva" if from_data else "kaiming"
+    return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 
 def make_noise(config: "Config") -> Noise:
     """The noise of a run, at its first step."""
-    given: dict[str, Any] = {
-        "rank": config.noise_rank, "steps": config.noise_steps, "blocks": config.noise_blocks,
-        "sparsity": config.sparsity,
-    }  # fmt: skip
     kind = config.noise or ("rademacher" if config.estimator == "fzoo" else "gaussian")
-    return Noise(kind, **{name: value for name, value in given.items() if value is not None})
+    masks = {"steps": config.noise_steps, "blocks": config.noise_blocks, "sparsity": config.sparsity}
+    given = {name: value for name, value in masks.items() if value is not None}
+    return Noise(kind, **given, **settings_for(config, kind))
 
 
 def make_estimator(config: "Config") -> Estimator:
-    """The estimator of a run, at its first step."""
+    """The estimator of a run, at its first step; its method is chosen."""
     assert config.estimator is not None
     made = ESTIMATORS[config.estimator]
-    return made(**arguments_of(made, config))
+    return made(**shared_settings(config, made), **settings_for(config, config.estimator))
 
 
-def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
-    """Estimator, optimizer, directions and form of the adapter. Where `config` names none: the best finalists of
-    docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of inference."""
-    if config.tuning == "full":
-        defaults: dict[str, Any] = {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
-    else:
-        directions, peft_type, init = (16, "lora_fa", "eva") if scope == "activated" else (4, "lora", "kaiming")
-        defaults = {"estimator": "one_sided", "optimizer": "adam", "directions": directions, "peft_type": peft_type}
-        if config.peft_type in (None, "lora", "lora_fa"):
-            defaults["init_lora_weights"] = init
-    return {name: getattr(config, name) or default for name, default in defaults.items()}
+def optimizer_arguments(config: "Config") -> dict[str, Any]:
+    """The optimizer of a run as its journal names it: a key of OPTIMIZERS, and the arguments that it is made with."""
+    assert config.optimizer is not None
+    made = OPTIMIZERS[config.optimizer]
+    optimizer: Optimizer = made(**shared_settings(config, made), **settings_for(config, config.optimizer))
+    return {"name": config.optimizer, **vars(optimizer)}
 
 
-def default_learning_rate(num_parameters: int, optimizer: str | None, tuning: str = "lora") -> float:
+def shared_settings(config: "Config", made: Any) -> dict[str, Any]:
+    """The settings of Config that the dataclass `made` has fields for, but for those left to its own defaults."""
+    names = {item.name for item in fields(config)} & {item.name for item in fields(made)}
+    return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
+
+
+def default_learning_rate(num_parameters: int, optimizer: str, tuning: str) -> float:
     """By the optimizer and the size of the base model. Small models: what the study in docs/results.md found. Large
     ones: with Adam what backpropagation of LoRA takes, else MeZO's range for OPT with LoRA, 5e-5 .. 1e-4. MeZO's range
     for all parameters is 1e-7 .. 1e-6."""
     if tuning == "full":
         return 1e-6
     small, large = (4e-3, 2e-4) if optimizer in ("adam", "adamw") else (2e-3, 1e-4)
-    return small if num_parameters < 100_000_000 else large
+    return small if num_parameters < SMALL_MODEL else large

@@ -1,44 +1,40 @@
 """Every setting of a run and its default. The docstring of a field is its `--help`.
 
 Flags, TOML keys and keyword arguments are these same words. `None` means: chosen when the run starts, from the task,
-the data or the model; config.toml in the run folder holds what was chosen.
+the data or the model (run.py); config.toml in the run folder holds what was chosen.
 """
 
-import difflib
-import tomllib
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import tomli_w
-
-from zotune.adapter.forms import FORMS
+from zotune.adapter.spec import TUNINGS
 from zotune.config.checks import check
-from zotune.errors import InputError
-from zotune.zo.estimators import ESTIMATORS, SHAPINGS
+from zotune.engine import ENGINES
+from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.noise import KINDS
+from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
-Tuning = Literal["lora", "full"]
-EngineName = Literal["torch", "plain", "sglang"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "int8"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
 # The rows of the tables are the choices.
 if TYPE_CHECKING:
+    EngineName: TypeAlias = str
     EstimatorName: TypeAlias = str
     OptimizerName: TypeAlias = str
     NoiseKind: TypeAlias = str
-    Shaping: TypeAlias = str
-    PeftType: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    Tuning: TypeAlias = str
 else:
+    EngineName = Literal[tuple(ENGINES)]
     EstimatorName = Literal[tuple(ESTIMATORS)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     NoiseKind = Literal[tuple(KINDS)]
-    Shaping = Literal[tuple(SHAPINGS)]
-    PeftType = Literal[(*FORMS, "prompt_tuning")]
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    Tuning = Literal[tuple(TUNINGS)]
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,6 @@ class Config:
     """What computes the forward passes: `torch` is transformers in this process, with exact reuse; `plain` is the same
     without any: every token of every probe, one probe at a time; `sglang` is SGLang, with any option of it as
     --sglang.NAME VALUE, e.g. --sglang.tp-size 2."""
-
-    sglang: dict[str, Any] = field(default_factory=dict)
-    """Options of SGLang's own, by the names of its ServerArgs; on the command line --sglang.NAME VALUE."""
 
     scope: Scope | None = None
     """Where the adapter acts: `activated` from the invocation on, or `everywhere`.
@@ -115,9 +108,6 @@ class Config:
     """What directions are drawn from: `gaussian`, `rademacher` (-1 or 1), `sphere` (of each tensor) or `low_rank`
     (LOZO). Default: rademacher with fzoo, else gaussian."""
 
-    noise_rank: int | None = None
-    """Rank of low_rank noise; default: 2."""
-
     noise_steps: int | None = None
     """Steps that the subspace of low_rank noise, or a block of --noise-blocks, is kept; default: 50."""
 
@@ -127,38 +117,11 @@ class Config:
     sparsity: float | None = None
     """Keep this share of each tensor, its entries of largest magnitude, unmoved (Sparse-MeZO: 0.75); default: none."""
 
-    es_shaping: Shaping | None = None
-    """What es makes of the losses of a step: `z-score` or `rank`; default: z-score."""
-
-    svrg_steps: int | None = None
-    """Steps from one anchor of svrg to the next; default: 10."""
-
-    svrg_batches: int | None = None
-    """Batches over which svrg measures an anchor; default: 8."""
-
-    epsilon_steps: int | None = None
-    """Steps from one measurement of adaptive to the next; default: 50. --epsilon is where it starts."""
-
     weight_decay: float = 0.0
     """Weight decay of the optimizer."""
 
     clip: float | None = None
     """Cut slopes to this multiple of the running median of |slope|; default: never."""
-
-    momentum: float | None = None
-    """Momentum of sgd (default 0), sign (0.9) and muon (0.95)."""
-
-    adam_beta1: float | None = None
-    """Decay of the mean in adam and adamw; default: 0.9."""
-
-    adam_beta2: float | None = None
-    """Decay of the mean square in adam and adamw; default: 0.999."""
-
-    adam_epsilon: float | None = None
-    """What adam and adamw add to the root of the mean square; default: 1e-8."""
-
-    hizoo_smoothing: float | None = None
-    """Share of a step's curvature in the diagonal of the optimizer hizoo; default: 1e-3."""
 
     seed: int = 0
     """Seed of the adapter's start, the order of examples and the directions."""
@@ -166,22 +129,16 @@ class Config:
     data_seed: int = 0
     """Seed of the held-out split and of samples of the data; apart from --seed, so that runs share their data."""
 
-    tuning: Tuning = "lora"
-    """What is trained: `lora`, an adapter; or `full`, the model's own parameters in their dtype, at the memory of
-    inference, exported as a model folder. MeZO's for OPT: --tuning full --epsilon 1e-3 --learning-rate 1e-6
-    or 1e-7, --lr-scheduler-type constant."""
-
-    peft_type: PeftType | None = None
-    """`lora`, the default in scope everywhere; `lora_fa`, with A frozen, the default in scope activated; `vera`, A and
-    B frozen, shared by all modules and scaled by trained vectors (use a large --lora-rank, such as 256), all exported
-    as ordinary LoRA adapters; or `prompt_tuning`, trained vectors in front of every prompt, no layer changed."""
+    tuning: Tuning | None = None
+    """What is trained: `lora` is a LoRA adapter; `lora_fa` the same with A frozen; `vera` trains vectors that scale
+    the rows of an A and a B that are frozen and shared by all modules (use a large --lora-rank, such as 256);
+    `prompt_tuning` trains vectors in front of every prompt and changes no layer; `full` trains the model's own
+    parameters, at the memory of inference, and exports a model folder. Default: lora_fa in scope activated, lora in
+    scope everywhere."""
 
     init_lora_weights: Literal["kaiming", "eva"] | None = None
     """Where A starts with lora and lora_fa (B is 0): `eva`, the default in scope activated, at the principal components
     of each layer's inputs over 256 training examples; `kaiming`, in scope everywhere, at random (PEFT's True)."""
-
-    num_virtual_tokens: int | None = None
-    """Trained vectors in front of every prompt with prompt_tuning; they count towards --max-length. Default: 20."""
 
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
@@ -219,18 +176,16 @@ class Config:
     labels: tuple[str, ...] = ()
     """Label words in the order of the label ids; name=word where the data's labels are strings."""
 
-    objective: Literal["cross_entropy", "token_nll"] | None = None
-    """The loss: over the candidates, or of the completion's tokens; default: the task's."""
+    objective: ObjectiveName | None = None
+    """The loss: `cross_entropy` over the candidate answers, or `token_nll`, that of the completion's tokens. Default:
+    the task's."""
 
     dtype: Dtype | None = None
     """Of the model's weights; the adapter is float32. Default: float32 on CPU, bfloat16 on CUDA."""
 
-    load_in_4bit: bool = False
-    """Quantise the base model to bitsandbytes' nf4 as it is loaded, without double quantisation. Needs
-    zotune[quantization]. Folders that are quantised already need no flag."""
-
-    load_in_8bit: bool = False
-    """The same to bitsandbytes' int8, LLM.int8()."""
+    quantization: Quantization | None = None
+    """Quantise the base model as it is loaded, with bitsandbytes: to 4 bits (`nf4`) or to 8 (`int8`). Needs
+    zotune[quantization]. A folder that is quantised already needs no flag. Default: not quantised."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto is CUDA where there is one."""
@@ -244,92 +199,13 @@ class Config:
     trust_remote_code: bool = False
     """Run code that comes with a model from the hub."""
 
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings that one method or engine alone has, by its name: --adam.beta1 0.9, or [adam] in a TOML file."""
+
     def __post_init__(self) -> None:
         check(self)
-
-    @property
-    def quantization_bits(self) -> Literal[4, 8] | None:
-        """What --load-in-4bit and --load-in-8bit ask for."""
-        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
     @property
     def field_names(self) -> dict[str, str]:
         """--fields as {task's field: data's field}."""
         return dict(pair.split("=", 1) for pair in self.fields)
-
-
-def make_config(values: Mapping[str, Any], base: Config | None = None, where: str = "") -> Config:
-    """A Config from names and plain values, over `base`.
-
-    Raises:
-        InputError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
-    """
-    prefix = f"{where}: " if where else ""
-    hints = get_type_hints(Config)
-    names = [field.name for field in fields(Config)]
-    merged = {name: getattr(base, name) for name in names} if base else {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise InputError(f"{prefix}unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
-        merged[name] = _typed(value, hints[name], f"{prefix}{name}")
-    try:
-        return Config(**merged)
-    except InputError as error:
-        raise InputError(f"{prefix}{error}") from None
-
-
-def read_toml(path: Path) -> Config:
-    """The settings of a TOML file, such as a run's config.toml."""
-    return make_config(toml_values(path), where=str(path))
-
-
-def toml_values(path: Path) -> dict[str, Any]:
-    """What a TOML file holds, unchecked."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
-
-
-def write_toml(config: Config, path: Path) -> None:
-    """Write the settings that are not None; `read_toml` gives the same Config back."""
-    values = {key: value for key, value in asdict(config).items() if value is not None and value != {}}
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` as `hint` (the types used in Config), or an InputError that names it."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if option is type(None) and value is None:
-            return None
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if get_origin(option) is dict and isinstance(value, Mapping):
-            return dict(value)
-        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option in (str, bool) and isinstance(value, option):
-            return value
-    raise InputError(f"{name}: expected {_describe(options)}, got {value!r}")
-
-
-def _describe(options: tuple[Any, ...]) -> str:
-    def describe(option: Any) -> str:
-        if get_origin(option) is Literal:
-            return " or ".join(map(repr, get_args(option)))
-        if get_origin(option) is tuple:
-            return "a list of strings"
-        if get_origin(option) is dict:
-            return "a table"
-        return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[option]
-
-    return " or ".join(describe(option) for option in options if option is not type(None))

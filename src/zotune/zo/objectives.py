@@ -1,26 +1,76 @@
-"""Objectives turn scores into one loss per probe and example. Sources: MeZO (arXiv 2305.17333), its released code.
+"""Objectives ask an engine about a batch and give one loss per probe and example: what training makes smaller.
 
-Each has its derivative along the probes' directions beside it, for scores with tangents.
+An objective says what it needs of an engine (`needs`), so that a trainer knows no kinds of them. Those of this file are
+made of scores (MeZO, arXiv 2305.17333, and its released code), and have their derivatives beside them. A reward on what
+the model writes is another subclass of Objective: see CONTRIBUTING.md.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from zotune.zo.protocol import Example, Scores
+from zotune.zo.protocol import Engine, Example, Need, Probe, Scores, Theta
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an objective found: float64 [probe, example].
+
+    `derivatives` are those along the probes' directions, where the probes asked for them; `values` are at theta then.
+    `answers` [probe][example] is what the model answered: the index of a candidate, or a text.
+    """
+
+    values: np.ndarray
+    derivatives: np.ndarray | None = None
+    answers: Sequence[Sequence[Any]] | None = None
 
 
 class Objective(ABC):
-    """A loss and its derivative, both float64 [probe, example]."""
+    """What is minimised."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("scores",)
+    has_gradient: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
-        """The losses."""
+    def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
+        """Losses, and derivatives where the probes ask for them."""
+
+    def gradient(self, engine: Engine, theta: Theta, batch: Sequence[Example]) -> tuple[float, Theta]:
+        """The mean loss at theta and its gradient, by backpropagation; only losses of scores have one."""
+        raise TypeError(f"{type(self).__name__} has no gradient")
+
+
+class ScoredObjective(Objective):
+    """A loss of the candidates' log-probabilities."""
+
+    has_gradient = True
+
+    def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
+        scores = engine.score(theta, probes, batch)
+        return Losses(
+            self.losses(scores, batch),
+            None if scores.tangents is None else self.derivatives(scores, batch),
+            candidate_logits(scores).argmax(axis=-1).tolist(),
+        )
+
+    def gradient(self, engine: Engine, theta: Theta, batch: Sequence[Example]) -> tuple[float, Theta]:
+        scores, gradient = engine.gradient(theta, batch, lambda scores: self.cotangents(scores, batch))
+        return float(self.losses(scores, batch).mean()), gradient
 
     @abstractmethod
-    def derivative(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
-        """How the losses change as `scores.log_probs` do by `scores.tangents`."""
+    def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+        """Float64 [probe, example]."""
+
+    @abstractmethod
+    def derivatives(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+        """How the losses change as `scores.log_probs` do by `scores.tangents`: float64 [probe, example]."""
+
+    @abstractmethod
+    def cotangents(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+        """The derivative of the mean loss by each log-probability, of one probe: float64 [example, candidate]."""
 
 
 def candidate_logits(scores: Scores) -> np.ndarray:
@@ -28,31 +78,47 @@ def candidate_logits(scores: Scores) -> np.ndarray:
     return _per_token(scores.log_probs, scores)
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(ScoredObjective):
     """-log softmax over the candidates' mean token log-probabilities, at the right one."""
 
-    def __call__(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+    def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         logits = candidate_logits(scores)
         highest = logits.max(axis=-1, keepdims=True)
         normalizer = highest[..., 0] + np.log(np.exp(logits - highest).sum(axis=-1))
         return normalizer - _right(logits, batch)
 
-    def derivative(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+    def derivatives(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         """sum_c softmax_c logit'_c - logit'_right."""
-        logits, tangents = candidate_logits(scores), _tangents(scores)
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return (weights * tangents).sum(axis=-1) - _right(tangents, batch)
+        tangents = _tangents(scores)
+        return (_softmax(candidate_logits(scores)) * tangents).sum(axis=-1) - _right(tangents, batch)
+
+    def cotangents(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+        """(softmax_c - [c is right]) / tokens of c / examples."""
+        by_logit = _softmax(candidate_logits(scores)[0])
+        by_logit[np.arange(len(batch)), [example.label for example in batch]] -= 1.0
+        return _per_token(by_logit, scores) / len(batch)
 
 
-class TokenNll(Objective):
+class TokenNll(ScoredObjective):
     """Mean negative log-likelihood per token of the only candidate."""
 
-    def __call__(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+    def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         return -candidate_logits(scores)[..., 0]
 
-    def derivative(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+    def derivatives(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         return -_tangents(scores)[..., 0]
+
+    def cotangents(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
+        """-1 / tokens / examples, of the only candidate."""
+        of_first = np.zeros(scores.num_tokens.shape)
+        of_first[:, 0] = -1.0
+        return _per_token(of_first, scores) / len(batch)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
 
 
 def _per_token(values: np.ndarray, scores: Scores) -> np.ndarray:

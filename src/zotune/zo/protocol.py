@@ -1,12 +1,15 @@
 """The engine contract: what a trainer asks of a model, and the values that cross the border.
 
-Engines score candidates under probes of theta. A cache inside an engine may change its speed, never a number:
-results come in the order asked for, and the same call gives the same numbers.
+Engines score candidates under probes of theta, continue prompts, and differentiate where they can; `why_not` says what
+an engine cannot do. A cache inside an engine may change its speed, never a number: results come in the order asked
+for, and the same call gives the same numbers.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -65,14 +68,19 @@ class Example:
     """What is scored: each candidate is a possible continuation of prompt + invocation.
 
     An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
-    has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right
-    candidate where it is known; engines do not read it.
+    has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right candidate where it is known.
+    `columns` is the record that the example was made of, for rewards and metrics. Engines read neither, and the record
+    stays in the process that made it: a copy sent to another process has none.
     """
 
     prompt: TokenIds
     invocation: TokenIds
     candidates: tuple[TokenIds, ...]
     label: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type["Example"], tuple[Any, ...]]:
+        return Example, (self.prompt, self.invocation, self.candidates, self.label)
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,48 @@ class EngineStats:
     tokens_reused: int = 0
 
 
-class Engine(Protocol):
-    """Scores probes of an adapter on a causal language model."""
+Need = Literal["scores", "generations", "tangents", "gradients"]
+"""What may be asked of an engine: log-probabilities, texts, derivatives along probes, gradients by backpropagation."""
+
+Cotangents = Callable[[Scores], np.ndarray]
+"""From the scores at theta to the derivative of a loss with respect to each log-probability: [example, candidate]."""
+
+
+class Form(Protocol):
+    """What an engine says of the adapter that it trains; see `adapter.spec`."""
 
     @property
-    def stats(self) -> EngineStats:
-        """What has run so far."""
+    def scope(self) -> str: ...
+
+    @property
+    def peft_type(self) -> str: ...
+
+    @property
+    def invocation_tokens(self) -> TokenIds | None: ...
+
+    @property
+    def virtual_tokens(self) -> TokenIds: ...
+
+
+class Weights(Protocol):
+    """Theta where it is the model's own parameters, which there is one of: a mapping that reads and writes them."""
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write a model folder of transformers."""
+        ...
+
+
+class Engine(Protocol):
+    """A causal language model with something to train: an adapter, or its own parameters."""
+
+    @property
+    def spec(self) -> Any:
+        """The form of the adapter (a `Form`); None where theta is the model's own parameters."""
+        ...
+
+    @property
+    def weights(self) -> Any:
+        """Theta itself (`Weights`) where it is the model's own parameters, else None."""
         ...
 
     @property
@@ -120,12 +164,25 @@ class Engine(Protocol):
         """Name and shape of every tensor of theta."""
         ...
 
+    @property
+    def stats(self) -> EngineStats:
+        """What has run so far."""
+        ...
+
+    def why_not(self, need: Need) -> str | None:
+        """Why this engine cannot give what is needed, in a sentence; None where it can."""
+        ...
+
+    def identity(self) -> str | None:
+        """A digest of the base model's weights, those that a run began with; None where it is not known."""
+        ...
+
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         """Score every candidate of every example under every probe."""
         ...
 
-    def why_no_derivatives(self) -> str | None:
-        """Why probes may not ask for derivatives here, or None where they may."""
+    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        """Scores at theta, for one probe, and the gradient of sum(cotangents * log_probs) for every tensor of theta."""
         ...
 
     def generate(

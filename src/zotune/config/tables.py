@@ -1,0 +1,57 @@
+"""The tables of settings that one method or engine alone has, by its name: what is in them, and whether they apply."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zotune.adapter.spec import PromptSpec
+from zotune.engine import ENGINES
+from zotune.errors import InputError
+from zotune.zo.estimators import ESTIMATORS
+from zotune.zo.noise import Noise
+from zotune.zo.optimizers import OPTIMIZERS
+from zotune.zo.setting import Setting, checked, settings_of
+
+if TYPE_CHECKING:
+    from zotune.config.settings import Config
+
+_MADE = {
+    "estimator": ESTIMATORS,
+    "optimizer": OPTIMIZERS,
+    "noise": {"low_rank": Noise},
+    "tuning": {"prompt_tuning": PromptSpec},
+}
+METHOD_TABLES: dict[str, dict[str, Setting]] = {
+    name: settings
+    for rows in _MADE.values()
+    for name, made in rows.items()
+    if (settings := settings_of(made))
+}
+ENGINE_TABLES = tuple(name for name, kind in ENGINES.items() if kind.has_options)
+TABLES = (*METHOD_TABLES, *ENGINE_TABLES)
+
+
+def check_tables(config: "Config", method: Mapping[str, Any]) -> None:
+    """Refuse tables of what the run does not use, and unknown or wrong settings in those of what it uses.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name, table in config.tables.items():
+        if name in ENGINE_TABLES:
+            if config.engine != name:
+                raise InputError(
+                    f"--{name}.* options have no effect with --engine {config.engine}; add --engine {name}"
+                )
+            ENGINES[name].check_options(table)
+            continue
+        values = checked(name, table, METHOD_TABLES[name])
+        options = [option for option, rows in _MADE.items() if name in rows]
+        if name not in [method[option] for option in options]:
+            flag = f"--{name}.{next(iter(values)).replace('_', '-')}"
+            chosen = " and ".join(f"--{option} {method[option]}" for option in options)
+            raise InputError(f"{flag} has no effect with {chosen}; it is for --{options[0]} {name}")
+
+
+def settings_for(config: "Config", name: str) -> dict[str, Any]:
+    """The values that a run gives to the settings of one method, each in its type."""
+    return checked(name, config.tables.get(name, {}), METHOD_TABLES.get(name, {}))
