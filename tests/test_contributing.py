@@ -12,6 +12,7 @@ import pytest
 from tests import test_estimator_contract as contract
 from zotune.run.journal import read_journal
 from zotune.zo import estimators
+from zotune.zo.noise import GAUSSIAN
 
 CODE, ROW = re.findall(
     r"^```python\n(.*?)^```", (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(), re.M | re.S
@@ -29,7 +30,7 @@ def row(monkeypatch) -> contract.Row:
 
 
 def test_it_keeps_the_contract(row):
-    contract.test_on_a_linear_function_slopes_are_exact_at_any_epsilon(row, 1.0, estimators.GAUSSIAN)
+    contract.test_on_a_linear_function_slopes_are_exact_at_any_epsilon(row, 1.0, GAUSSIAN)
     contract.test_the_mean_over_directions_is_the_gradient(row)
     contract.test_the_same_losses_give_the_same_slopes_and_other_seeds_others(row)
     contract.test_scaling_the_loss_scales_the_slopes_or_leaves_them(row)
