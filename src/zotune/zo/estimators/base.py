@@ -6,28 +6,14 @@ that remembers something gives its successor (`after`), from theta and the slope
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Self
 
 import numpy as np
 
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import Probe, Theta
-
-
-@dataclass(frozen=True)
-class Slope:
-    """What a step learned along z(seed): `value` is the estimated derivative of the loss; MeZO's `projected_grad`.
-
-    Where the estimator measures them: `curvature`, the second derivative, and `rounding`, the standard deviation of
-    the loss's rounding noise.
-    """
-
-    seed: int
-    value: float
-    noise: Noise = GAUSSIAN
-    curvature: float | None = None
-    rounding: float | None = None
+from zotune.zo.updates import Slope
 
 
 class Estimator(ABC):

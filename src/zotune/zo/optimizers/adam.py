@@ -1,0 +1,55 @@
+"""Adam and AdamW, as in PyTorch: the mean gradient over the root of its mean square."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from zotune.zo.estimators import Slope
+from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.protocol import Theta
+
+
+@dataclass(frozen=True)
+class Adam(PerTensor):
+    """torch.optim.Adam (Kingma and Ba, 2015): m / (sqrt(v) + epsilon), both free of their bias; weight decay in g."""
+
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+    decoupled: ClassVar[bool] = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("mean", "square")
+
+    def init(self, theta: Theta) -> Tensors:
+        return super().init(theta) | {"powers": np.ones(2)}
+
+    def _next_scalars(self, state: Mapping[str, np.ndarray]) -> Tensors:
+        # The powers of beta, by multiplication: a library's pow may differ in its last bit between machines.
+        return {"powers": state["powers"] * np.array([self.adam_beta1, self.adam_beta2])}
+
+    def _next(
+        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+    ) -> np.ndarray:
+        step = gradient(slopes, name, value)
+        if self.decoupled:
+            value = self._decayed(value, rate)
+        elif self.weight_decay:
+            step += np.float32(self.weight_decay) * value
+        kept["mean"] = mixed(kept["mean"], step, self.adam_beta1)
+        kept["square"] = mixed(kept["square"], step * step, self.adam_beta2)
+        mean_bias, square_bias = (1.0 - scalars["powers"]).tolist()
+        denominator = np.sqrt(kept["square"]) / np.float32(math.sqrt(square_bias)) + np.float32(self.adam_epsilon)
+        return value - np.float32(float(rate) / mean_bias) * (kept["mean"] / denominator)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW."""
+
+    decoupled = True
