@@ -3,17 +3,21 @@
 One file for each family. An estimator is a choice of `--estimator` once it has a row in the table below.
 """
 
-from zotune.zo.estimators.base import Estimator, Slope
+from zotune.zo.estimators.backprop import Backprop
+from zotune.zo.estimators.base import Estimate, Estimator
 from zotune.zo.estimators.forward_mode import Jvp
 from zotune.zo.estimators.one_sided import Fzoo, OneSided
 from zotune.zo.estimators.shaped import SHAPINGS, EvolutionStrategy, centred_ranks
 from zotune.zo.estimators.svrg import Svrg
 from zotune.zo.estimators.two_sided import AdaptiveSpsa, Hizoo, Spsa
+from zotune.zo.updates import Slope
 
 __all__ = [
     "ESTIMATORS",
     "SHAPINGS",
     "AdaptiveSpsa",
+    "Backprop",
+    "Estimate",
     "Estimator",
     "EvolutionStrategy",
     "Fzoo",
@@ -35,4 +39,5 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "hizoo": Hizoo,
     "adaptive": AdaptiveSpsa,
     "jvp": Jvp,
+    "backprop": Backprop,
 }

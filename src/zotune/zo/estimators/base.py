@@ -1,28 +1,60 @@
-"""What an estimator is: it says where to probe (`ask`) and turns the losses there into slopes (`tell`).
+"""What an estimator is: it looks at a batch and says what it learned of the gradient (`estimate`).
 
-The gradient that the slopes of a step stand for is mean_k slope_k * z(seed_k). Each estimator is a frozen value: one
-that remembers something gives its successor (`after`), from theta and the slopes alone, so that a journal rebuilds it.
+Most are probes: `ask` says where to probe, and `tell` turns the losses there into slopes, whose gradient is
+mean_k slope_k * z(seed_k). Each estimator is a frozen value: one that remembers something gives its successor
+(`after`), from theta and the slopes alone, so that a journal rebuilds it.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import field
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from zotune.zo.noise import GAUSSIAN, Noise
-from zotune.zo.protocol import Probe, Theta
-from zotune.zo.updates import Slope
+from zotune.zo.objectives import Objective
+from zotune.zo.protocol import Engine, Example, Need, Probe, Theta
+from zotune.zo.updates import Slope, Slopes, Update
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step found: the mean loss over its probes and examples, and what it learned of the gradient."""
+
+    loss: float
+    update: Update
 
 
 class Estimator(ABC):
     """Pure: the same seeds and losses give the same probes and slopes."""
 
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What it needs of an engine beside what the objective needs."""
+
+    seeded: ClassVar[bool] = True
+    """Whether its updates are slopes along directions drawn from seeds; else a run is kept in checkpoints."""
+
     @property
     def num_batches(self) -> int:
         """How many batches of examples the next step scores."""
         return 1
+
+    def estimate(
+        self,
+        objective: Objective,
+        engine: Engine,
+        theta: Theta,
+        batch: Sequence[Example],
+        seeds: Sequence[int],
+        noise: Noise = GAUSSIAN,
+    ) -> Estimate:
+        """One step's look at a batch: probe, ask the objective for the losses there, and take their slopes."""
+        probes = self.ask(seeds, noise)
+        losses = objective(engine, theta, probes, batch)  # [probe, example]
+        slopes = self.tell(probes, losses.values if losses.derivatives is None else losses.derivatives)
+        near = [probe.base is None for probe in probes]
+        return Estimate(float(losses.values[near].mean()), Slopes(tuple(slopes)))
 
     @abstractmethod
     def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
@@ -40,4 +72,4 @@ class Estimator(ABC):
 
 def remembered(default: Any, *, repr: bool = True) -> Any:
     """A field that the steps so far have set, where the others are settings that a user gives."""
-    return field(default=default, repr=repr, metadata={"state": True})
+    return field(default=default, repr=repr)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator, Slope
+from zotune.zo.estimators.base import Estimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import Probe
+from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)

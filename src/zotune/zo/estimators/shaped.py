@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator, Slope
+from zotune.zo.estimators.base import Estimator
 from zotune.zo.estimators.two_sided import Spsa
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import Probe
+from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Self
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator, Slope, remembered
+from zotune.zo.estimators.base import Estimator, remembered
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import AT_THETA, Probe, Theta
+from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)
