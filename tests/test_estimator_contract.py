@@ -257,7 +257,7 @@ def test_svrg_takes_the_variance_between_batches_out_near_the_anchor():
 
 
 def test_svrg_sets_a_new_anchor_every_so_many_steps():
-    estimator, batches, points = Svrg(1e-2, svrg_steps=3, svrg_batches=4), [], []
+    estimator, batches, points = Svrg(1e-2, steps=3, batches=4), [], []
     for step in range(7):
         batches.append(estimator.num_batches)
         slopes = slopes_of(estimator, quadratic, [step], THETA + step)
@@ -265,8 +265,8 @@ def test_svrg_sets_a_new_anchor_every_so_many_steps():
         points.append(None if estimator.anchor is None else float(estimator.anchor["x"][0] - THETA[0]))
     assert batches == [4, 1, 1, 4, 1, 1, 4]
     assert points == [pytest.approx(0), pytest.approx(0), None, pytest.approx(3), pytest.approx(3), None, 6]
-    always = Svrg(1e-2, svrg_steps=1)
-    assert always.after({"x": THETA}, slopes_of(always, quadratic, [1])).num_batches == always.svrg_batches
+    always = Svrg(1e-2, steps=1)
+    assert always.after({"x": THETA}, slopes_of(always, quadratic, [1])).num_batches == always.batches
 
 
 # ---- adaptive eps
@@ -276,7 +276,7 @@ def test_svrg_sets_a_new_anchor_every_so_many_steps():
 def test_eps_goes_to_where_curvature_and_rounding_balance(start):
     """Within a factor of 2 of 2 sqrt(rounding / curvature): the curvature is of random directions."""
     rng, size = np.random.default_rng(3), 1e-6
-    estimator = AdaptiveSpsa(start, epsilon_steps=1)
+    estimator = AdaptiveSpsa(start, steps=1)
     path = [start]
     for step in range(60):
         seeds = range(4 * step, 4 * step + 4)
@@ -298,7 +298,7 @@ def test_the_rounding_of_fp32_losses_is_found():
 
 
 def test_eps_stays_between_measurements_and_where_there_is_nothing_to_measure():
-    estimator = AdaptiveSpsa(1e-2, epsilon_steps=3)
+    estimator = AdaptiveSpsa(1e-2, steps=3)
     measured = estimator.after({"x": THETA}, [replace(Slope(1, 0.5), curvature=3.0, rounding=1e-6)])
     assert measured.epsilon != estimator.epsilon
     kept = measured.after({"x": THETA}, [Slope(1, 0.5)])

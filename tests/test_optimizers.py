@@ -78,7 +78,7 @@ def test_adam_and_adamw_equal_pytorchs(ours, theirs, steps, weight_decay, betas)
     theta = {"a": np.ones((2, 3), dtype=np.float32), "b": np.full((4,), -2, dtype=np.float32)}
     parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in theta.items()}
     reference = theirs(parameters.values(), lr=0.01, betas=betas, eps=1e-6, weight_decay=weight_decay)
-    optimizer = ours(weight_decay=weight_decay, adam_beta1=betas[0], adam_beta2=betas[1], adam_epsilon=1e-6)
+    optimizer = ours(weight_decay=weight_decay, beta1=betas[0], beta2=betas[1], eps=1e-6)
     theta = run_both(optimizer, reference, parameters, theta, steps, 0.01)
     for name, parameter in parameters.items():  # fp32; m / sqrt(v) loses digits where m nearly cancels
         np.testing.assert_allclose(theta[name], parameter.detach().numpy(), rtol=1e-5, atol=2e-6)
@@ -129,13 +129,13 @@ def test_hizoo_finds_the_diagonal_of_a_quadratic_and_divides_by_it():
     squares = np.stack([gaussian(seed, "x", (3,)).astype(np.float64) ** 2 for seed in range(count)])
     curvatures = squares @ diagonal
     slopes = [Slope(seed, 0.0, curvature=curvature) for seed, curvature in enumerate(curvatures.tolist())]
-    optimizer = HizooSgd(hizoo_smoothing=0.9999)
+    optimizer = HizooSgd(smoothing=0.9999)
     _, state = optimizer.update(theta, optimizer.init(theta), slopes, 0.1)
     error = (curvatures[:, None] * (squares - 1) / 2).std(axis=0) / count**0.5
     assert (np.abs(state["diagonal/x"] - diagonal) < 4 * error).all()
     assert (error < [0.4, 0.2, 0.2]).all()
     state = {"diagonal/x": np.array([4.0, 2.0, 1.0], dtype=np.float32)}
-    after, _ = HizooSgd(hizoo_smoothing=1e-9).update(theta, state, [Slope(1, 2.0, curvature=0.0)], 0.1)
+    after, _ = HizooSgd(smoothing=1e-9).update(theta, state, [Slope(1, 2.0, curvature=0.0)], 0.1)
     np.testing.assert_allclose(after["x"], -0.1 * 2 * gaussian(1, "x", (3,)) / [4, 2, 1], rtol=1e-6)
 
 
@@ -163,7 +163,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "adam": {"name": "adam", "weight_decay": 0.01, "clip": 3.0},
     "adamw": {"name": "adamw", "weight_decay": 0.01},
     "muon": {"name": "muon", "weight_decay": 0.01},
-    "hizoo": {"name": "hizoo", "weight_decay": 0.01, "hizoo_smoothing": 0.1},
+    "hizoo": {"name": "hizoo", "weight_decay": 0.01, "smoothing": 0.1},
 }
 NOISES = [*(Noise(kind, steps=3) for kind in KINDS), Noise(sparsity=0.5), Noise(blocks=2, steps=3)]
 

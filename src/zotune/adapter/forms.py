@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from zotune.adapter.start import Start
 from zotune.errors import InputError
 from zotune.zo.noise import gaussian, uniform
+from zotune.zo.setting import setting
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,7 +65,9 @@ class PromptSpec:
     Their places in an example are `virtual_tokens`, the ids -1, -2, ...: no tokenizer's, so they stay apart from text.
     """
 
-    num_virtual_tokens: int = 20
+    num_virtual_tokens: int = setting(
+        20, "Trained vectors in front of every prompt; they count towards --max-length.", at_least=1
+    )
     peft_type: ClassVar[str] = "prompt_tuning"
     scope: ClassVar[str] = "everywhere"
     invocation_tokens: ClassVar[None] = None

@@ -18,6 +18,8 @@ from typing import Self
 
 import numpy as np
 
+from zotune.zo.setting import setting
+
 SEED_BITS = 53  # a seed survives every JSON parser, also those that hold numbers as doubles
 MAX_BYTES_AHEAD = 2**28  # of one step's noise; larger noise is drawn tensor by tensor, when it is needed
 
@@ -55,7 +57,7 @@ class Noise:
     """
 
     kind: str = "gaussian"
-    rank: int = 2
+    rank: int = setting(2, "Rank of the noise.", at_least=1)
     steps: int = 50
     sparsity: float = 0.0
     blocks: int = 1

@@ -4,7 +4,7 @@ One file for each family. An estimator is a choice of `--estimator` once it has 
 """
 
 from zotune.zo.estimators.backprop import Backprop
-from zotune.zo.estimators.base import Estimate, Estimator
+from zotune.zo.estimators.base import Estimate, Estimator, ProbeEstimator
 from zotune.zo.estimators.forward_mode import Jvp
 from zotune.zo.estimators.one_sided import Fzoo, OneSided
 from zotune.zo.estimators.shaped import SHAPINGS, EvolutionStrategy, centred_ranks
@@ -24,6 +24,7 @@ __all__ = [
     "Hizoo",
     "Jvp",
     "OneSided",
+    "ProbeEstimator",
     "Slope",
     "Spsa",
     "Svrg",

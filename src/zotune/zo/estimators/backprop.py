@@ -7,13 +7,11 @@ gradient flows through the suffix alone. There are no seeds in it: a run is kept
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from zotune.zo.estimators.base import Estimate, Estimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.objectives import Objective
-from zotune.zo.protocol import AT_THETA, Engine, Example, Probe, Theta
-from zotune.zo.updates import Gradient, Slope
+from zotune.zo.protocol import Engine, Example, Theta
+from zotune.zo.updates import Gradient
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,9 @@ class Backprop(Estimator):
 
     needs = ("gradients",)
     seeded = False
+
+    def num_probes(self, num_directions: int) -> int:
+        return 1
 
     def estimate(
         self,
@@ -34,9 +35,3 @@ class Backprop(Estimator):
     ) -> Estimate:
         loss, gradient = objective.gradient(engine, theta, batch)
         return Estimate(loss, Gradient(gradient))
-
-    def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
-        return [AT_THETA]
-
-    def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
-        return []

@@ -27,7 +27,7 @@ class Estimate:
 
 
 class Estimator(ABC):
-    """Pure: the same seeds and losses give the same probes and slopes."""
+    """What makes an estimate of the gradient, step by step."""
 
     needs: ClassVar[tuple[Need, ...]] = ()
     """What it needs of an engine beside what the objective needs."""
@@ -40,6 +40,11 @@ class Estimator(ABC):
         """How many batches of examples the next step scores."""
         return 1
 
+    @abstractmethod
+    def num_probes(self, num_directions: int) -> int:
+        """How many points of theta a step scores."""
+
+    @abstractmethod
     def estimate(
         self,
         objective: Objective,
@@ -49,7 +54,29 @@ class Estimator(ABC):
         seeds: Sequence[int],
         noise: Noise = GAUSSIAN,
     ) -> Estimate:
-        """One step's look at a batch: probe, ask the objective for the losses there, and take their slopes."""
+        """One step's look at a batch; `seeds` are those of its directions."""
+
+    def after(self, theta: Theta, slopes: Sequence[Slope]) -> Self:
+        """The estimator of the next step, where this one, at `theta`, gave `slopes`."""
+        return self
+
+
+class ProbeEstimator(Estimator):
+    """One that learns from losses alone, at points around theta. Pure: the same losses give the same slopes."""
+
+    def num_probes(self, num_directions: int) -> int:
+        return len(self.ask(range(num_directions)))
+
+    def estimate(
+        self,
+        objective: Objective,
+        engine: Engine,
+        theta: Theta,
+        batch: Sequence[Example],
+        seeds: Sequence[int],
+        noise: Noise = GAUSSIAN,
+    ) -> Estimate:
+        """Probe, ask the objective for the losses there, and take their slopes."""
         probes = self.ask(seeds, noise)
         losses = objective(engine, theta, probes, batch)  # [probe, example]
         slopes = self.tell(probes, losses.values if losses.derivatives is None else losses.derivatives)
@@ -64,10 +91,6 @@ class Estimator(ABC):
     def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
         """Slopes from the losses [probe, example] at the probes that `ask` gave, or from their derivatives where the
         probes ask for those."""
-
-    def after(self, theta: Theta, slopes: Sequence[Slope]) -> Self:
-        """The estimator of the next step, where this one, at `theta`, gave `slopes`."""
-        return self
 
 
 def remembered(default: Any, *, repr: bool = True) -> Any:

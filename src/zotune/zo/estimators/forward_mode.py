@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator
+from zotune.zo.estimators.base import ProbeEstimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import Probe
 from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)
-class Jvp(Estimator):
+class Jvp(ProbeEstimator):
     """Exact directional derivatives by forward-mode differentiation (Baydin et al., 2022, arXiv 2202.08587).
 
     slope_k = d/dt L(theta + t z_k) at t = 0: no eps, no error but rounding, and the mean of slope * z over Gaussian

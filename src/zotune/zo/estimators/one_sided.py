@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator
+from zotune.zo.estimators.base import ProbeEstimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import AT_THETA, Probe
 from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)
-class OneSided(Estimator):
+class OneSided(ProbeEstimator):
     """Forward differences from one shared base point (Kiefer and Wolfowitz, 1952; Duchi et al., 2015).
 
     slope_k = (L(theta + eps z_k) - L(theta)) / eps, with an error of eps/2 times the curvature along z_k; K + 1
@@ -36,7 +36,7 @@ class OneSided(Estimator):
 
 
 @dataclass(frozen=True)
-class Fzoo(Estimator):
+class Fzoo(ProbeEstimator):
     """FZOO (arXiv 2506.09034): one-sided differences over the standard deviation of the losses; Rademacher noise.
 
     slope_k = (L(theta + eps z_k) - L(theta)) / std_k L(theta + eps z_k): about z_k * gradient / |gradient|, so a step

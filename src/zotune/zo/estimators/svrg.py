@@ -9,18 +9,19 @@ from typing import Self
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator, remembered
+from zotune.zo.estimators.base import ProbeEstimator, remembered
 from zotune.zo.estimators.two_sided import Spsa
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import Probe, Theta
+from zotune.zo.setting import setting
 from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)
-class Svrg(Estimator):
+class Svrg(ProbeEstimator):
     """SVRG's control variate (ZO-SVRG: Liu et al., 2018; MeZO-SVRG: Gautam et al., 2024, arXiv 2404.08080).
 
-    Every `svrg_steps` steps theta becomes the anchor, and SPSA over `svrg_batches` batches gives the anchor's slopes
+    Every `steps` steps theta becomes the anchor, and SPSA over `batches` batches gives the anchor's slopes
     (and that step's). In between, slope_k = SPSA(theta) - SPSA(anchor) along the same z_k on the same batch, and the
     anchor's gradient is added: its slopes stand in every step's list. The expectation is SPSA's; what is saved is the
     variance between batches, while theta is near the anchor. The anchor's directions are those of its step, and the
@@ -29,15 +30,15 @@ class Svrg(Estimator):
     """
 
     epsilon: float
-    svrg_steps: int = 10
-    svrg_batches: int = 8
+    steps: int = setting(10, "Steps from one anchor to the next.", at_least=1)
+    batches: int = setting(8, "Batches over which an anchor's slopes are measured.", at_least=1)
     anchor: Theta | None = remembered(None, repr=False)  # noqa: RUF009 (it makes a field)
     anchor_slopes: tuple[Slope, ...] = remembered(())
     age: int = remembered(0)  # steps since the anchor was set
 
     @property
     def num_batches(self) -> int:
-        return self.svrg_batches if self.anchor is None else 1
+        return self.batches if self.anchor is None else 1
 
     def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
         here = Spsa(self.epsilon).ask(seeds, noise)
@@ -57,7 +58,7 @@ class Svrg(Estimator):
         ] + [replace(slope, value=slope.value * total / len(self.anchor_slopes)) for slope in self.anchor_slopes]
 
     def after(self, theta: Theta, slopes: Sequence[Slope]) -> Self:
-        if self.age + 1 == self.svrg_steps:
+        if self.age + 1 == self.steps:
             return replace(self, anchor=None, anchor_slopes=(), age=0)
         if self.anchor is None:
             return replace(self, anchor=theta, anchor_slopes=tuple(slopes), age=1)

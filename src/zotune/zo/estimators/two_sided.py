@@ -11,14 +11,15 @@ from typing import Self
 
 import numpy as np
 
-from zotune.zo.estimators.base import Estimator, remembered
+from zotune.zo.estimators.base import ProbeEstimator, remembered
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.protocol import AT_THETA, Probe, Theta
+from zotune.zo.setting import setting
 from zotune.zo.updates import Slope
 
 
 @dataclass(frozen=True)
-class Spsa(Estimator):
+class Spsa(ProbeEstimator):
     """Two-sided SPSA (Spall, 1992), as in MeZO (Malladi et al., 2023, Algorithm 1; n-SPSA with several seeds).
 
     slope_k = (L(theta + eps z_k) - L(theta - eps z_k)) / (2 eps), with an error of order eps^2; over Gaussian
@@ -39,7 +40,7 @@ class Spsa(Estimator):
 
 
 @dataclass(frozen=True)
-class Hizoo(Estimator):
+class Hizoo(ProbeEstimator):
     """HiZOO's slopes with curvature (Zhao et al., 2024, arXiv 2402.15173), for the optimizer of that name.
 
     curvature_k = (L(theta + eps z_k) + L(theta - eps z_k) - 2 L(theta)) / eps^2, with an error of order eps^2; the
@@ -62,10 +63,10 @@ class Hizoo(Estimator):
 
 
 @dataclass(frozen=True)
-class AdaptiveSpsa(Estimator):
+class AdaptiveSpsa(ProbeEstimator):
     """SPSA whose eps follows the measured curvature and rounding noise of the loss.
 
-    Every `epsilon_steps` steps, the first included, a ladder of seven points between -3/8 eps and 3/8 eps on the first
+    Every `steps` steps, the first included, a ladder of seven points between -3/8 eps and 3/8 eps on the first
     direction gives the rounding noise, from fourth differences (ECnoise: Moré and Wild, 2011), and three points on
     each direction the curvature. Then eps = 2 sqrt(rounding / curvature): there a one-sided difference is at its best
     (Gill et al., 1983), and a two-sided one has an error of rounding / eps and hardly any of truncation. A
@@ -74,7 +75,7 @@ class AdaptiveSpsa(Estimator):
     """
 
     epsilon: float
-    epsilon_steps: int = 50
+    steps: int = setting(50, "Steps from one measurement of eps to the next; --epsilon is where it starts.", at_least=1)
     age: int = remembered(0)  # steps so far
 
     LADDER = tuple(rung / 8 for rung in range(-3, 4))
@@ -82,10 +83,10 @@ class AdaptiveSpsa(Estimator):
 
     def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
         ladder = [Probe(seeds[0], share * self.epsilon, noise) for share in self.LADDER]
-        return (ladder if self.age % self.epsilon_steps == 0 else []) + Spsa(self.epsilon).ask(seeds, noise)
+        return (ladder if self.age % self.steps == 0 else []) + Spsa(self.epsilon).ask(seeds, noise)
 
     def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
-        if self.age % self.epsilon_steps:
+        if self.age % self.steps:
             return Spsa(self.epsilon).tell(probes, losses)
         rungs = len(self.LADDER)
         differences = np.diff(losses[:rungs].mean(axis=1), n=4)

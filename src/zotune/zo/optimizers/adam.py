@@ -10,15 +10,16 @@ import numpy as np
 from zotune.zo.estimators import Slope
 from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
 from zotune.zo.protocol import Theta
+from zotune.zo.setting import setting
 
 
 @dataclass(frozen=True)
 class Adam(PerTensor):
-    """torch.optim.Adam (Kingma and Ba, 2015): m / (sqrt(v) + epsilon), both free of their bias; weight decay in g."""
+    """torch.optim.Adam (Kingma and Ba, 2015): m / (sqrt(v) + eps), both free of their bias; weight decay in g."""
 
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    beta1: float = setting(0.9, "Decay of the mean of the gradient.", at_least=0, below=1)
+    beta2: float = setting(0.999, "Decay of the mean of its square.", at_least=0, below=1)
+    eps: float = setting(1e-8, "Added to the root of the mean square.", above=0)
 
     decoupled: ClassVar[bool] = False
 
@@ -31,7 +32,7 @@ class Adam(PerTensor):
 
     def _next_scalars(self, state: Mapping[str, np.ndarray]) -> Tensors:
         # The powers of beta, by multiplication: a library's pow may differ in its last bit between machines.
-        return {"powers": state["powers"] * np.array([self.adam_beta1, self.adam_beta2])}
+        return {"powers": state["powers"] * np.array([self.beta1, self.beta2])}
 
     def _next(
         self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
@@ -41,10 +42,10 @@ class Adam(PerTensor):
             value = self._decayed(value, rate)
         elif self.weight_decay:
             step += np.float32(self.weight_decay) * value
-        kept["mean"] = mixed(kept["mean"], step, self.adam_beta1)
-        kept["square"] = mixed(kept["square"], step * step, self.adam_beta2)
+        kept["mean"] = mixed(kept["mean"], step, self.beta1)
+        kept["square"] = mixed(kept["square"], step * step, self.beta2)
         mean_bias, square_bias = (1.0 - scalars["powers"]).tolist()
-        denominator = np.sqrt(kept["square"]) / np.float32(math.sqrt(square_bias)) + np.float32(self.adam_epsilon)
+        denominator = np.sqrt(kept["square"]) / np.float32(math.sqrt(square_bias)) + np.float32(self.eps)
         return value - np.float32(float(rate) / mean_bias) * (kept["mean"] / denominator)
 
 

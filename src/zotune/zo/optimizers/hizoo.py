@@ -8,19 +8,20 @@ import numpy as np
 from zotune.zo.estimators import Slope
 from zotune.zo.optimizers.base import PerTensor, Tensors, mixed
 from zotune.zo.protocol import Theta
+from zotune.zo.setting import setting
 
 
 @dataclass(frozen=True)
 class HizooSgd(PerTensor):
     """theta <- theta - lr * g / D, for slopes with curvature (HiZOO: Zhao et al., 2024, arXiv 2402.15173).
 
-    D <- (1 - s) D + s |mean_k curvature_k (z_k^2 - 1) / 2|, from D = 1, with s = `hizoo_smoothing`. Over Gaussian z
+    D <- (1 - s) D + s |mean_k curvature_k (z_k^2 - 1) / 2|, from D = 1, with s = `smoothing`. Over Gaussian z
     the mean is the diagonal of the Hessian (Stein's identity); HiZOO leaves out the -1, which adds half the trace to
     every entry. The absolute value is theirs: it keeps D positive, and counts noise as curvature. Weight decay is
     decoupled.
     """
 
-    hizoo_smoothing: float = 1e-3
+    smoothing: float = setting(1e-3, "Share of a step's curvature in the diagonal.", above=0, below=1)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -38,5 +39,5 @@ class HizooSgd(PerTensor):
             z = slope.noise.draw(slope.seed, name, value)
             step += np.float32(slope.value / len(slopes)) * z
             diagonal += np.float32(slope.curvature / (2 * len(slopes))) * (z * z - np.float32(1.0))
-        kept["diagonal"] = mixed(kept["diagonal"], np.abs(diagonal), 1.0 - self.hizoo_smoothing)
+        kept["diagonal"] = mixed(kept["diagonal"], np.abs(diagonal), 1.0 - self.smoothing)
         return self._decayed(value, rate) - rate * step / kept["diagonal"]

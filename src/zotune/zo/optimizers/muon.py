@@ -8,6 +8,7 @@ import numpy as np
 
 from zotune.zo.estimators import Slope
 from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.setting import setting
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Muon(PerTensor):
     written out, which takes rank^2 * columns in time and is meant for matrices as thin as LoRA's.
     """
 
-    momentum: float = 0.95
+    momentum: float = setting(0.95, "Share of the last step that is kept in the next.", at_least=0, below=1)
 
     @property
     def slots(self) -> tuple[str, ...]:

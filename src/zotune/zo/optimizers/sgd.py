@@ -7,13 +7,14 @@ import numpy as np
 
 from zotune.zo.estimators import Slope
 from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.setting import setting
 
 
 @dataclass(frozen=True)
 class Sgd(PerTensor):
     """theta <- theta - lr * m, m <- momentum * m + g + weight_decay * theta (torch.optim.SGD; MeZO at momentum 0)."""
 
-    momentum: float = 0.0
+    momentum: float = setting(0.0, "Share of the last step that is kept in the next.", at_least=0, below=1)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ class Sign(PerTensor):
     signSGD and, with momentum, Signum (Bernstein et al., 2018, arXiv 1802.04434). Weight decay is decoupled.
     """
 
-    momentum: float = 0.9
+    momentum: float = setting(0.9, "Share of the last step that is kept in the next.", at_least=0, below=1)
 
     @property
     def slots(self) -> tuple[str, ...]:
