@@ -1,0 +1,73 @@
+"""The data of a run: which records, split and sampled how, in the words of which task. No model is needed yet."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from zotune.config.settings import Config
+from zotune.data.demo import demo_path
+from zotune.data.records import Record, load_records, sample_records, split_records
+from zotune.data.task_choice import choose_task
+from zotune.data.tasks import Task
+from zotune.data.texts import TextExample, to_texts
+from zotune.errors import InputError
+
+HELD_OUT_SHARE = 0.1
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The task of a run, and its records in the task's words."""
+
+    task: Task
+    train: list[TextExample]
+    evaluation: list[TextExample]
+
+
+def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
+    """Read, split and sample the records; data given from Python take the place of those that `config` names.
+
+    Raises:
+        InputError: no such data, or a record that does not fit the task; with the option, or file and line.
+    """
+    train_source = config.train_data if train_data is None else train_data
+    eval_source = config.eval_data if eval_data is None else eval_data
+    train = load_records(train_source, "--train-data") if train_source is not None else []
+    task = _choose_task(config, train)
+    own_train, own_eval = own_data(task)
+    if not train:
+        if own_train is None:
+            raise InputError(f"--train-data: task {task.name} has no data set of its own; name a file or data set")
+        train = load_records(own_train, "--train-data", task.hub.train if task.hub else "train")
+        eval_source = own_eval if eval_source is None else eval_source
+    if eval_source is not None:
+        split = task.hub.evaluation if task.hub and eval_source is own_eval else "test"
+        evaluation = load_records(eval_source, "--eval-data", split)
+    else:
+        if len(train) < 2:
+            raise InputError("--train-data: one record cannot be split; give --eval-data too")
+        train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
+        logger.info("no evaluation data given: %d of the training records are held out for it", len(evaluation))
+    train = sample_records(train, config.max_train_samples, config.data_seed, "train")
+    if config.max_eval_samples and config.max_eval_samples < len(evaluation):
+        logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
+    evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
+    names = config.field_names
+    return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names))
+
+
+def own_data(task: Task) -> tuple[Any, Any]:
+    """The training and evaluation data that a task comes with; None where it has none."""
+    if task.demo:
+        return demo_path("train.jsonl"), demo_path("eval.jsonl")
+    return task.hub, task.hub
+
+
+def _choose_task(config: Config, train: list[Record]) -> Task:
+    sample = dict(train[0].fields) if train else None
+    if sample:  # under the names that --fields gives them
+        sample |= {role: sample.pop(name) for role, name in config.field_names.items() if name in sample}
+    return choose_task(
+        config.task, template=config.template, invocation=config.invocation, labels=config.labels, sample=sample
+    )

@@ -1,0 +1,144 @@
+"""The model of a run, found before its weights are read, and the engine that is opened around it.
+
+Training, evaluation, prediction and the tools all open a model here.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.adapter.spec import AdapterSpec, LoraSpec
+from zotune.adapter.start import Start
+from zotune.config.run import Facts
+from zotune.config.settings import Config
+from zotune.data.demo import demo_path
+from zotune.engine import ENGINES
+from zotune.engine.kind import EngineRequest
+from zotune.engine.torch.eva import principal_components
+from zotune.engine.torch.loading import choose_device, context_length, empty_model, load_config, load_model, load_tokenizer
+from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
+from zotune.errors import InputError
+from zotune.zo.protocol import Engine, Example
+
+logger = logging.getLogger("zotune")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose weights are not read yet, or that the user has loaded (`loaded`)."""
+
+    path: str
+    config: PretrainedConfig
+    tokenizer: Tokenizer
+    loaded: PreTrainedModel | None
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens it takes, where its configuration says."""
+        return context_length(self.config)
+
+
+def check_installed(config: Config) -> None:
+    """Refuse an engine or a library that is not there, before anything is read."""
+    ENGINES[config.engine].check_installed()
+    if config.quantization:
+        check_bitsandbytes(f"--quantization {config.quantization}")
+
+
+def model_path(model: str) -> str:
+    """The name to load a model by."""
+    return demo_path("model") if model == "demo" else model
+
+
+def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer: Tokenizer | None = None) -> Model:
+    """The configuration and the tokenizer of the model that `config` names, or that the user has loaded."""
+    path, trust = model_path(config.model), config.trust_remote_code
+    if loaded is not None and config.quantization:
+        raise InputError(
+            f"--quantization {config.quantization} has no effect on a loaded model: quantise it as you load it, or "
+            "give its folder or hub id"
+        )
+    if loaded is not None and ENGINES[config.engine].loads_model:
+        raise InputError(
+            f"--engine {config.engine} loads the model itself: give its folder or hub id, not the loaded model"
+        )
+    tokenizer = tokenizer or load_tokenizer(path, trust)
+    return Model(path, load_config(path, trust) if loaded is None else loaded.config, tokenizer, loaded)
+
+
+def facts_of(model: Model, config: Config) -> Facts:
+    """What settings are chosen by."""
+    loaded = model.loaded
+    counted = empty_model(model.config, config.trust_remote_code) if loaded is None else loaded
+    threads = None if ENGINES[config.engine].loads_model else config.num_threads or torch.get_num_threads()
+    return Facts(
+        num_parameters=counted.num_parameters(),
+        context=model.context,
+        quantization=quantization_method(model.config),
+        device=choose_device(config.device) if loaded is None else str(loaded.device),
+        dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
+        num_threads=threads,
+    )
+
+
+def open_engine(
+    model: Model,
+    settings: Config,
+    spec: AdapterSpec | None,
+    *,
+    num_probes: int = 1,
+    start_from: Sequence[Example] = (),
+) -> Engine:
+    """Read the weights and open the engine that `settings` name; they say device and dtype too.
+
+    Args:
+        spec: the form of the adapter; None: the model's own parameters.
+        num_probes: how many probes a step has.
+        start_from: examples that the adapter's A starts from, where it starts from data and `spec` has no start yet.
+    """
+    assert settings.dtype
+    kind, loaded = ENGINES[settings.engine], model.loaded
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    if loaded is None and not kind.loads_model:
+        loaded = _load(model, settings)
+    if start_from:
+        assert isinstance(spec, LoraSpec)
+        spec = replace(spec, start=_start_from_data(model, settings, spec, loaded, start_from))
+    return kind.open(
+        EngineRequest(
+            model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
+            settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded,
+        )  # fmt: skip
+    )
+
+
+def _load(model: Model, settings: Config) -> PreTrainedModel:
+    assert settings.dtype
+    return load_model(model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization)
+
+
+def _start_from_data(
+    model: Model, settings: Config, spec: LoraSpec, loaded: PreTrainedModel | None, examples: Sequence[Example]
+) -> Start:
+    """A from the data; with a model that is loaded for this alone, where the engine keeps its own."""
+    began = time.perf_counter()
+    try:
+        loaded = _load(model, settings) if loaded is None else loaded
+        start = principal_components(loaded, spec, examples, settings.seed, settings.batch_size)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--init-lora-weights eva: with transformers, {settings.model} does not fit on {settings.device}; use kaiming"
+        ) from error
+    finally:
+        del loaded
+        gc.collect()
+        torch.cuda.empty_cache()
+    logger.info("A starts from the principal components of each layer's inputs: %.1f s", time.perf_counter() - began)
+    return start

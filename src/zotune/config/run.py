@@ -1,0 +1,175 @@
+"""What holds in a run: its settings with everything chosen that was left open, each choice with its reason.
+
+`resolve` is the only place where a setting is chosen. It needs the task, which the data decide, and facts about the
+model that are known before its weights are read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zotune.config.defaults import (
+    choose_method,
+    default_learning_rate,
+    make_estimator,
+    make_noise,
+    optimizer_arguments,
+)
+from zotune.config.settings import Config
+from zotune.config.tables import METHOD_TABLES, settings_for
+from zotune.data.tasks import Task
+from zotune.errors import InputError
+from zotune.zo.estimators import Estimator
+from zotune.zo.noise import Noise
+from zotune.zo.objectives import OBJECTIVES, Objective
+from zotune.zo.schedules import Schedule, make_schedule
+
+MAX_DEFAULT_LENGTH = 2048
+# What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
+# run is computed is not among it: a run may go on with another engine, device or number of threads.
+DECISIVE = (
+    "scope", "batch_size", "epsilon", "learning_rate", "lr_scheduler_type", "warmup_steps", "estimator", "directions",
+    "tuning", "objective", "dtype", "quantization",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the model and the machine before weights are read. None: not known, or not set.
+
+    `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
+    """
+
+    num_parameters: int
+    context: int | None
+    quantization: str | None
+    device: str
+    dtype: str | None
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was left open."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run was asked for or that was chosen; `config` has it in the words of the settings."""
+
+    config: Config
+    choices: tuple[Choice, ...]
+    task: Task
+    estimator: Estimator
+    optimizer: Mapping[str, Any]  # {"name": a key of OPTIMIZERS, and its arguments}
+    noise: Noise
+    objective: Objective
+    schedule: Schedule
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that a run which goes on must share with the one that began."""
+        values = {name: getattr(self.config, name) for name in DECISIVE}
+        if self.config.lr_scheduler_type not in ("constant", "constant_with_warmup"):
+            values["num_steps"] = self.config.num_steps
+        if self.config.estimator in self.config.tables:
+            values["estimator_settings"] = dict(self.config.tables[self.config.estimator])
+        return values
+
+
+def resolve(config: Config, task: Task, facts: Facts) -> Run:
+    """Choose what `config` leaves open.
+
+    Raises:
+        InputError: what was asked for does not go with the task or the model.
+    """
+    choices: list[Choice] = []
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        asked = getattr(config, name)
+        if asked is not None or value is None:
+            return asked
+        choices.append(Choice(name, value, reason))
+        return value
+
+    adapts = config.tuning not in ("full", "prompt_tuning")
+    reason = "the task has an invocation" if task.invocation else "the task has no invocation"
+    scope = choose(
+        "scope", "activated" if task.invocation and adapts else "everywhere",
+        reason if adapts else f"--tuning {config.tuning}",
+    )  # fmt: skip
+    if config.estimator == "backprop":
+        why = "what backpropagation of an adapter usually takes"
+    elif config.tuning == "full":
+        why = "MeZO's, at the memory of inference"
+    else:
+        why = f"the best in our study for scope {scope}"
+    method = {name: choose(name, value, why) for name, value in choose_method(config, scope).items()}
+    if method["tuning"] == "full" and facts.quantization:
+        raise InputError(
+            f"--tuning full: {config.model} is quantised ({facts.quantization}), and such weights stay as they are"
+        )
+    size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
+    rate = default_learning_rate(facts.num_parameters, method["optimizer"], method["tuning"])
+    cuda = facts.device.startswith("cuda")
+    noise = make_noise(config)
+    chosen = {
+        "scope": scope,
+        **method,
+        "learning_rate": choose("learning_rate", rate, size),
+        "noise": choose("noise", noise.kind, f"the usual one of {method['estimator']}"),
+        "max_length": choose_max_length(config.max_length, facts.context),
+        "objective": choose("objective", task.objective, f"that of task {task.name}"),
+        "device": facts.device,
+        "dtype": facts.dtype or choose("dtype", "bfloat16" if cuda else "float32", f"the device is {facts.device}"),
+        "num_threads": facts.num_threads,
+        "model": config.model if config.model == "demo" else absolute(config.model),
+        "task": task.name if config.task is not None or not config.labels else None,
+        "train_data": absolute(config.train_data),
+        "eval_data": absolute(config.eval_data),
+    }
+    full = replace(config, **chosen)
+    full = replace(full, tables={**full.tables, **_tables_in_use(full)})
+    objective = _objective(full, task)
+    return Run(
+        full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, objective,
+        make_schedule(full.lr_scheduler_type, chosen["learning_rate"], full.num_steps, full.warmup_steps),
+    )  # fmt: skip
+
+
+def choose_max_length(asked: int | None, context: int | None) -> int:
+    """`asked`, which must fit the model's context, or the context itself up to MAX_DEFAULT_LENGTH."""
+    if asked is not None and context is not None and asked > context:
+        raise InputError(f"--max-length {asked} is more than the model's context of {context} tokens")
+    return asked or min(context or MAX_DEFAULT_LENGTH, MAX_DEFAULT_LENGTH)
+
+
+def absolute(name: str | None) -> str | None:
+    """Local paths made independent of the working directory, so that a run can be resumed from anywhere."""
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+
+def _tables_in_use(config: Config) -> dict[str, dict[str, Any]]:
+    """The tables of the methods that the run has, with their defaults written out."""
+    names = [config.estimator, config.optimizer, config.noise, config.tuning]
+    return {
+        name: {key: setting.default for key, setting in METHOD_TABLES[name].items()} | settings_for(config, name)
+        for name in names
+        if name in METHOD_TABLES
+    }
+
+
+def _objective(config: Config, task: Task) -> Objective:
+    assert config.objective is not None
+    if (config.objective == "cross_entropy") != bool(task.labels):
+        needs = "label words (--labels)" if config.objective == "cross_entropy" else "a completion, not labels"
+        raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
+    objective = OBJECTIVES[config.objective]
+    if config.estimator == "backprop" and not objective.has_gradient:
+        raise InputError(f"--estimator backprop: --objective {config.objective} has no gradient; take another estimator")
+    return objective
