@@ -7,7 +7,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from zotune.adapter.forms import AdapterSpec, LoraSpec, PromptSpec
+from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.config.settings import Config
 from zotune.engine.pool import EnginePool

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter.forms import LoraSpec, PromptSpec
+from zotune.adapter.spec import LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.assemble.engine import AnyEngine, check_engine, make_engine, start_from_data
 from zotune.config.defaults import arguments_of, choose_method, default_learning_rate, make_estimator, make_noise
