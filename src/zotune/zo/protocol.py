@@ -4,9 +4,9 @@ Engines score candidates under probes of theta. A cache inside an engine may cha
 results come in the order asked for, and the same call gives the same numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -107,6 +107,13 @@ class EngineStats:
     tokens_reused: int = 0
 
 
+Need = Literal["scores", "generations", "tangents", "gradients"]
+"""What may be asked of an engine: log-probabilities, texts, derivatives along probes, gradients by backpropagation."""
+
+Cotangents = Callable[[Scores], np.ndarray]
+"""From the scores at theta to the derivative of a loss with respect to each log-probability: [example, candidate]."""
+
+
 class Engine(Protocol):
     """Scores probes of an adapter on a causal language model."""
 
@@ -124,8 +131,8 @@ class Engine(Protocol):
         """Score every candidate of every example under every probe."""
         ...
 
-    def why_no_derivatives(self) -> str | None:
-        """Why probes may not ask for derivatives here, or None where they may."""
+    def why_not(self, need: Need) -> str | None:
+        """Why this engine cannot give what is needed, in a sentence; None where it can."""
         ...
 
     def generate(
