@@ -16,7 +16,8 @@ import torch
 from speed import SHAPES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.zo.estimators import Estimator, Jvp, Spsa

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from speed import LABELS, SHAPES, VOCABULARY, Step, make_model
 
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import DTYPES
 from zotune.engine.torch.prefix_cache import PrefixCache

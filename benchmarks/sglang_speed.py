@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
 from zotune.engine.sglang.engine import SglangEngine

@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedModel
 
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.run.trainer import evaluate

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zotune import evaluate, mezo_finetune
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.data.records import load_records, to_texts
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import CONFIGS, make_model
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
 from zotune.engine.torch.plain import PlainEngine
 from zotune.tools.analyze import EPSILONS, analyze, save

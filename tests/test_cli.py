@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REVIEWS
-from zotune.adapter.forms import load_adapter
+from zotune.adapter.peft_files import load_adapter
 from zotune.cli import COMMANDS, main, parse
 from zotune.config.settings import Config, read_toml
 from zotune.data.tasks import TASKS

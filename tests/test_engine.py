@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from tests.conftest import CONTEXT, TARGETS, VOCABULARY, make_model
-from zotune.adapter.forms import LoraSpec, initial_theta, load_adapter, save_adapter
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.peft_files import load_adapter, save_adapter
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import PrefixCache

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, make_model
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.plain import PlainEngine
 from zotune.zo.estimators import Spsa
 from zotune.zo.noise import gaussian

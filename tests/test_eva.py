@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, VOCABULARY, make_model
 from zotune import mezo_finetune, replay_run, resume
-from zotune.adapter.forms import LoraSpec, initial_theta, load_adapter, tensor_name
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.peft_files import load_adapter
+from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import START_FILE, Start
 from zotune.engine.torch import eva
 from zotune.engine.torch.eva import principal_components

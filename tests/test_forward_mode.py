@@ -15,7 +15,8 @@ from tests.test_estimators import BATCH, double_loss
 from tests.test_fast_engine import batches, some_theta
 from tests.test_train import ZOTUNE, StopAt
 from zotune import InputError, mezo_finetune, resume
-from zotune.adapter.forms import LoraSpec, lora_matrices
+from zotune.adapter.forms import lora_matrices
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache

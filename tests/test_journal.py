@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
 from zotune.run.journal import Entry, Header, Journal, read_journal, replay
 from zotune.zo.estimators import Slope

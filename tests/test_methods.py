@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_model
 from zotune import Callback, mezo_finetune, replay_run, resume
-from zotune.adapter.forms import FORMS, LoraSpec, PromptSpec, initial_theta, load_adapter, lora_matrices, save_adapter
+from zotune.adapter.forms import FORMS, initial_theta, lora_matrices
+from zotune.adapter.peft_files import load_adapter, save_adapter
+from zotune.adapter.spec import LoraSpec, PromptSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.run.journal import read_journal

@@ -12,7 +12,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.run.journal import Entry, Header, Journal, read_journal, replay
 from zotune.zo.estimators import Slope
 from zotune.zo.noise import KINDS, Noise, gaussian

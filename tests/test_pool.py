@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_model
 from tests.test_fast_engine import INVOCATION, TARGETS, batches, some_theta
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.pool import EnginePool
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine

@@ -17,7 +17,8 @@ from transformers import BitsAndBytesConfig, LlamaConfig, OPTConfig
 from tests.conftest import CONTEXT, REVIEWS, VOCABULARY, make_tokenizer
 from tests.test_engine import INVOCATION, naive_log_prob, some_theta
 from zotune import InputError, evaluate, mezo_finetune, resume
-from zotune.adapter.forms import LoraSpec, load_adapter, save_adapter
+from zotune.adapter.peft_files import load_adapter, save_adapter
+from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
 from zotune.config.settings import make_config, read_toml
 from zotune.engine.torch.fast import TorchEngine

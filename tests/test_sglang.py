@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config, Qwen3Config
 
 from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
 from zotune.config.settings import read_toml, write_toml
 from zotune.engine.sglang.engine import SglangEngine
@@ -222,7 +223,7 @@ def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(opt_dir, rev
 KILLED = """
 import sys, time
 from transformers import AutoConfig
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.sglang.engine import SglangEngine
 
 spec = LoraSpec(4, 8.0, ("q_proj",), (50, 51))

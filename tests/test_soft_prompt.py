@@ -14,7 +14,9 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 
 from tests.conftest import CONFIGS, CONTEXT, VOCABULARY, make_model, make_tokenizer
 from zotune import InputError, evaluate, mezo_finetune
-from zotune.adapter.forms import PROMPT_EMBEDDINGS, PromptSpec, initial_theta, load_adapter, save_adapter
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.peft_files import load_adapter, save_adapter
+from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
 from zotune.assemble.engine import make_engine
 from zotune.cli import main
 from zotune.config.settings import Config, read_toml

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import REVIEWS, TARGETS, make_model
-from zotune.adapter.forms import LoraSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.plain import PlainEngine, peak_resident_bytes
 from zotune.errors import InputError
 from zotune.finetune import make_trainer, resume

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import REVIEWS
 from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
-from zotune.adapter.forms import load_adapter
+from zotune.adapter.peft_files import load_adapter
 from zotune.config.settings import read_toml
 from zotune.run.journal import read_journal
 from zotune.run.metrics import EvalEvent, read_metrics

@@ -15,7 +15,9 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter.forms import AdapterSpec, LoraSpec, initial_theta, save_adapter
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.peft_files import save_adapter
+from zotune.adapter.spec import AdapterSpec, LoraSpec
 from zotune.assemble.parts import Parts, assemble, load_data
 from zotune.config.defaults import arguments_of, make_estimator, make_noise
 from zotune.config.settings import Config, make_config, read_toml, write_toml

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from zotune.adapter.forms import LoraSpec, load_adapter
+from zotune.adapter.peft_files import load_adapter
+from zotune.adapter.spec import LoraSpec
 from zotune.assemble.engine import check_engine, make_engine
 from zotune.assemble.parts import choose_max_length, load_data
 from zotune.config.settings import Config, make_config, read_toml

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+<<<<<<< HEAD
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
+=======
+from zotune.adapter.spec import LoraSpec, PromptSpec
+>>>>>>> main
 from zotune.adapter.start import Start
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine

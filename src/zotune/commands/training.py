@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zotune.adapter.forms import CONFIG_FILE
+from zotune.adapter.peft_files import CONFIG_FILE
 from zotune.config.settings import Config
 from zotune.errors import InputError
 

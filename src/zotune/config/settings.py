@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zotune.adapter.spec import TUNINGS
+from zotune.adapter.forms import FORMS
 from zotune.config.checks import check
 from zotune.engine import ENGINES
 from zotune.zo.estimators import ESTIMATORS
@@ -34,7 +34,7 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     NoiseKind = Literal[tuple(KINDS)]
     ObjectiveName = Literal[tuple(OBJECTIVES)]
-    Tuning = Literal[tuple(TUNINGS)]
+    Tuning = Literal[(*FORMS, "prompt_tuning", "full")]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from zotune.adapter.forms import AdapterSpec, LoraSpec, PromptSpec, initial_theta
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.errors import InputError
 from zotune.zo.estimators import Slope

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from zotune.adapter.forms import save_adapter
+from zotune.adapter.peft_files import save_adapter
 from zotune.config.settings import read_toml
 from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.weights import ModelWeights, save_model

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from transformers import PretrainedConfig
 
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.options import check_options, server_options

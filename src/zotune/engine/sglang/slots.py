@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zotune.adapter.forms import LoraSpec, lora_matrices
+from zotune.adapter.forms import lora_matrices
+from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
 from zotune.zo.protocol import Probe, Theta, points
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from zotune.adapter.forms import LoraSpec
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.sglang import driver, models, slots
 from zotune.engine.sglang.driver import Counts, Driver, Job
 from zotune.engine.sglang.names import check

@@ -16,7 +16,8 @@ from peft.utils.incremental_pca import IncrementalPCA
 from torch import nn
 from transformers import PreTrainedModel
 
-from zotune.adapter.forms import LoraSpec, initial_theta, tensor_name
+from zotune.adapter.forms import initial_theta
+from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
 from zotune.engine.torch.lora import adapted_modules
 from zotune.engine.torch.plain import PlainEngine

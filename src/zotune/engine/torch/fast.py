@@ -16,7 +16,7 @@ import torch
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
-from zotune.adapter.forms import AdapterSpec
+from zotune.adapter.spec import AdapterSpec
 from zotune.engine.torch.attention import PromptKV, side_by_side
 from zotune.engine.torch.forward_mode import values_and_tangents
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead

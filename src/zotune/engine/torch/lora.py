@@ -15,7 +15,8 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter.forms import LoraSpec, lora_matrices, lora_tangents, tensor_name, trained_shapes
+from zotune.adapter.forms import lora_matrices, lora_tangents, trained_shapes
+from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.errors import InputError
 from zotune.zo.noise import gaussian

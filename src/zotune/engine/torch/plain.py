@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from zotune.adapter.forms import AdapterSpec, PromptSpec
+from zotune.adapter.spec import AdapterSpec, PromptSpec
 from zotune.engine.torch.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.loading import quantization_method

@@ -14,7 +14,7 @@ from torch import nn
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
-from zotune.adapter.forms import PROMPT_EMBEDDINGS, PromptSpec
+from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.zo.noise import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points

@@ -1,0 +1,68 @@
+"""What an adapter is, but for its numbers: its form, and the names that its tensors have.
+
+The names are those in PEFT's files. What theta stands for is in `forms`, adapter folders are in `peft_files`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from zotune.adapter.start import Start
+from zotune.zo.setting import setting
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+PROMPT_EMBEDDINGS = "prompt_embeddings"  # the one tensor of a soft prompt, in theta and in PEFT's file
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The form of an adapter: everything but its numbers. With `invocation_tokens` it is an activated one.
+
+    Forms that freeze something have its seed, and the names and shapes of LoRA's matrices, which the engine fills in.
+    `start` holds the A that comes from the data, where it does.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    invocation_tokens: tuple[int, ...] | None = None
+    fan_in_fan_out: bool = False  # PEFT's word for modules that keep their weight transposed, as GPT-2's do
+    peft_type: str = "lora"
+    frozen_seed: int = 0
+    matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    start: Start | None = None
+    virtual_tokens: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def scope(self) -> str:
+        return "everywhere" if self.invocation_tokens is None else "activated"
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """The form of a soft prompt (Lester et al., 2021, arXiv 2104.08691): how many trained vectors precede every prompt.
+
+    Their places in an example are `virtual_tokens`, the ids -1, -2, ...: no tokenizer's, so they stay apart from text.
+    """
+
+    num_virtual_tokens: int = setting(
+        20, "Trained vectors in front of every prompt; they count towards --max-length.", at_least=1
+    )
+    peft_type: ClassVar[str] = "prompt_tuning"
+    scope: ClassVar[str] = "everywhere"
+    invocation_tokens: ClassVar[None] = None
+    start: ClassVar[None] = None
+
+    @property
+    def virtual_tokens(self) -> tuple[int, ...]:
+        return tuple(range(-1, -self.num_virtual_tokens - 1, -1))
+
+
+AdapterSpec = LoraSpec | PromptSpec
+
+
+def tensor_name(module_name: str, matrix: str) -> str:
+    """The name of LoRA matrix "A" or "B" of a module in PEFT's files."""
+    return f"{_PREFIX}{module_name}.lora_{matrix}.weight"
