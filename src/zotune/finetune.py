@@ -1,13 +1,12 @@
-"""From a configuration to a finished run: find the data, load the model, build the parts, train, sum up.
+"""From settings to a finished run: find the data and the model, build the parts, train, sum up.
 
 `mezo_finetune` is the whole job; `make_trainer` stops before training, for those who want the loop in their hands;
 `resume` goes on with a run.
 """
 
-import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.peft_files import save_adapter
 from zotune.adapter.spec import AdapterSpec, LoraSpec
-from zotune.assemble.parts import Parts, assemble, load_data
-from zotune.config.defaults import arguments_of, make_estimator, make_noise
-from zotune.config.settings import Config, make_config, read_toml, write_toml
-from zotune.engine.torch.fast import TorchEngine
-from zotune.engine.torch.loading import model_path
-from zotune.engine.torch.plain import PlainEngine
-from zotune.engine.torch.weights import save_model
+from zotune.assemble.data import load_data
+from zotune.assemble.model import check_installed, find_model, model_path
+from zotune.assemble.parts import Parts, assemble
+from zotune.config.reading import make_config, read_run_config, write_toml
+from zotune.config.settings import Config
+from zotune.data.records import json_lines
 from zotune.errors import InputError
+from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
-from zotune.run.journal import Entry, Header, Journal, history
+from zotune.run.journal import Header, Journal
 from zotune.run.metrics import MetricsFile, write_json
+from zotune.run.replay import changes, rebuild
 from zotune.run.summary import summarize
-from zotune.run.trainer import Callback, Evaluation, Export, MeZOTrainer, TrainingPlan
-from zotune.zo.estimators import Estimator
-from zotune.zo.objectives import OBJECTIVES
-from zotune.zo.optimizers import OPTIMIZERS, Tensors
-from zotune.zo.protocol import Theta
-from zotune.zo.schedules import make_schedule
+from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
 
 logger = logging.getLogger("zotune")
 
@@ -73,7 +68,8 @@ def mezo_finetune(
         train_data, eval_data: a path, a hub id, a list of dicts or a `datasets.Dataset`; default: the task's own.
         task: a name of `zotune tasks`; default: from the data.
         callbacks: told of steps and evaluations; see `Callback`.
-        settings: any other field of `Config`, by the same names as the command's flags.
+        settings: all others by their names, as in `Config` and on the command line; the settings of a single method
+            as a dict, e.g. `adam={"beta1": 0.95}`.
 
     Returns:
         Metrics before, at best and after, and the run folder with the adapter.
@@ -82,10 +78,8 @@ def mezo_finetune(
         InputError: something asked for cannot be done; nothing was written.
         TrainingError: training had to stop; the run folder holds all steps before.
     """
-    trainer = make_trainer(
-        model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks, **settings
-    )
-    return run(trainer)
+    return run(make_trainer(model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks,
+                            **settings))  # fmt: skip
 
 
 def make_trainer(
@@ -96,35 +90,51 @@ def make_trainer(
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] = (),
-    kind: type[MeZOTrainer] = MeZOTrainer,
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
 
-    Use it in a `with` statement, or `close` it at the end. `kind` is for those who change what a step is.
+    Use it in a `with` statement, or `close` it at the end.
     """
     named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
+    in_memory = {}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
         if isinstance(data, str | Path):
             named[name] = str(data)
-    config = make_config(named)
+        elif data is not None:
+            in_memory[name] = data
+    return start_run(
+        make_config(named), in_memory, None if isinstance(model, str) else model, tokenizer, callbacks
+    )
+
+
+def start_run(
+    config: Config,
+    in_memory: dict[str, Any] | None = None,
+    model: PreTrainedModel | None = None,
+    tokenizer: Tokenizer | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> MeZOTrainer:
+    """The trainer of a new run.
+
+    Args:
+        in_memory: records given from Python, by "train_data" and "eval_data"; they are kept in the run folder.
+    """
+    check_installed(config)
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
     if given:
         given.check_free(config.overwrite)
-        if given.journal.exists():
-            Journal.check_unused(given.journal)
-    data = load_data(config, train_data, eval_data)
-    parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
-    kind.check(parts.engine)
-
+    kept = {name: (records, json_lines(name, records)) for name, records in _listed(in_memory or {}).items()}
+    data = load_data(config, **{name: records for name, (records, _) in kept.items()})
+    parts = assemble(config, data, find_model(config, model, tokenizer))
     folder = given or RunFolder(default_output_dir(data.task.name, config.model))
     folder.claim(config.overwrite)
-    kept = {
-        name: _keep(source, folder.path.resolve() / f"{name}.jsonl")
-        for name, source in (("train_data", train_data), ("eval_data", eval_data))
-        if source is not None and not isinstance(source, str | Path)
-    }
-    config = make_config({**kept, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.config)
+    places = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in kept}
+    for name, (_, lines) in kept.items():
+        Path(places[name]).write_bytes(lines)
+    config = make_config(
+        {**places, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.run.config
+    )
     header = _header(config, parts)
     try:
         write_toml(config, folder.config)
@@ -132,11 +142,8 @@ def make_trainer(
     except OSError as error:
         raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
-    return _trainer(
-        config, parts, folder, journal, MetricsFile(folder.metrics), header,
-        estimator=make_estimator(config), theta=theta, state=header.make_optimizer().init(theta), step=0,
-        callbacks=callbacks, kind=kind,
-    )  # fmt: skip
+    state = header.make_optimizer().init(theta)
+    return _trainer(parts, folder, journal, MetricsFile(folder.metrics), header, theta, state, callbacks=callbacks)
 
 
 def resume(
@@ -154,117 +161,111 @@ def resume(
     Raises:
         InputError: not a run folder, a damaged journal, or data that has changed since the run began.
     """
+    return run(reopen(run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks))
+
+
+def reopen(
+    run_folder: str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: Tokenizer | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> MeZOTrainer:
+    """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
     folder = RunFolder(Path(run_folder))
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
-    config = read_toml(folder.config)
-    data = load_data(config)
+    config = read_run_config(folder.config)
+    check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
+        data = load_data(config)
         start = header.lora.start if header.lora else None
-        parts = assemble(_as_begun(config, header.lora), data, model, tokenizer, start)
+        parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), start)
+        if changed := changes(header, _header(parts.run.config, parts)):
+            parts.engine.close()
+            raise InputError(
+                f"{folder.path} was started with other {', '.join(changed)}: put back the data and "
+                f"{folder.config.name} as they were, or start a new run"
+            )
+        logger.info("resuming %s after step %d", folder.path, len(entries))
+        theta, state, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights)
+        metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
     except BaseException:
         journal.close()
         raise
-    if changed := _changes(header, _header(config, parts)):
-        journal.close()
-        raise InputError(
-            f"{folder.path} was started with other {', '.join(changed)}: put back the data and {folder.config.name} "
-            "as they were, or start a new run"
-        )
-    logger.info("resuming %s after step %d", folder.path, len(entries))
-    theta, state, estimator = _rebuild(header, entries, make_estimator(config), parts.engine.weights)
-    metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
-    trainer = _trainer(
-        config,
-        parts,
-        folder,
-        journal,
-        metrics,
-        header,
-        estimator=estimator,
-        theta=theta,
-        state=state,
-        step=len(entries),
-        callbacks=callbacks,
+    return _trainer(
+        parts, folder, journal, metrics, header, theta, state, estimator, step=len(entries), callbacks=callbacks
     )
-    return run(trainer)
+
+
+def run(trainer: MeZOTrainer) -> Result:
+    """Train to the end, sum up in summary.json, and close the trainer."""
+    with trainer:
+        trainer.train()
+        summary = summarize(trainer)
+        write_json(trainer.folder.summary, summary)
+    initial, best, final = (
+        Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
+    )
+    return Result(trainer.folder.path, trainer.exported, initial, best, final, summary)
 
 
 # ---- the parts of a trainer
+
+
+def _listed(in_memory: dict[str, Any]) -> dict[str, Any]:
+    """Records that can be read once, such as a generator's, as a list."""
+    return {name: list(data) if isinstance(data, Iterable) and not hasattr(data, "__len__") else data
+            for name, data in in_memory.items()}  # fmt: skip
 
 
 def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
     """With the form of the adapter, which config.toml does not say of runs that an older zotune began."""
     if not isinstance(lora, LoraSpec) or lora.start or lora.peft_type == "vera":
         return config
-    values = {"peft_type": config.peft_type or lora.peft_type, "init_lora_weights": config.init_lora_weights}
-    return make_config({"init_lora_weights": "kaiming"} | {k: v for k, v in values.items() if v}, base=config)
+    return make_config(
+        {"tuning": config.tuning or lora.peft_type, "init_lora_weights": config.init_lora_weights or "kaiming"}, config
+    )
 
 
 def _header(config: Config, parts: Parts) -> Header:
-    assert config.optimizer is not None
-    made = OPTIMIZERS[config.optimizer]
-    optimizer = made(**arguments_of(made, config))
     return Header(
         seed=config.seed,
         base_model=model_path(config.model),
         tensors=parts.engine.tensor_shapes,
         lora=parts.engine.spec,
-        optimizer={"name": config.optimizer, **asdict(optimizer)},
+        optimizer=parts.run.optimizer,
         data=parts.digests,
-        noise=make_noise(config),
+        noise=parts.run.noise,
         dtype=config.dtype if parts.engine.spec is None else None,
     )
 
 
-def _rebuild(
-    header: Header, entries: Sequence[Entry], estimator: Estimator, start: Theta | None
-) -> tuple[Theta, Tensors, Estimator]:
-    """Theta, the optimizer's state and the estimator as the run that wrote `entries` left them."""
-    points = history(header, entries, start)
-    theta, state = next(points)
-    for entry, (next_theta, next_state) in zip(entries, points, strict=True):
-        estimator = estimator.after(theta, entry.slopes)
-        theta, state = next_theta, next_state
-    return theta, state, estimator
-
-
-def _changes(before: Header, now: Header) -> list[str]:
-    """What a journal was started with and no longer is, in words for the user."""
-    names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
-    for field in fields(Header):
-        if field.name == "optimizer":  # what was left to a default may be written out in one and not in the other
-            names += [field.name] if before.make_optimizer() != now.make_optimizer() else []
-        elif field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name):
-            names.append(field.name)
-    return names
-
-
 def _trainer(
-    config: Config,
     parts: Parts,
     folder: RunFolder,
     journal: Journal,
     metrics: MetricsFile,
     header: Header,
-    *,
-    estimator: Estimator,
     theta: Any,
     state: Any,
-    step: int,
-    callbacks: Iterable[Callback],
-    kind: type[MeZOTrainer] = MeZOTrainer,
+    estimator: Any = None,
+    step: int = 0,
+    callbacks: Iterable[Callback] = (),
 ) -> MeZOTrainer:
-    assert config.learning_rate is not None
-    assert config.objective is not None
-    return kind(
+    config = parts.run.config
+    return MeZOTrainer(
         engine=parts.engine,
-        estimator=estimator,
+        estimator=estimator or parts.run.estimator,
         optimizer=header.make_optimizer(),
-        objective=OBJECTIVES[config.objective],
-        schedule=make_schedule(config.lr_scheduler_type, config.learning_rate, config.num_steps, config.warmup_steps),
-        plan=TrainingPlan(**{field.name: getattr(config, field.name) for field in fields(TrainingPlan)}),
+        objective=parts.run.objective,
+        schedule=parts.run.schedule,
+        plan=TrainingPlan(
+            num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0,
+            seed=config.seed, eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience,
+            model=config.model, task=parts.run.task.name,
+        ),  # fmt: skip
         train_examples=parts.train,
         eval_examples=parts.evaluation,
         folder=folder,
@@ -280,30 +281,6 @@ def _trainer(
 
 
 def _export(parts: Parts, base_model: str) -> Export:
-    if parts.engine.spec is None:
-        assert isinstance(parts.engine, TorchEngine | PlainEngine)
-        model = parts.engine.model
-        return Export("model", lambda folder, theta: save_model(folder, model, parts.tokenizer))
+    if (weights := parts.engine.weights) is not None:
+        return Export("model", lambda folder, theta: weights.save(folder, parts.tokenizer))
     return Export("adapter", partial(save_adapter, spec=parts.engine.spec, base_model=base_model))
-
-
-def run(trainer: MeZOTrainer) -> Result:
-    """Train to the end, sum up in summary.json, and close the trainer."""
-    with trainer:
-        trainer.train()
-        summary = summarize(trainer)
-        write_json(trainer.folder.summary, summary)
-    initial, best, final = (
-        Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
-    )
-    return Result(trainer.folder.path, trainer.exported, initial, best, final, summary)
-
-
-def _keep(data: Iterable[Any], path: Path) -> str:
-    """Data that lives in memory goes into the run folder, so that the run can be resumed."""
-    try:
-        lines = [json.dumps(dict(row)) for row in data]
-    except TypeError as error:
-        raise InputError(f"{path.stem}: records must hold plain values, as JSON has them: {error}") from error
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return str(path)

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-<<<<<<< HEAD
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
-=======
-from zotune.adapter.spec import LoraSpec, PromptSpec
->>>>>>> main
 from zotune.adapter.start import Start
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
+from zotune.data.digest import examples_digest
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.errors import InputError
@@ -35,6 +32,11 @@ class Parts:
     tokenizer: Tokenizer
     train: list[Example]
     evaluation: list[Example]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What a journal knows the examples by."""
+        return {"training": examples_digest(self.train), "evaluation": examples_digest(self.evaluation)}
 
 
 def assemble(config: Config, data: Data, model: Model, start: Start | None = None) -> Parts:

@@ -1,47 +1,37 @@
-"""The adapter at any step of a run, rebuilt from its journal; after full-parameter training, the model."""
+"""A run as its journal has it: theta, optimizer and estimator at any step, and what a run that goes on must share."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import fields
 
-from zotune.adapter.peft_files import save_adapter
-from zotune.config.settings import read_toml
-from zotune.engine.torch.loading import load_model, load_tokenizer
-from zotune.engine.torch.weights import ModelWeights, save_model
-from zotune.errors import InputError
-from zotune.run.folder import RunFolder
-from zotune.run.journal import Entry, Header, read_journal, replay
+from zotune.run.journal import Entry, Header, history
+from zotune.zo.estimators import Estimator
+from zotune.zo.optimizers import Tensors
+from zotune.zo.protocol import Theta
 
 
-def replay_run(run_folder: str | Path, output_dir: str | Path, step: int | None = None) -> int:
-    """Rebuild the adapter after `step` steps (default: the last) from the journal. Returns the step.
+def rebuild(
+    header: Header, entries: Sequence[Entry], estimator: Estimator, start: Theta | None
+) -> tuple[Theta, Tensors, Estimator]:
+    """Theta, the optimizer's state and the estimator as the run that wrote `entries` left them.
 
-    It loads no model but after full-parameter training, which has changed one: that is what it rebuilds then.
-
-    Raises:
-        InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
+    Args:
+        estimator: as the run began with it.
+        start: the base model's parameters, where these are what is trained.
     """
-    header, entries = read_journal(RunFolder(Path(run_folder)).journal)
-    step = len(entries) if step is None else step
-    if not 0 <= step <= len(entries):
-        raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
-    RunFolder(Path(output_dir)).check_free(overwrite=False)
-    try:
-        if header.lora is None:
-            _replay_model(header, entries[:step], Path(run_folder), Path(output_dir))
-        else:
-            theta, _ = replay(header, entries[:step])
-            save_adapter(Path(output_dir), theta, header.lora, header.base_model)
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
-    return step
+    points = history(header, entries, start)
+    theta, state = next(points)
+    for entry, (next_theta, next_state) in zip(entries, points, strict=True):
+        estimator = estimator.after(theta, entry.slopes)
+        theta, state = next_theta, next_state
+    return theta, state, estimator
 
 
-def _replay_model(header: Header, entries: Sequence[Entry], run_folder: Path, output_dir: Path) -> None:
-    trust = read_toml(RunFolder(run_folder).config).trust_remote_code
-    assert header.dtype is not None
-    model = load_model(header.base_model, header.dtype, "cpu", trust)
-    weights = ModelWeights(model)
-    if weights.shapes != header.tensors:
-        raise InputError(f"{run_folder}: {header.base_model} is not the model that the run began with")
-    replay(header, entries, weights)
-    save_model(output_dir, model, load_tokenizer(header.base_model, trust))
+def changes(before: Header, now: Header) -> list[str]:
+    """What a journal was started with and no longer is, in words for the user."""
+    names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
+    for field in fields(Header):
+        if field.name == "optimizer":  # what was left to a default may be written out in one and not in the other
+            names += [field.name] if before.make_optimizer() != now.make_optimizer() else []
+        elif field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name):
+            names.append(field.name)
+    return names

@@ -4,7 +4,6 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from zotune.config.settings import read_toml
 from zotune.run.metrics import EvalEvent, StepEvent, best_of, kv_reuse
 from zotune.run.trainer import MeZOTrainer
 
@@ -13,7 +12,6 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
     """summary.json: read off the metrics of the whole run, also of the part before a resume."""
     steps = [event for event in trainer.metrics.events if isinstance(event, StepEvent)]
     evals = trainer.evaluations
-    config = read_toml(trainer.folder.config)
     train_time_s = sum(event.step_time_s for event in steps)
     computed, reused = (sum(getattr(event, f"tokens_{what}") for event in steps) for what in ("computed", "reused"))
 
@@ -21,8 +19,8 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
         return event.metrics if event else None
 
     return {
-        "model": config.model,
-        "task": config.task or "classification",
+        "model": trainer.plan.model,
+        "task": trainer.plan.task,
         "exported": trainer.export.name,
         "initial": metrics(evals[0] if evals else None),
         "best": metrics(best_of(evals) if evals else None),
@@ -34,7 +32,7 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
         "tokens_reused": reused,
         "kv_reuse": kv_reuse(reused, computed),
         "peak_memory_bytes": trainer.engine.peak_memory_bytes(),
-        "seed": config.seed,
+        "seed": trainer.plan.seed,
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("zotune", "torch", "transformers", "peft", "numpy")},

@@ -41,7 +41,7 @@ class Callback:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long to train, on how much at a time, and when to look."""
+    """How long to train, on how much at a time, and when to look; `model` and `task` are what its summary calls it."""
 
     num_steps: int
     batch_size: int
@@ -49,16 +49,8 @@ class TrainingPlan:
     seed: int
     eval_steps: int
     early_stopping_patience: int | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics over `num_examples`; `predictions` are indices of candidates, absent where there are no labels."""
-
-    accuracy: float | None
-    loss: float
-    num_examples: int
-    predictions: tuple[int, ...] | None = None
+    model: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,10 +115,6 @@ class MeZOTrainer:
         self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
         self._zero_steps = 0
 
-    @classmethod
-    def check(cls, engine: Engine) -> None:
-        """Raise InputError for an engine that steps of this kind cannot use; asked before a run folder is made."""
-
     # ---- the algorithm -------------------------------------------------------------------------------------------
 
     def train(self) -> None:
@@ -155,23 +143,18 @@ class MeZOTrainer:
         """One step of the algorithm; it is in the journal when this returns."""
         started, before = time.perf_counter(), asdict(self.engine.stats)
         batch = self._batch(self.estimator.num_batches)
-        probes = self.estimator.ask(self._seeds(self.step), self.noise.at(self.plan.seed, self.step))
+        seeds, noise = self._seeds(self.step), self.noise.at(self.plan.seed, self.step)
         AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
-        scores = self.engine.score(self.theta, probes, batch)
-        losses = self.objective(scores, batch)  # [probe, example]
-        slopes = self.estimator.tell(
-            probes, losses if scores.tangents is None else self.objective.derivative(scores, batch)
-        )
-        near = [probe.base is None for probe in probes]
-        loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
-        self._check(loss, [slope.value for slope in slopes])
+        estimate = self.estimator.estimate(self.objective, self.engine, self.theta, batch, seeds, noise)
+        slopes, learning_rate = estimate.update.slopes, self.schedule(self.step)
+        self._check(estimate)
         self.estimator = self.estimator.after(self.theta, slopes)
         self.theta, self.optimizer_state = self.optimizer.update(
-            self.theta, self.optimizer_state, slopes, learning_rate
+            self.theta, self.optimizer_state, estimate.update, learning_rate
         )
         event = StepEvent(
             step=self.step + 1,
-            loss=loss,
+            loss=estimate.loss,
             learning_rate=learning_rate,
             slopes=tuple(slope.value for slope in slopes),
             step_time_s=time.perf_counter() - started,
@@ -179,7 +162,7 @@ class MeZOTrainer:
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
         self.metrics.append(event)
-        self.journal.append(Entry(event.step, loss, learning_rate, tuple(slopes)))
+        self.journal.append(Entry(event.step, estimate.loss, learning_rate, self._journalled(estimate.update)))
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)
@@ -272,22 +255,3 @@ class MeZOTrainer:
                 f"every slope was zero for {MAX_ZERO_STEPS} steps: the probes cannot be told apart. Raise --epsilon, "
                 f"use --dtype float32, or adapt other modules with --target-modules. {kept}"
             )
-
-
-def evaluate(
-    engine: Engine, theta: Theta, objective: Objective, examples: Sequence[Example], batch_size: int = 256
-) -> Evaluation:
-    """Mean objective, and accuracy where every example has a label, at theta."""
-    losses: list[np.ndarray] = []
-    predictions: list[int] = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        scores = engine.score(theta, [AT_THETA], batch)
-        losses.append(objective(scores, batch)[0])
-        predictions.extend(candidate_logits(scores)[0].argmax(axis=-1).tolist())
-    loss = float(np.concatenate(losses).mean())
-    labels = [example.label for example in examples]
-    if any(label is None for label in labels):
-        return Evaluation(None, loss, len(examples))
-    accuracy = float(np.mean([label == guess for label, guess in zip(labels, predictions, strict=True)]))
-    return Evaluation(accuracy, loss, len(examples), tuple(predictions))

@@ -6,15 +6,10 @@ for, and the same call gives the same numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-<<<<<<< HEAD
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
-=======
-from dataclasses import dataclass
-from typing import Literal, Protocol
->>>>>>> main
 
 import numpy as np
 
@@ -127,13 +122,8 @@ Cotangents = Callable[[Scores], np.ndarray]
 """From the scores at theta to the derivative of a loss with respect to each log-probability: [example, candidate]."""
 
 
-<<<<<<< HEAD
 class Form(Protocol):
     """What an engine says of the adapter that it trains; see `adapter.spec`."""
-=======
-class Engine(Protocol):
-    """Scores probes of an adapter on a causal language model."""
->>>>>>> main
 
     @property
     def scope(self) -> str: ...
@@ -191,13 +181,8 @@ class Engine(Protocol):
         """Score every candidate of every example under every probe."""
         ...
 
-<<<<<<< HEAD
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """Scores at theta, for one probe, and the gradient of sum(cotangents * log_probs) for every tensor of theta."""
-=======
-    def why_not(self, need: Need) -> str | None:
-        """Why this engine cannot give what is needed, in a sentence; None where it can."""
->>>>>>> main
         ...
 
     def generate(
