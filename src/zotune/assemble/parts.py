@@ -19,9 +19,11 @@ from zotune.adapter.start import Start
 from zotune.assemble.engine import AnyEngine, check_engine, make_engine, start_from_data
 from zotune.config.defaults import arguments_of, choose_method, default_learning_rate, make_estimator, make_noise
 from zotune.config.settings import Config, Scope, make_config
-from zotune.data.records import Record, load_records, sample_records, split_records, to_texts
-from zotune.data.tasks import Task, choose_task
+from zotune.data.records import Record, load_records, sample_records, split_records
+from zotune.data.task_choice import choose_task
+from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
+from zotune.data.texts import to_texts
 from zotune.engine.torch.loading import (
     choose_device,
     context_length,
