@@ -72,7 +72,8 @@ def examples(flags: argparse.Namespace) -> tuple[list[Any], tuple[int, ...]]:
         records = [json.loads(next(file)) for _ in range(flags.batch_size)]
     task = TASKS["imdb"]
     encoder = Encoder(AutoTokenizer.from_pretrained(flags.model), task, flags.max_length, activated=True)
-    from zotune.data.records import Record, to_texts
+    from zotune.data.records import Record
+    from zotune.data.texts import to_texts
 
     rows = [Record(record, f"record {number}") for number, record in enumerate(records)]
     return list(encoder.encode(to_texts(rows, task, {})).examples), encoder.invocation

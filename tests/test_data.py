@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from zotune.assemble.parts import load_data
 from zotune.config.settings import make_config
-from zotune.data.records import Record, load_records, sample_records, split_records, to_texts
-from zotune.data.tasks import TASKS, choose_task
+from zotune.data.records import Record, load_records, sample_records, split_records
+from zotune.data.task_choice import choose_task
+from zotune.data.tasks import TASKS
+from zotune.data.texts import to_texts
 from zotune.errors import InputError
 
 ROWS = [

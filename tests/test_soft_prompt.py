@@ -20,9 +20,10 @@ from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
 from zotune.assemble.engine import make_engine
 from zotune.cli import main
 from zotune.config.settings import Config, read_toml
-from zotune.data.records import TextExample
-from zotune.data.tasks import TASKS, choose_task
+from zotune.data.task_choice import choose_task
+from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
+from zotune.data.texts import TextExample
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling

@@ -14,9 +14,11 @@ from zotune.adapter.spec import LoraSpec
 from zotune.assemble.engine import check_engine, make_engine
 from zotune.assemble.parts import choose_max_length, load_data
 from zotune.config.settings import Config, make_config, read_toml
-from zotune.data.records import Record, load_records, sample_records, to_texts
-from zotune.data.tasks import Task, choose_task
+from zotune.data.records import Record, load_records, sample_records
+from zotune.data.task_choice import choose_task
+from zotune.data.tasks import Task
 from zotune.data.templates import Encoder, encode_fragment
+from zotune.data.texts import to_texts
 from zotune.engine.torch.loading import (
     choose_device,
     context_length,

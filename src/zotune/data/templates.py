@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.data.records import TextExample
 from zotune.data.tasks import Task
+from zotune.data.texts import TextExample
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 

@@ -1,0 +1,105 @@
+"""Which task a run has: the one that the user names, changes or spells out, or the one that the data's fields tell.
+
+What the options make of a task is checked here, before anything is read or loaded for it.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from string import Formatter
+from typing import Any
+
+from zotune.data.tasks import ALIASES, TASKS, Task
+from zotune.errors import InputError
+
+
+def choose_task(
+    name: str | None,
+    *,
+    template: str | None = None,
+    invocation: str | None = None,
+    labels: Sequence[str] = (),
+    sample: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task of a run: a built-in one, changed by the options given, or one made of the options alone.
+
+    Args:
+        sample: the first record of the data, to choose by where no option does.
+
+    Raises:
+        InputError: unknown name, or options that do not make a task.
+    """
+    if name is not None:
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"--task: there is no task {name!r}{hint} (tasks: {', '.join(TASKS)})")
+        task = TASKS[name]
+    elif labels:
+        task = Task("classification", template="{text}")
+    elif sample is not None:
+        task = _detect(sample)
+    else:
+        task = TASKS["demo"]
+    if labels and task.completion and name is not None:
+        raise InputError(f"--labels: task {name} has no labels; leave out --task for a classification of your own")
+    changes: dict[str, Any] = {
+        "template": template,
+        "invocation": invocation,
+        "labels": tuple(labels) or None,
+    }
+    task = replace(task, **{key: value for key, value in changes.items() if value is not None})
+    _check(task)
+    return task
+
+
+def _detect(sample: Mapping[str, Any]) -> Task:
+    def has(role: str) -> bool:
+        return any(alias in sample for alias in ALIASES[role])
+
+    if "prompt" in sample and "completion" in sample:
+        return TASKS["completion"]
+    if has("text") and has("label"):
+        raise InputError(
+            "--labels: the data has texts with labels; give a word for each label id, e.g. "
+            "--labels terrible great --invocation ' It was', or a built-in --task"
+        )
+    if has("prompt") and has("completion"):
+        return TASKS["completion"]
+    if has("text"):
+        return TASKS["lm"]
+    raise InputError(
+        f"--task: cannot tell the task from the fields {', '.join(sample)}; expected prompt and completion, or text "
+        "(with label); name them with --fields, e.g. --fields text=body label=stars"
+    )
+
+
+def _check(task: Task) -> None:
+    try:
+        pieces = [piece for piece in Formatter().parse(task.template) if piece[1] is not None]
+    except ValueError as error:
+        raise InputError(f"--template: {task.template!r} is not a template: {error}") from error
+    for _, name, form, conversion in pieces:
+        if not (name or "").isidentifier() or form or conversion:
+            raise InputError(f"--template: fields are names in braces such as {{text}}, got {task.template!r}")
+    if set("{}") & set(task.invocation):
+        raise InputError(f"--invocation: {task.invocation!r} must be fixed text, without fields in braces")
+    if task.invocation and not task.template:
+        raise InputError(
+            f"--invocation: task {task.name} has no prompt that {task.invocation!r} could end; leave it out"
+        )
+    if task.labels and not task.fields:
+        raise InputError(f"--template: {task.template!r} uses no field of the data, such as {{text}}")
+    if len(task.labels) == 1:
+        raise InputError(f"--labels: a classification needs two labels or more, got {task.labels[0]!r}")
+    for what, values in (("names", task.label_names), ("words", task.label_words)):
+        double = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+        if double:
+            raise InputError(f"--labels: {what} must differ, got {double[0]!r} twice")
+    for index, label in enumerate(task.labels):
+        if not label.strip():
+            raise InputError(f"--labels: {label!r} is no word")
+        if label.lstrip("-").isdigit() and label != str(index):
+            raise InputError(
+                f"--labels: a {label} in the data could be this word or a label id; give names, such as {label}={label}"
+            )
