@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, resume
     from zotune.inference import evaluate, predict
-    from zotune.run.replay import replay_run
-    from zotune.run.trainer import Callback, Evaluation, MeZOTrainer
+    from zotune.replay import replay_run
+    from zotune.run.evaluation import Evaluation
+    from zotune.run.trainer import Callback, MeZOTrainer
 
 _HOMES = {
-    "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.trainer", "InputError": "errors",
+    "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.evaluation", "InputError": "errors",
     "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors", "evaluate": "inference",
-    "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "run.replay",
+    "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay",
     "resume": "finetune",
 }  # fmt: skip
 

@@ -1,55 +1,39 @@
-"""The command `zotune`: flags and TOML -> one of the commands.
+"""The command `zotune`: the name of a command and its flags -> that command.
 
-Exit code 2: what was asked for cannot be done; 1: training had to stop.
+Exit code 2: what was asked for cannot be done; 1: training had to stop. Only what a command needs is imported.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_type_hints
+from importlib import import_module
+from typing import Any
 
-import tyro
-
-import zotune
-from zotune.commands.analysis import Analyze
-from zotune.commands.prediction import Evaluate, Predict
-from zotune.commands.studies import Compare, Sweep
-from zotune.commands.training import Plot, Profile, Replay, Resume, Tasks, Train
-from zotune.config.settings import Config, read_toml
-from zotune.engine.sglang.options import parse_flags
 from zotune.errors import InputError, TrainingError
 
-METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
-
-
-def _with_plain_help(command: Any) -> Any:
-    """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
-    hints = get_type_hints(command)
-    for option in fields(command):
-        if option.name == "sglang":  # taken out of the command line before it is parsed
-            command.__annotations__["sglang"] = Annotated[dict[str, Any], tyro.conf.Suppress]
-        elif option.default is None:
-            kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
-            metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
-            argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-            command.__annotations__[option.name] = Annotated[hints[option.name], argument]
-    return command
-
-
 COMMANDS = {
-    "train": Train, "evaluate": Evaluate, "predict": Predict, "resume": Resume, "replay": Replay, "plot": Plot,
-    "compare": Compare, "sweep": Sweep, "analyze": Analyze, "profile": Profile, "tasks": Tasks,
-}  # fmt: skip
-COMMANDS = {name: _with_plain_help(command) for name, command in COMMANDS.items()}
+    "train": ("training", "Train", "Fine-tune a model."),
+    "resume": ("training", "Resume", "Go on with a run that was stopped."),
+    "evaluate": ("prediction", "Evaluate", "Accuracy and loss of an adapter, or of the bare model."),
+    "predict": ("prediction", "Predict", "A label or completion for each line of a file or of standard input."),
+    "replay": ("runs", "Replay", "The adapter as it was after any step of a run."),
+    "plot": ("runs", "Plot", "Draw one run, or several over each other."),
+    "compare": ("studies", "Compare", "Train several methods on several tasks and seeds, at equal budgets."),
+    "sweep": ("studies", "Sweep", "Search settings by successive halving."),
+    "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
+    "profile": ("analysis", "Profile", "Where the time of a training step goes."),
+    "tasks": ("tasks", "Tasks", "List the built-in tasks."),
+}
+"""Name -> file of `commands`, class in it, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parse(arguments).run()
+        if not _answered(arguments):
+            parse(arguments).run()
     except InputError as error:
         _fail(error, code=2)
     except TrainingError as error:
@@ -60,27 +44,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parse(arguments: list[str]) -> Any:
-    """The command of a command line, with its options."""
-    base = Train()
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        config = read_toml(Path(arguments.pop(1)))
-        base = Train(**{field.name: getattr(config, field.name) for field in fields(Config)})
-    options, arguments = parse_flags(arguments)
-    commands: Any = Union[tuple(_subcommand(name, base if name == "train" else None) for name in COMMANDS)]  # noqa: UP007
-    style = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    command = tyro.cli(commands, args=arguments, prog="zotune", description=zotune.__doc__, config=style)
-    if not options:
-        return command
-    if not hasattr(command, "sglang"):
-        raise InputError(f"--sglang.{next(iter(options))}: {type(command).__name__.lower()} takes no options of SGLang")
-    return replace(command, sglang={**command.sglang, **options})
+def parse(arguments: Sequence[str]) -> Any:
+    """The command of a command line, with its options.
+
+    Raises:
+        InputError: no such command, or an option that is no more.
+        SystemExit: with code 2, where the parser has said what is wrong; with 0 after --help.
+    """
+    if not arguments or arguments[0] not in COMMANDS:
+        raise InputError(_unknown(arguments))
+    from zotune.commands.options import parse_command
+
+    file, name, _ = COMMANDS[arguments[0]]
+    return parse_command(getattr(import_module(f"zotune.commands.{file}"), name), arguments[0], list(arguments[1:]))
 
 
-def _subcommand(name: str, default: Any) -> Any:
-    command = COMMANDS[name]
-    options = {} if default is None else {"default": default}
-    return Annotated[command, tyro.conf.subcommand(name, description=command.__doc__, **options)]
+def usage() -> str:
+    """What `zotune --help` prints."""
+    lines = [f"  {name:<10}{what}" for name, (_, _, what) in COMMANDS.items()]
+    import zotune
+
+    return "\n".join([
+        "usage: zotune COMMAND [OPTIONS]", "", str(zotune.__doc__), "", "commands:", *lines, "",
+        "zotune COMMAND --help says what a command takes.",
+    ])  # fmt: skip
+
+
+def _answered(arguments: list[str]) -> bool:
+    """Whether the command line only asks what zotune is."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage())
+    elif arguments[:1] == ["--version"]:
+        from importlib import metadata
+
+        print(f"zotune {metadata.version('zotune')}")
+    else:
+        return False
+    return True
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    if not arguments:
+        return f"name a command: {', '.join(COMMANDS)} (zotune --help)"
+    close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no command {arguments[0]!r}{hint} (commands: {', '.join(COMMANDS)})"
 
 
 def _fail(message: object, code: int) -> None:

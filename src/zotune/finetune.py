@@ -6,7 +6,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from zotune.assemble.data import load_data
 from zotune.assemble.model import check_installed, find_model, model_path
 from zotune.assemble.parts import Parts, assemble
 from zotune.config.reading import make_config, read_run_config, write_toml
+from zotune.config.run import Run
 from zotune.config.settings import Config
 from zotune.data.records import json_lines
 from zotune.errors import InputError
+from zotune.files import write_whole
 from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
 from zotune.run.journal import Header, Journal
@@ -103,9 +105,7 @@ def make_trainer(
             named[name] = str(data)
         elif data is not None:
             in_memory[name] = data
-    return start_run(
-        make_config(named), in_memory, None if isinstance(model, str) else model, tokenizer, callbacks
-    )
+    return start_run(make_config(named), in_memory, None if isinstance(model, str) else model, tokenizer, callbacks)
 
 
 def start_run(
@@ -124,20 +124,23 @@ def start_run(
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
     if given:
         given.check_free(config.overwrite)
-    kept = {name: (records, json_lines(name, records)) for name, records in _listed(in_memory or {}).items()}
-    data = load_data(config, **{name: records for name, (records, _) in kept.items()})
-    parts = assemble(config, data, find_model(config, model, tokenizer))
+    records = _listed(in_memory or {})
+    lines = {name: json_lines(name, rows) for name, rows in records.items()}
+    data = load_data(config, **records)
     folder = given or RunFolder(default_output_dir(data.task.name, config.model))
-    folder.claim(config.overwrite)
-    places = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in kept}
-    for name, (_, lines) in kept.items():
-        Path(places[name]).write_bytes(lines)
-    config = make_config(
-        {**places, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.run.config
-    )
-    header = _header(config, parts)
+    places = {name: folder.path.resolve() / f"{name}.jsonl" for name in lines}
+    overwrite = config.overwrite
+    config = replace(
+        config, output_dir=str(folder.path.resolve()), overwrite=False,
+        **{name: str(place) for name, place in places.items()},
+    )  # fmt: skip
+    parts = assemble(config, data, find_model(config, model, tokenizer))
+    folder.claim(overwrite)
+    header = _header(parts)
     try:
-        write_toml(config, folder.config)
+        for name, place in places.items():
+            write_whole(place, lines[name])
+        write_toml(parts.run.config, folder.config)
         journal = Journal.create(folder.journal, header)
     except OSError as error:
         raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
@@ -182,7 +185,7 @@ def reopen(
         data = load_data(config)
         start = header.lora.start if header.lora else None
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), start)
-        if changed := changes(header, _header(parts.run.config, parts)):
+        if changed := changes(header, _header(parts)):
             parts.engine.close()
             raise InputError(
                 f"{folder.path} was started with other {', '.join(changed)}: put back the data and "
@@ -229,7 +232,8 @@ def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
     )
 
 
-def _header(config: Config, parts: Parts) -> Header:
+def _header(parts: Parts) -> Header:
+    config = parts.run.config
     return Header(
         seed=config.seed,
         base_model=model_path(config.model),
@@ -261,11 +265,7 @@ def _trainer(
         optimizer=header.make_optimizer(),
         objective=parts.run.objective,
         schedule=parts.run.schedule,
-        plan=TrainingPlan(
-            num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0,
-            seed=config.seed, eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience,
-            model=config.model, task=parts.run.task.name,
-        ),  # fmt: skip
+        plan=_plan(parts.run),
         train_examples=parts.train,
         eval_examples=parts.evaluation,
         folder=folder,
@@ -278,6 +278,15 @@ def _trainer(
         noise=header.noise,
         callbacks=callbacks,
     )
+
+
+def _plan(run: Run) -> TrainingPlan:
+    config = run.config
+    return TrainingPlan(
+        num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0, seed=config.seed,
+        eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience, model=config.model,
+        task=run.task.name,
+    )  # fmt: skip
 
 
 def _export(parts: Parts, base_model: str) -> Export:

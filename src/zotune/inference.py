@@ -7,31 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from zotune.adapter.peft_files import load_adapter
 from zotune.adapter.spec import LoraSpec
-from zotune.assemble.engine import check_engine, make_engine
-from zotune.assemble.parts import choose_max_length, load_data
-from zotune.config.settings import Config, make_config, read_toml
+from zotune.assemble.data import load_data, own_data
+from zotune.assemble.model import check_installed, find_model, open_engine
+from zotune.config.reading import make_config, read_run_config
+from zotune.config.run import choose_max_length, default_dtype
+from zotune.config.settings import Config
 from zotune.data.records import Record, load_records, sample_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder, encode_fragment
-from zotune.data.texts import to_texts
-from zotune.engine.torch.loading import (
-    choose_device,
-    context_length,
-    demo_path,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_path,
-)
+from zotune.data.texts import TextExample, to_texts
+from zotune.engine import ENGINES
+from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
-from zotune.run.trainer import Evaluation
-from zotune.run.trainer import evaluate as evaluate_examples
-from zotune.zo.objectives import OBJECTIVES, candidate_logits
+from zotune.run.evaluation import Evaluation
+from zotune.run.evaluation import evaluate as evaluate_examples
+from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.protocol import AT_THETA, Engine, Sampling, Theta
 
 logger = logging.getLogger("zotune")
@@ -58,19 +51,7 @@ def evaluate(
     """
     config = _config(adapter, settings)
     task = _task(config)
-    split = "test"
-    if eval_data is None:
-        eval_data = config.eval_data
-    if eval_data is None and config.train_data is not None:  # what the adapter's run has held out of it
-        eval_data = [record.fields for record in load_data(config).evaluation]
-    elif eval_data is None and task.hub:
-        eval_data, split = task.hub, task.hub.evaluation
-    elif eval_data is None and task.demo:
-        eval_data = demo_path("eval.jsonl")
-    elif eval_data is None:
-        raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
-    records = sample_records(load_records(eval_data, "--eval-data", split), max_eval_samples, config.data_seed, "eval")
-    texts = to_texts(records, task, config.field_names)
+    texts = _labelled(config, task, config.eval_data if eval_data is None else eval_data, max_eval_samples)
     predictor = _load(config, task, adapter)
     try:
         examples = predictor.encoder.encode(texts).examples
@@ -115,8 +96,9 @@ def predict(
         engine, theta = predictor.engine, predictor.theta
         examples = predictor.encoder.encode(texts).examples
         if task.labels:
-            guesses = candidate_logits(engine.score(theta, [AT_THETA], examples))[0].argmax(axis=-1)
-            return [task.label_words[guess] for guess in guesses]
+            answers = OBJECTIVES["cross_entropy"](engine, theta, [AT_THETA], examples).answers
+            assert answers is not None
+            return [task.label_words[answer] for answer in answers[0]]
         tokenizer = predictor.encoder.tokenizer
         stop = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         sampling = Sampling(max_new_tokens, temperature, config.seed, stop)
@@ -124,6 +106,20 @@ def predict(
         return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
     finally:
         predictor.engine.close()
+
+
+def _labelled(config: Config, task: Task, source: Any, limit: int | None) -> list[TextExample]:
+    """The evaluation records, in the task's words."""
+    if source is None and config.train_data is not None:  # what the adapter's run has held out of it
+        return sample_records(load_data(config).evaluation, limit, config.data_seed, "eval")
+    split = "test"
+    if source is None:
+        _, source = own_data(task)
+        split = task.hub.evaluation if task.hub else split
+    if source is None:
+        raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
+    records = sample_records(load_records(source, "--eval-data", split), limit, config.data_seed, "eval")
+    return to_texts(records, task, config.field_names)
 
 
 @dataclass(frozen=True)
@@ -136,16 +132,17 @@ class _Predictor:
 def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     """The settings given, over those of the run that the adapter lies in, where it does."""
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
-    base = read_toml(run) if run and run.is_file() else None
+    base = read_run_config(run) if run and run.is_file() else None
     given = {name: value for name, value in settings.items() if value is not None and value != {}}
     if base and given.get("engine", base.engine) != base.engine:
-        bits = base.quantization_bits
-        if given["engine"] == "sglang" and bits:
-            logger.warning("the run's --load-in-%dbit is not for SGLang; see --sglang.quantization", bits)
-            base = replace(base, load_in_4bit=False, load_in_8bit=False)
-        base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, sglang={})
-    if base and (given.get("load_in_4bit") or given.get("load_in_8bit")):  # one takes the place of the other
-        base = replace(base, load_in_4bit=False, load_in_8bit=False)
+        if base.quantization and ENGINES[given["engine"]].loads_model:
+            logger.warning(
+                "the run's --quantization %s is not for --engine %s, which has options of its own",
+                base.quantization, given["engine"],
+            )  # fmt: skip
+            base = replace(base, quantization=None)
+        tables = {name: table for name, table in base.tables.items() if name != base.engine}
+        base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, tables=tables)
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
             base, template=None, invocation=None, labels=(), objective=None, fields=(), train_data=None, eval_data=None
@@ -153,36 +150,36 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     return make_config(given, base)
 
 
+def _placed(config: Config) -> Config:
+    """With device and dtype chosen."""
+    device = choose_device(config.device)
+    return replace(config, device=device, dtype=config.dtype or default_dtype(device))
+
+
 def _task(config: Config) -> Task:
     return choose_task(config.task, template=config.template, invocation=config.invocation, labels=config.labels)
 
 
 def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
-    check_engine(config)
+    check_installed(config)
     theta, spec = load_adapter(Path(adapter)) if adapter is not None else ({}, BARE)
-    path = model_path(config.model)
-    tokenizer = load_tokenizer(path, config.trust_remote_code)
-    context = context_length(load_config(path, config.trust_remote_code))
-    max_length = choose_max_length(config.max_length, context)
-    if context is not None and num_new_tokens >= context:
+    model = find_model(config)
+    max_length = choose_max_length(config.max_length, model.context)
+    if model.context is not None and num_new_tokens >= model.context:
         raise InputError(
-            f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {context} tokens"
+            f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {model.context} tokens"
         )
-    room = max_length if context is None else min(max_length, context - num_new_tokens)
-    if spec.invocation_tokens not in (None, encode_fragment(tokenizer, task.invocation)):
+    room = max_length if model.context is None else min(max_length, model.context - num_new_tokens)
+    if spec.invocation_tokens not in (None, encode_fragment(model.tokenizer, task.invocation)):
         raise InputError(
             f"--invocation: {task.invocation!r} is not what the adapter {adapter} is switched on by: "
-            f"{tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
+            f"{model.tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
         )
-    encoder = Encoder(tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens)
-    device = choose_device(config.device)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    dtype = config.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    bits = config.quantization_bits
-    model = load_model(path, dtype, device, config.trust_remote_code, bits) if config.engine != "sglang" else None
+    encoder = Encoder(
+        model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens
+    )
     try:
-        engine = make_engine(config, spec, device, dtype, model)
+        engine = open_engine(model, _placed(config), spec)
     except InputError as error:
         if "--target-modules" not in str(error):
             raise

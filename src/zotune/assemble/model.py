@@ -21,7 +21,14 @@ from zotune.data.demo import demo_path
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.eva import principal_components
-from zotune.engine.torch.loading import choose_device, context_length, empty_model, load_config, load_model, load_tokenizer
+from zotune.engine.torch.loading import (
+    choose_device,
+    context_length,
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
 from zotune.errors import InputError
 from zotune.zo.protocol import Engine, Example
@@ -111,12 +118,11 @@ def open_engine(
     if start_from:
         assert isinstance(spec, LoraSpec)
         spec = replace(spec, start=_start_from_data(model, settings, spec, loaded, start_from))
-    return kind.open(
-        EngineRequest(
-            model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
-            settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded,
-        )  # fmt: skip
-    )
+    request = EngineRequest(
+        model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
+        settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded,
+    )  # fmt: skip
+    return kind.open(request)
 
 
 def _load(model: Model, settings: Config) -> PreTrainedModel:
@@ -134,7 +140,8 @@ def _start_from_data(
         start = principal_components(loaded, spec, examples, settings.seed, settings.batch_size)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"--init-lora-weights eva: with transformers, {settings.model} does not fit on {settings.device}; use kaiming"
+            f"--init-lora-weights eva: with transformers, {settings.model} does not fit on {settings.device}; "
+            "use kaiming"
         ) from error
     finally:
         del loaded

@@ -1,17 +1,17 @@
-"""Slopes on your model and data: eps, and what reusing prompt KV would do."""
+"""Look into a step on your own model and data: its slopes, and where its time goes."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from zotune.config.settings import Config, Dtype
+from zotune.commands.training import Train
+from zotune.config.reading import make_config
+from zotune.config.settings import Dtype
 
 
 @dataclass(frozen=True)
 class Analyze:
-    """Measure, on your model and data, what reusing prompt KV between probes of an ordinary LoRA would do to the slope.
-
-    Also recommends an eps, from the exact slopes.
-    """
+    """Measure on your model and data which epsilon to use, and how wrong slopes become when an ordinary LoRA's probes
+    share the keys and values of their prompts."""
 
     model: str = "demo"
     """Hub id or local folder of a causal LM of transformers."""
@@ -63,19 +63,46 @@ class Analyze:
 
     def run(self) -> None:
         settings = {field.name: getattr(self, field.name) for field in fields(Analyze)}
-        config = Config(**settings | {"engine": "plain", "scope": "everywhere", "max_eval_samples": 1})
+        config = make_config(settings | {"engine": "plain", "scope": "everywhere", "max_eval_samples": 1})
 
-        from zotune.assemble.parts import assemble, load_data
-        from zotune.commands.console import print_analysis, set_up_logging
+        from zotune.assemble.data import load_data
+        from zotune.assemble.model import find_model
+        from zotune.assemble.parts import assemble
+        from zotune.commands.console import set_up_logging
+        from zotune.commands.results import print_analysis
         from zotune.engine.torch.plain import PlainEngine
         from zotune.tools.analyze import analyze, save
-        from zotune.zo.objectives import OBJECTIVES
 
         set_up_logging()
-        parts = assemble(config, load_data(config), None, None)
+        parts = assemble(config, load_data(config), find_model(config))
         assert isinstance(parts.engine, PlainEngine)
         batch = parts.train[: self.batch_size]
-        result = analyze(parts.engine, OBJECTIVES[parts.task.objective], batch, self.seed, self.directions)
+        result = analyze(parts.engine, parts.run.objective, batch, self.seed, self.directions)
         print_analysis(result)
         for path in save(result, Path(self.output_dir)):
             print(path)
+
+
+@dataclass(frozen=True)
+class Profile(Train):
+    """Show where the time of a training step goes: a table, and a trace for a browser in the run folder.
+
+    Takes the settings of train; --num-steps is the number of steps to profile.
+    """
+
+    num_steps: int = 10
+    """The number of steps to profile, after two that are not counted."""
+
+    def run(self) -> None:
+        config = self.config
+
+        from zotune.commands.console import set_up_logging
+        from zotune.commands.results import print_profile
+        from zotune.finetune import start_run
+        from zotune.tools.profile import profile_steps
+
+        set_up_logging()
+        with start_run(config) as trainer:
+            trace = trainer.folder.path / "trace.json"
+            print_profile(profile_steps(trainer, self.num_steps, trace), self.num_steps)
+            print(f"trace, for a browser's tracing page: {trace}")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zotune.config.settings import Dtype, EngineName
+from zotune.config.settings import Dtype, EngineName, Quantization
 from zotune.errors import InputError
 
 
@@ -18,9 +18,6 @@ class Inference:
 
     engine: EngineName | None = None
     """What computes the forward passes, as for training; default: that of the adapter's run, or torch."""
-
-    sglang: dict[str, Any] = field(default_factory=dict)
-    """Options of SGLang's own, as for training: --sglang.NAME VALUE."""
 
     adapter: str | None = None
     """An adapter folder, such as RUN/adapter; default: none, the bare model."""
@@ -46,11 +43,8 @@ class Inference:
     dtype: Dtype | None = None
     """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
 
-    load_in_4bit: bool = False
-    """Quantise the base model to nf4, as for training; default: as in the adapter's run."""
-
-    load_in_8bit: bool = False
-    """Quantise the base model to int8, as for training; default: as in the adapter's run."""
+    quantization: Quantization | None = None
+    """Quantise the base model, as in train. Default: as in the adapter's run."""
 
     device: str | None = None
     """cpu, cuda, cuda:1, ...; default: CUDA where there is one."""
@@ -61,10 +55,12 @@ class Inference:
     trust_remote_code: bool = False
     """Run code that comes with a model from the hub."""
 
+    tables: dict[str, Any] = field(default_factory=dict)
+    """Options that an engine alone has, as for training: --sglang.NAME VALUE."""
+
     def settings(self) -> dict[str, Any]:
-        given = {field.name: getattr(self, field.name) for field in fields(Inference) if field.name != "adapter"}
-        switches = ("load_in_4bit", "load_in_8bit", "trust_remote_code")
-        return given | {name: given[name] or None for name in switches}  # a flag that is not there says nothing
+        given = {item.name: getattr(self, item.name) for item in fields(Inference) if item.name != "adapter"}
+        return given | {"trust_remote_code": self.trust_remote_code or None}  # a flag that is not there says nothing
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,8 @@ class Evaluate(Inference):
     """Write the metrics and predictions to this JSON file too."""
 
     def run(self) -> None:
-        from zotune.commands.console import print_evaluation, set_up_logging
+        from zotune.commands.console import set_up_logging
+        from zotune.commands.results import print_evaluation
         from zotune.inference import evaluate
         from zotune.run.metrics import write_json
 

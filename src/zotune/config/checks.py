@@ -143,9 +143,7 @@ def _check_tuning(config: "Config", tuning: str) -> None:
     if config.scope == "activated":
         raise InputError(f"--scope activated has no meaning with {option}: prompts change with the parameters")
     if config.quantization:
-        raise InputError(
-            f"--quantization does not go with {option}: its weights stay as they are; train an adapter"
-        )
+        raise InputError(f"--quantization does not go with {option}: its weights stay as they are; train an adapter")
     if config.optimizer not in (None, "sgd") or config.tables.get("sgd", {}).get("momentum") or config.clip:
         raise InputError(
             f"{option} needs --optimizer sgd without --sgd.momentum and --clip: the state of the others would take "

@@ -20,7 +20,7 @@ from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES, settings_for
 from zotune.data.tasks import Task
 from zotune.errors import InputError
-from zotune.zo.estimators import Estimator
+from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
 from zotune.zo.objectives import OBJECTIVES, Objective
 from zotune.zo.schedules import Schedule, make_schedule
@@ -116,30 +116,34 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
     rate = default_learning_rate(facts.num_parameters, method["optimizer"], method["tuning"])
-    cuda = facts.device.startswith("cuda")
-    noise = make_noise(config)
+    noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,
         **method,
         "learning_rate": choose("learning_rate", rate, size),
-        "noise": choose("noise", noise.kind, f"the usual one of {method['estimator']}"),
+        "noise": choose("noise", noise.kind if seeded else None, f"the usual one of {method['estimator']}"),
         "max_length": choose_max_length(config.max_length, facts.context),
         "objective": choose("objective", task.objective, f"that of task {task.name}"),
         "device": facts.device,
-        "dtype": facts.dtype or choose("dtype", "bfloat16" if cuda else "float32", f"the device is {facts.device}"),
+        "dtype": facts.dtype or choose("dtype", default_dtype(facts.device), f"the device is {facts.device}"),
         "num_threads": facts.num_threads,
         "model": config.model if config.model == "demo" else absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
         "train_data": absolute(config.train_data),
         "eval_data": absolute(config.eval_data),
     }
-    full = replace(config, **chosen)
-    full = replace(full, tables={**full.tables, **_tables_in_use(full)})
+    names = [method["estimator"], method["optimizer"], chosen["noise"], method["tuning"]]
+    full = replace(config, **chosen, tables={**config.tables, **_tables_in_use(config, names)})
     objective = _objective(full, task)
     return Run(
         full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, objective,
         make_schedule(full.lr_scheduler_type, chosen["learning_rate"], full.num_steps, full.warmup_steps),
     )  # fmt: skip
+
+
+def default_dtype(device: str) -> str:
+    """The precision of a model's weights on a device."""
+    return "bfloat16" if device.startswith("cuda") else "float32"
 
 
 def choose_max_length(asked: int | None, context: int | None) -> int:
@@ -154,9 +158,8 @@ def absolute(name: str | None) -> str | None:
     return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
 
 
-def _tables_in_use(config: Config) -> dict[str, dict[str, Any]]:
+def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]]:
     """The tables of the methods that the run has, with their defaults written out."""
-    names = [config.estimator, config.optimizer, config.noise, config.tuning]
     return {
         name: {key: setting.default for key, setting in METHOD_TABLES[name].items()} | settings_for(config, name)
         for name in names
@@ -171,5 +174,7 @@ def _objective(config: Config, task: Task) -> Objective:
         raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
     objective = OBJECTIVES[config.objective]
     if config.estimator == "backprop" and not objective.has_gradient:
-        raise InputError(f"--estimator backprop: --objective {config.objective} has no gradient; take another estimator")
+        raise InputError(
+            f"--estimator backprop: --objective {config.objective} has no gradient; take another estimator"
+        )
     return objective

@@ -195,7 +195,8 @@ class Config:
     completion's tokens. Default: the task's."""
 
     dtype: Dtype | None = None
-    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on CUDA."""
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on
+    CUDA."""
 
     quantization: Quantization | None = None
     """Quantise the base model as it is loaded, with bitsandbytes: `nf4` to 4 bits, `int8` to 8 bits (LLM.int8()). Needs
@@ -212,7 +213,7 @@ class Config:
     """The number of CPU threads. Default: as PyTorch chooses."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with a model from the hub. Only for models whose code you have read. # Other commands"""
+    """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
 
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that one method or engine alone has, by its name: --adam.beta1 0.9, or [adam] in a TOML file."""

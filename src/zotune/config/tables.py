@@ -21,10 +21,7 @@ _MADE = {
     "tuning": {"prompt_tuning": PromptSpec},
 }
 METHOD_TABLES: dict[str, dict[str, Setting]] = {
-    name: settings
-    for rows in _MADE.values()
-    for name, made in rows.items()
-    if (settings := settings_of(made))
+    name: settings for rows in _MADE.values() for name, made in rows.items() if (settings := settings_of(made))
 }
 ENGINE_TABLES = tuple(name for name, kind in ENGINES.items() if kind.has_options)
 TABLES = (*METHOD_TABLES, *ENGINE_TABLES)

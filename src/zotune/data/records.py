@@ -3,16 +3,19 @@
 A source is a file (`files`), a folder or id of HuggingFace datasets (`hub`), a `datasets.Dataset`, or a list of dicts.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zotune.data.files import SUFFIXES, read_file
 from zotune.data.hub import read_folder, read_hub
 from zotune.data.tasks import HubSource
 from zotune.errors import InputError
 from zotune.zo.noise import permutation
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def load_records(source: Any, option: str, split: str = "train") -> list[Record]
     return records
 
 
-def sample_records(records: list[Record], limit: int | None, seed: int, name: str) -> list[Record]:
+def sample_records(records: list[T], limit: int | None, seed: int, name: str) -> list[T]:
     """At most `limit` records, drawn without replacement by `seed`, in the order of the data."""
     if limit is None or limit >= len(records):
         return records
@@ -85,3 +88,15 @@ def _record(value: Any, where: str) -> Record:
 
 def _name(source: Any) -> str:
     return source.path if isinstance(source, HubSource) else str(source) if isinstance(source, str | Path) else "it"
+
+
+def json_lines(name: str, records: Iterable[Any]) -> bytes:
+    """Records given from Python as a file of JSON lines.
+
+    Raises:
+        InputError: a value that JSON does not have.
+    """
+    try:
+        return "".join(json.dumps(dict(record)) + "\n" for record in records).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: records must hold plain values, as JSON has them: {error}") from error

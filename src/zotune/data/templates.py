@@ -6,6 +6,7 @@ built-in templates this equals tokenizing the whole text. Truncation takes token
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -88,7 +89,9 @@ class Encoder:
                 prompt = self.start + prompt[len(prompt) - room + len(self.start) :]
                 num_truncated += 1
             self._check_first(prompt, text)
-            examples.append(Example(prompt, self.invocation, candidates, text.label))
+            examples.append(
+                Example(prompt, self.invocation, candidates, text.label, MappingProxyType(dict(text.columns)))
+            )
         return Encoded(examples, num_truncated)
 
     def _prompt(self, text: str) -> TokenIds:
@@ -116,7 +119,8 @@ class Encoder:
                 f"{text.where}: the text has {len(token_ids)} tokens; at least 2 are needed "
                 f"(--max-length {self.max_length})"
             )
-        return [Example(head, (), (body[i : i + size],)) for i in range(0, len(body), size)]
+        columns = MappingProxyType(dict(text.columns))
+        return [Example(head, (), (body[i : i + size],), None, columns) for i in range(0, len(body), size)]
 
     def _check_words(self) -> None:
         for index, word in enumerate(self.words):

@@ -4,7 +4,7 @@ A field of the task is looked for by the name that the user gives, else its own,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zotune.data.records import Record
@@ -14,12 +14,16 @@ from zotune.errors import InputError
 
 @dataclass(frozen=True)
 class TextExample:
-    """A record in the words of its task: the prompt's text, and a label id or the completion's text."""
+    """A record in the words of its task: the prompt's text, and a label id or the completion's text.
+
+    `columns` are the record's own fields, and `where` is the place that it came from.
+    """
 
     prompt: str
     label: int | None
     completion: str
     where: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def to_texts(
@@ -44,9 +48,11 @@ def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: 
     values = {name: _text_field(record, name, names) for name in task.fields if need_labels or name != "completion"}
     prompt = task.template.format_map(values)
     if not task.labels:
-        return TextExample(prompt, None, task.completion.format_map(values) if need_labels else "", record.where)
+        return TextExample(
+            prompt, None, task.completion.format_map(values) if need_labels else "", record.where, record.fields
+        )
     label = _label(record, task, names) if need_labels else None
-    return TextExample(prompt, label, "", record.where)
+    return TextExample(prompt, label, "", record.where, record.fields)
 
 
 def _find(record: Record, role: str, names: Mapping[str, str]) -> str:

@@ -73,21 +73,21 @@ class EngineKind(ABC):
     has_options: ClassVar[bool] = False
     """Whether it has options of its own, in the table of its name."""
 
-    def check(self, settings: Settings) -> None:
+    def check(self, settings: Settings) -> None:  # noqa: B027  # nothing to refuse is the rule
         """Refuse settings that this kind cannot serve; asked before anything is loaded.
 
         Raises:
             InputError: in one sentence that names the option.
         """
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse options that are not this kind's own, of those that were given.
 
         Raises:
             InputError: in one sentence that names the option.
         """
 
-    def check_installed(self) -> None:
+    def check_installed(self) -> None:  # noqa: B027
         """Refuse where what it stands on is not there.
 
         Raises:
@@ -96,7 +96,7 @@ class EngineKind(ABC):
 
     def parse_option(self, name: str, values: list[str]) -> Any:
         """An option from the words of a command line."""
-        raise NotImplementedError
+        return values[0] if len(values) == 1 else values or True
 
     @abstractmethod
     def open(self, request: EngineRequest) -> Engine:

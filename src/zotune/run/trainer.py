@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from zotune.errors import TrainingError
+from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
 from zotune.zo.estimators import Estimator
 from zotune.zo.noise import AHEAD, GAUSSIAN, Noise, derive_seed, permutation
-from zotune.zo.objectives import Objective, candidate_logits
+from zotune.zo.objectives import Objective
 from zotune.zo.optimizers import Optimizer, Tensors
-from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
+from zotune.zo.protocol import Engine, Example, Theta
 from zotune.zo.schedules import Schedule
 
 MAX_ZERO_STEPS = 10

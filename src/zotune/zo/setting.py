@@ -49,13 +49,11 @@ class Setting:
     def _allowed(self) -> str:
         if self.choices:
             return " or ".join(map(repr, self.choices))
-        bounds = [
-            f"{bound:g} or more" if words == "or more" else f"{words} {bound:g}"
-            for words, bound in (("or more", self.at_least), ("above", self.above), ("below", self.below))
-            if bound is not None
-        ]
-        kind = "a whole number" if isinstance(self.default, int) else "a finite number"
-        return " and ".join(bounds) if self.below is not None or isinstance(self.default, int) else f"{kind} {bounds[0]}"
+        bounds = [] if self.at_least is None else [f"{self.at_least:g} or more"]
+        bounds += [] if self.above is None else [f"above {self.above:g}"]
+        bounds += [] if self.below is None else [f"below {self.below:g}"]
+        kind = "a whole number, " if isinstance(self.default, int) else "a finite number, "
+        return kind + " and ".join(bounds)
 
 
 def setting(

@@ -51,7 +51,9 @@ class SglangKind(EngineKind):
         if request.loaded is not None:
             raise InputError("--engine sglang loads the model itself: give its folder or hub id, not the loaded model")
         if isinstance(request.spec, PromptSpec):
-            raise InputError("--engine sglang has no soft prompts (--tuning prompt_tuning); use --engine torch or plain")
+            raise InputError(
+                "--engine sglang has no soft prompts (--tuning prompt_tuning); use --engine torch or plain"
+            )
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)

@@ -77,30 +77,9 @@ def option_types() -> dict[str, str]:
     return types
 
 
-def parse_flags(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take --sglang.NAME VALUE ... and --sglang.NAME=VALUE out of a command line: the options, and the rest of it.
-
-    Values are whole numbers, numbers, true or false, JSON, else text; a flag without a value is true.
-    """
-    options: dict[str, Any] = {}
-    rest: list[str] = []
-    index = 0
-    while index < len(flags):
-        flag = flags[index]
-        index += 1
-        if not flag.startswith("--sglang."):
-            rest.append(flag)
-            continue
-        name, equals, value = flag.removeprefix("--sglang.").partition("=")
-        values = [value] if equals else []
-        while not equals and index < len(flags) and not flags[index].startswith("--"):
-            values.append(flags[index])
-            index += 1
-        options[name.replace("-", "_")] = _value(name.replace("-", "_"), values)
-    return options, rest
-
-
-def _value(name: str, values: list[str]) -> Any:
+def parse_value(name: str, values: list[str]) -> Any:
+    """An option from the words of a command line: whole numbers, numbers, true or false, JSON, else text, by the type
+    that SGLang gives it; without a word it is true."""
     if not values:
         return True
     kind = option_types().get(name, "")

@@ -1,4 +1,4 @@
-"""The two kinds of engine on transformers' models in this process: the fast one, and the plain one that it is held to."""
+"""The engines on transformers' models in this process: the fast one, and the plain one that it is held to."""
 
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
 from zotune.errors import InputError

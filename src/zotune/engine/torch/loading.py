@@ -1,15 +1,9 @@
 """Models and tokenizers of transformers, from a hub id or a local folder.
 
 Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
-They are quantised as they are read where that is asked for, by bitsandbytes: nf4 (Dettmers et al., 2023, arXiv
-2305.14314) or LLM.int8() (Dettmers et al., 2022, arXiv 2208.07339).
 """
 
-import importlib.util
-import logging
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 import torch
@@ -19,25 +13,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
 from zotune.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def demo_path(*parts: str) -> str:
-    """A file or folder that ships with zotune."""
-    return str(resources.files("zotune").joinpath("demo", *parts))
-
-
-def model_path(model: str) -> str:
-    """The name to load a model by."""
-    return demo_path("model") if model == "demo" else model
 
 
 def choose_device(device: str) -> str:
@@ -69,63 +53,28 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Tokenizer:
 
 
 def load_model(
-    model: str, dtype: str, device: str, trust_remote_code: bool = False, bits: Literal[4, 8] | None = None
+    model: str, dtype: str, device: str, trust_remote_code: bool = False, quantization: str | None = None
 ) -> PreTrainedModel:
     """The causal LM on `device` in `dtype` (a name of DTYPES), in evaluation mode.
 
     Args:
-        bits: quantise the linear layers but the head as they are read, to nf4 or to int8.
+        quantization: quantise the linear layers but the head as they are read: nf4 or int8.
 
     Raises:
-        InputError: the model cannot be loaded, or `bits` is asked of one that is quantised already.
+        InputError: the model cannot be loaded, or is quantised already where `quantization` is asked for.
     """
     own = quantization_method(load_config(model, trust_remote_code))
-    if own and bits:
-        raise InputError(f"--load-in-{bits}bit: {model} is quantised already ({own}); leave it out")
-    if own == "bitsandbytes":
-        check_bitsandbytes(f"--model: {model} is quantised")
-    options: dict[str, Any] = {}
-    if bits:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=bits == 4,
-            load_in_8bit=bits == 8,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=False,
-            bnb_4bit_compute_dtype=DTYPES[dtype],
-        )
-    if own or bits:  # quantised where they will stay: such weights do not move
-        options["device_map"] = {"": torch.device(device)}
-    if bits == 8 or own == "bitsandbytes":  # a line for every product, which casts its inputs to float16
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more_than_a_cast)
+    options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
     with _explained(model):
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
             **options,
         )  # fmt: skip
-    if dtype != "bfloat16":  # where a CPU has AVX512-BF16, bitsandbytes would compute in bfloat16 all the same
-        for module in loaded.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                vars(module)["support_avx512bf16_for_cpu"] = False
+    keep_dtype(loaded, dtype)
     if not options:
         loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
-
-
-def quantization_method(config: PretrainedConfig) -> str | None:
-    """How the model's weights are quantised, by transformers' name of the method; None: they are not."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return None
-    return str(settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method.value)
-
-
-def check_bitsandbytes(what: str) -> None:
-    """Raises:
-    InputError: bitsandbytes is not installed, which `what` needs.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f'{what}: bitsandbytes is not installed; pip install "zotune[quantization]"')
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -149,10 +98,6 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def _says_more_than_a_cast(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 def _check_path(model: str) -> None:

@@ -55,13 +55,12 @@ class ModelWeights(MutableMapping[str, np.ndarray]):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(view.shape) for name, view in self._views.items()}
 
-
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer | None) -> None:
-    """Write a model folder of transformers. It replaces an older one whole, so a reader never sees half of one."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new, max_shard_size=SHARD_SIZE)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    def save(self, folder: Path, tokenizer: Tokenizer | None) -> None:
+        """Write a model folder of transformers. It replaces an older one whole, so a reader never sees half of one."""
+        new = folder.with_name(folder.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        self.model.save_pretrained(new, max_shard_size=SHARD_SIZE)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)

@@ -1,0 +1,124 @@
+"""The options of a command from its words: each command is a dataclass, whose fields are its options.
+
+Settings that one method alone has are flags of its table, `--adam.beta1 0.9`; so are an engine's own options, whose
+names only the engine knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import tyro
+
+from zotune.errors import InputError
+from zotune.zo.setting import Setting
+
+METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
+
+
+def parse_command(command: Any, name: str, words: list[str]) -> Any:
+    """A command of the dataclass `command`, from the words behind its name.
+
+    A command whose dataclass has `from_toml` takes a TOML file as its first word, whose settings flags win over.
+    """
+    default = None
+    if hasattr(command, "from_toml") and words and not words[0].startswith("-"):
+        default = Path(words.pop(0))
+    options: dict[str, dict[str, Any]] = {}
+    if "tables" in command.__dataclass_fields__:
+        options, words = _engine_options(words)
+        command = _with_tables(command)
+    _refuse_old_names(words)
+    given = {} if default is None else {"default": command.from_toml(default)}
+    parsed = tyro.cli(
+        _with_plain_help(command), args=words, prog=f"zotune {name}", config=(tyro.conf.FlagCreatePairsOff,),
+        description=command.__doc__, **given,
+    )  # fmt: skip
+    if not options and not hasattr(parsed, "tables"):
+        return parsed
+    return replace(parsed, tables=_merged(parsed, options))
+
+
+def _refuse_old_names(words: Sequence[str]) -> None:
+    from zotune.config.renamed import new_name
+
+    for word in words:
+        flag = word.partition("=")[0]
+        if word.startswith("--") and (now := new_name(flag[2:].replace("-", "_"))) is not None:
+            raise InputError(f"{flag} is no option any more; use {now}")
+
+
+def _engine_options(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Take --ENGINE.NAME VALUE ... and --ENGINE.NAME=VALUE out of a command line: the options, and the rest of it."""
+    from zotune.config.tables import ENGINE_TABLES
+    from zotune.engine import ENGINES
+
+    options: dict[str, dict[str, Any]] = {}
+    rest: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        table, dot, name = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and dot and table in ENGINE_TABLES):
+            rest.append(word)
+            continue
+        name, equals, value = name.partition("=")
+        values = [value] if equals else []
+        while not equals and index < len(words) and not words[index].startswith("--"):
+            values.append(words[index])
+            index += 1
+        name = name.replace("-", "_")
+        options.setdefault(table, {})[name] = ENGINES[table].parse_option(name, values)
+    return options, rest
+
+
+def _with_tables(command: Any) -> Any:
+    """The command with the tables of methods as options of its own."""
+    from zotune.config.tables import METHOD_TABLES
+
+    tables = []
+    for name, settings in METHOD_TABLES.items():
+        items = [
+            (key, Annotated[type(setting.default) | None, _argument(setting)], field(default=None))
+            for key, setting in settings.items()
+        ]
+        made = make_dataclass(name, items, frozen=True)
+        made.__doc__ = f"Settings of {name} alone."
+        tables.append((name, made, field(default=made())))
+    result = make_dataclass(command.__name__, tables, bases=(command,), frozen=True)
+    result.__doc__ = command.__doc__
+    return result
+
+
+def _argument(setting: Setting) -> Any:
+    metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else METAVARS[type(setting.default)]
+    return tyro.conf.arg(help=f"{setting.help} Default: {setting.default}.", metavar=metavar, help_behavior_hint="")
+
+
+def _merged(parsed: Any, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All tables: of the TOML file, over them those of flags."""
+    from zotune.config.tables import METHOD_TABLES
+
+    flags = {name: vars(getattr(parsed, name)) for name in METHOD_TABLES if hasattr(parsed, name)} | options
+    tables = {name: dict(table) for name, table in parsed.tables.items()}
+    for name, table in flags.items():
+        given = {key: value for key, value in table.items() if value is not None}
+        if given:
+            tables[name] = {**tables.get(name, {}), **given}
+    return tables
+
+
+def _with_plain_help(command: Any) -> Any:
+    """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
+    hints = get_type_hints(command, include_extras=True)
+    for option in fields(command):
+        if option.name == "tables":  # they have flags of their own
+            command.__annotations__["tables"] = Annotated[dict[str, Any], tyro.conf.Suppress]
+        elif option.default is None:
+            kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
+            metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
+            argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+            command.__annotations__[option.name] = Annotated[hints[option.name], argument]
+    return command

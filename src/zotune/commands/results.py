@@ -1,0 +1,89 @@
+"""What a command found, as tables on standard output."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from zotune.run.metrics import wilson_interval
+
+if TYPE_CHECKING:
+    from zotune.tools.analyze import Analysis
+    from zotune.tools.profile import Region
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The table at the end of a run, on standard output."""
+    table = Table(title=f"{summary['task']} on {summary['model']}, {summary['steps']} steps", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    initial, final = summary["initial"], summary["final"]
+    if initial and final:
+        if final["accuracy"] is not None:
+            table.add_row("held-out accuracy", _accuracy(initial), _accuracy(final))
+        table.add_row("held-out loss", f"{initial['loss']:.4f}", f"{final['loss']:.4f}")
+        table.add_row("held-out examples", "", f"{final['num_examples']:,}")
+        table.add_section()
+    table.add_row("steps/s", "", f"{summary['steps_per_s']:.2f}")
+    table.add_row("tokens computed", "", f"{summary['tokens_computed']:,}")
+    table.add_row("tokens reused", "", f"{summary['tokens_reused']:,} ({summary['kv_reuse']:.1%})")
+    table.add_row("peak memory", "", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    console = RichConsole(highlight=False)
+    console.print(table)
+    console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
+
+
+def print_evaluation(metrics: dict[str, Any]) -> None:
+    """One evaluation as a table, on standard output."""
+    table = Table()
+    table.add_column("")
+    table.add_column("", justify="right")
+    if metrics["accuracy"] is not None:
+        table.add_row("accuracy", _accuracy(metrics))
+    table.add_row("loss", f"{metrics['loss']:.4f}")
+    table.add_row("examples", f"{metrics['num_examples']:,}")
+    table.show_header = False
+    RichConsole(highlight=False).print(table)
+
+
+def print_analysis(analysis: "Analysis") -> None:
+    """Slopes over eps, then the two passes' KV layer by layer, on standard output."""
+    console = RichConsole(highlight=False)
+    table = Table("eps", "|slope|", "error with reused KV", "same sign", "curvature", "moves", "|dK|/|K|", "|dV|/|V|")
+    for row in analysis.rows:
+        table.add_row(
+            f"{row.epsilon:g}", f"{row.slope_size:.4f}", f"{row.reused_error:.1%}", f"{row.sign_agreement:.0%}",
+            f"{row.curvature:.3g}", f"{row.change:.2%}", f"{row.key_difference:.1e}", f"{row.value_difference:.1e}",
+        )  # fmt: skip
+    console.print(table)
+    layers = Table("layer", "cosine K+, K-", "|dK|/|K|", "cosine V+, V-", "|dV|/|V|")
+    for number, layer in enumerate(analysis.layers):
+        layers.add_row(
+            str(number), f"{layer['key_cosine']:.8f}", f"{layer['key_difference']:.1e}",
+            f"{layer['value_cosine']:.8f}", f"{layer['value_difference']:.1e}",
+        )  # fmt: skip
+    console.print(layers)
+    console.print(
+        f"recommended eps: {analysis.recommended_epsilon:g} (the exact slope moves least to its neighbours); "
+        f"rounding error of the loss: about {analysis.rounding_error:.0e}",
+        soft_wrap=True,
+    )
+
+
+def print_profile(regions: "list[Region]", num_steps: int) -> None:
+    """Time per step by region, on standard output."""
+    step = next(region for region in regions if region.name == "step")
+    table = Table("region", "calls", "ms a step", "% of a step", "device, ms")
+    for region in regions:
+        table.add_row(
+            region.name, str(region.calls), f"{1000 * region.cpu_s / num_steps:.2f}",
+            f"{100 * region.cpu_s / step.cpu_s:.1f}", f"{1000 * region.device_s / num_steps:.2f}",
+        )  # fmt: skip
+    RichConsole(highlight=False).print(table)
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    low, high = wilson_interval(metrics["accuracy"], metrics["num_examples"])
+    return f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
