@@ -23,6 +23,7 @@ from zotune.zo.objectives import Objective, candidate_logits
 from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
 from zotune.zo.schedules import Schedule
+from zotune.zo.updates import Slopes
 
 MAX_ZERO_STEPS = 10
 
@@ -166,8 +167,9 @@ class MeZOTrainer:
         loss, learning_rate = float(losses[near].mean()), self.schedule(self.step)
         self._check(loss, [slope.value for slope in slopes])
         self.estimator = self.estimator.after(self.theta, slopes)
+        update = Slopes(tuple(slopes))
         self.theta, self.optimizer_state = self.optimizer.update(
-            self.theta, self.optimizer_state, slopes, learning_rate
+            self.theta, self.optimizer_state, update, learning_rate
         )
         event = StepEvent(
             step=self.step + 1,
@@ -179,7 +181,7 @@ class MeZOTrainer:
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
         self.metrics.append(event)
-        self.journal.append(Entry(event.step, loss, learning_rate, tuple(slopes)))
+        self.journal.append(Entry(event.step, loss, learning_rate, update))
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)
