@@ -22,6 +22,7 @@ from zotune.zo.noise import permutation
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import InPlace, Sgd
 from zotune.zo.protocol import AT_THETA, Example
+from zotune.zo.updates import Slopes
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def measure(options: argparse.Namespace) -> None:
             continue
         probes = estimator.ask([step])
         slopes = estimator.tell(probes, cross_entropy.losses(engine.score(theta, probes, batch), batch))
-        optimizer.update(theta, {}, slopes, 1e-6)
+        optimizer.update(theta, {}, Slopes(tuple(slopes)), 1e-6)
     seconds = (time.perf_counter() - start) / options.steps
     print(json.dumps({"work": options.work, "dtype": options.dtype, "peak_mib": engine.peak_memory_bytes() / 2**20,
                       "step_s": seconds}))  # fmt: skip

@@ -30,6 +30,7 @@ from zotune.engine.sglang.names import installed_version
 from zotune.zo.estimators import Spsa
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import Sgd
+from zotune.zo.updates import Slopes
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def measure(engine: SglangEngine, batch: list[Any], flags: argparse.Namespace) -
         nonlocal theta, state
         asked = estimator.ask([next(seeds) for _ in range(flags.directions)])
         losses = cross_entropy.losses(engine.score(theta, asked, batch), batch)
-        theta, state = optimizer.update(theta, state, estimator.tell(asked, losses), 1e-5)
+        theta, state = optimizer.update(theta, state, Slopes(tuple(estimator.tell(asked, losses))), 1e-5)
 
     fixed = dict(theta)
 

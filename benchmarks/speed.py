@@ -35,6 +35,7 @@ from zotune.zo.noise import AHEAD, GAUSSIAN, permutation
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import Sgd
 from zotune.zo.protocol import AT_THETA, Example, TokenIds
+from zotune.zo.updates import Slopes
 
 SHAPES = {"tiny": (128, 2, 4), "opt-125m": (768, 12, 12), "opt-1.3b": (2048, 24, 32)}  # width, layers, heads
 VOCABULARY = 50272
@@ -112,7 +113,7 @@ class Step:
         probes = estimator.ask(self._seeds(self.count))
         AHEAD.start(GAUSSIAN, self._seeds(self.count + 1), self.theta)
         losses = cross_entropy.losses(self.engine.score(self.theta, probes, batch), batch)
-        self.theta, _ = Sgd().update(self.theta, {}, estimator.tell(probes, losses), 1e-4)
+        self.theta, _ = Sgd().update(self.theta, {}, Slopes(tuple(estimator.tell(probes, losses))), 1e-4)
 
     def _seeds(self, step: int) -> list[int]:
         return [step * 1000 + k for k in range(self.directions)]

@@ -25,8 +25,8 @@ from zotune.zo.estimators import (
     centred_ranks,
 )
 from zotune.zo.noise import GAUSSIAN, Noise
-from zotune.zo.optimizers import gradient
 from zotune.zo.protocol import Probe
+from zotune.zo.updates import Slopes
 
 DIMENSION = 6
 THETA = np.linspace(-0.8, 0.9, DIMENSION)
@@ -78,6 +78,10 @@ def measured(function: Function, probe: Probe, theta: np.ndarray) -> float:
         return function(point(probe, theta))
     weights = {-2: 1, -1: -8, 1: 8, 2: -1}
     return sum(w * function(point(replace(probe, distance=0.1 * n), theta)) for n, w in weights.items()) / (12 * 0.1)
+
+
+def gradient(slopes, name, value):
+    return Slopes(tuple(slopes)).gradient(name, value)
 
 
 def slopes_of(

@@ -15,8 +15,8 @@ from zotune.engine.torch.plain import PlainEngine
 from zotune.zo.estimators import Spsa
 from zotune.zo.noise import gaussian
 from zotune.zo.objectives import cross_entropy
-from zotune.zo.optimizers import gradient
 from zotune.zo.protocol import Example, Probe
+from zotune.zo.updates import Slopes
 
 
 def probe_losses(loss, theta, probes):
@@ -65,7 +65,7 @@ def test_the_mean_of_slope_times_noise_points_along_the_gradient_as_theory_predi
         estimator = Spsa(1e-2)
         probes = estimator.ask(seeds)
         slopes = estimator.tell(probes, probe_losses(lambda x: true @ x, np.zeros(dimension), probes))
-        estimate = gradient(slopes, "x", np.zeros(dimension))
+        estimate = Slopes(tuple(slopes)).gradient("x", np.zeros(dimension))
         cosines.append(estimate @ true / np.linalg.norm(estimate) / np.linalg.norm(true))
     predicted = np.sqrt(directions / (directions + dimension - 1))
     assert predicted > 0.95

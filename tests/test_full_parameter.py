@@ -23,6 +23,7 @@ from zotune.zo.estimators import Slope, Spsa
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import InPlace, Sgd
 from zotune.zo.protocol import AT_THETA, Probe
+from zotune.zo.updates import Slopes
 
 ENGINES: dict[str, Any] = {"plain": PlainEngine, "torch": TorchEngine}
 
@@ -125,9 +126,9 @@ def test_an_update_in_place_is_the_optimizers_rounded_once():
     model = make_model("opt").bfloat16()
     weights = ModelWeights(model)
     before = {name: value.copy() for name, value in weights.items()}
-    slopes = [Slope(1, 0.5), Slope(2, -1.0)]
-    InPlace(Sgd(weight_decay=0.1)).update(weights, {}, slopes, 0.03)
-    expected, _ = Sgd(weight_decay=0.1).update(before, {}, slopes, 0.03)
+    update = Slopes((Slope(1, 0.5), Slope(2, -1.0)))
+    InPlace(Sgd(weight_decay=0.1)).update(weights, {}, update, 0.03)
+    expected, _ = Sgd(weight_decay=0.1).update(before, {}, update, 0.03)
     for name, value in expected.items():
         assert np.array_equal(weights[name], torch.from_numpy(value).bfloat16().float().numpy())
 

@@ -19,6 +19,7 @@ from zotune.run.journal import Entry, Header, Journal, read_journal, replay
 from zotune.zo.estimators import Slope
 from zotune.zo.noise import Noise
 from zotune.zo.protocol import Theta
+from zotune.zo.updates import Slopes
 
 SHAPES = {"m.lora_A.weight": (2, 3), "m.lora_B.weight": (4, 2)}
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -37,7 +38,7 @@ def make_header(momentum=0.0, seed=0) -> Header:
 
 
 def entries_of(values) -> list[Entry]:
-    return [Entry(step, loss, rate, tuple(s)) for step, (loss, rate, s) in enumerate(values, start=1)]
+    return [Entry(step, loss, rate, Slopes(tuple(s))) for step, (loss, rate, s) in enumerate(values, start=1)]
 
 
 def write(path: Path, header: Header, entries: list[Entry]) -> None:
@@ -74,7 +75,7 @@ def test_replay_gives_the_same_bits_as_the_live_updates_from_any_cut(tmp_path_fa
     state = live.init(theta)
     cut = data.draw(st.integers(0, len(entries)))
     for entry in entries[:cut]:
-        theta, state = live.update(theta, state, entry.slopes, entry.learning_rate)
+        theta, state = live.update(theta, state, entry.update, entry.learning_rate)
     replayed, replayed_state = replay(header, read[:cut])
     assert {n: v.tobytes() for n, v in theta.items()} == {n: v.tobytes() for n, v in replayed.items()}
     assert {n: v.tobytes() for n, v in state.items()} == {n: v.tobytes() for n, v in replayed_state.items()}
@@ -160,7 +161,7 @@ def test_what_was_measured_beside_a_slope_and_the_noise_of_its_step_read_back(pa
     noise = Noise("low_rank", steps=1)
     header = replace(make_header(), noise=noise)
     entries = [
-        Entry(step, 0.5, 1e-3, (Slope(step, 0.1, noise.at(header.seed, step - 1), curvature, rounding),))
+        Entry(step, 0.5, 1e-3, Slopes((Slope(step, 0.1, noise.at(header.seed, step - 1), curvature, rounding),)))
         for step, (curvature, rounding) in enumerate([(None, None), (0.1, None), (0.2, 1e-7), (None, 1e-7)], start=1)
     ]
     write(path, header, entries)

@@ -29,11 +29,11 @@ from zotune.zo.optimizers import (
     Sgd,
     Sign,
     clipped,
-    gradient,
     orthogonalized,
 )
 from zotune.zo.protocol import Example, Scores, Theta
 from zotune.zo.schedules import SCHEDULES, make_schedule
+from zotune.zo.updates import Gradient, Slopes
 
 
 @given(
@@ -48,11 +48,11 @@ def test_sgd_equals_torch_optim_sgd(steps, momentum, weight_decay):
     optimizer = Sgd(momentum=momentum, weight_decay=weight_decay)
     state = optimizer.init(theta)
     for index, values in enumerate(steps):
-        slopes = [Slope(10 * index + k, value) for k, value in enumerate(values)]
+        update = Slopes(tuple(Slope(10 * index + k, value) for k, value in enumerate(values)))
         for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(gradient(slopes, name, theta[name]))
+            parameter.grad = torch.tensor(update.gradient(name, theta[name]))
         reference.step()
-        theta, state = optimizer.update(theta, state, slopes, 0.01)
+        theta, state = optimizer.update(theta, state, update, 0.01)
     for name, parameter in parameters.items():  # fp32, some ten operations
         np.testing.assert_allclose(theta[name], parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
 
@@ -64,11 +64,11 @@ def run_both(optimizer, reference, parameters, theta, steps, learning_rate):
     """Theta after `steps`, and the parameters of PyTorch's optimizer after the same gradients."""
     state = optimizer.init(theta)
     for index, values in enumerate(steps):
-        slopes = [Slope(10 * index + k, value) for k, value in enumerate(values)]
+        update = Slopes(tuple(Slope(10 * index + k, value) for k, value in enumerate(values)))
         for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(gradient(slopes, name, theta[name]))
+            parameter.grad = torch.tensor(update.gradient(name, theta[name]))
         reference.step()
-        theta, state = optimizer.update(theta, state, slopes, learning_rate)
+        theta, state = optimizer.update(theta, state, update, learning_rate)
     return theta
 
 
@@ -113,13 +113,13 @@ def test_newton_schulz_brings_singular_values_near_one_and_keeps_directions(rows
 def test_sign_moves_every_number_by_the_learning_rate():
     theta = {"a": np.ones(6, dtype=np.float32)}
     optimizer = Sign(momentum=0.5)
-    after, state = optimizer.update(theta, optimizer.init(theta), [Slope(1, -2.0)], 0.25)
-    first = gradient([Slope(1, -2.0)], "a", theta["a"])
+    after, state = optimizer.update(theta, optimizer.init(theta), Slopes((Slope(1, -2.0),)), 0.25)
+    first = Slopes((Slope(1, -2.0),)).gradient("a", theta["a"])
     np.testing.assert_array_equal(after["a"], 1 - 0.25 * np.sign(first))
-    later, _ = optimizer.update(after, state, [Slope(2, 1.0)], 0.25)
-    mean = 0.25 * first + 0.5 * gradient([Slope(2, 1.0)], "a", theta["a"])
+    later, _ = optimizer.update(after, state, Slopes((Slope(2, 1.0),)), 0.25)
+    mean = 0.25 * first + 0.5 * Slopes((Slope(2, 1.0),)).gradient("a", theta["a"])
     np.testing.assert_allclose(later["a"], after["a"] - 0.25 * np.sign(mean))
-    decayed, _ = Sign(weight_decay=0.5).update(theta, Sign().init(theta), [Slope(1, 0.0)], 0.1)
+    decayed, _ = Sign(weight_decay=0.5).update(theta, Sign().init(theta), Slopes((Slope(1, 0.0),)), 0.1)
     np.testing.assert_allclose(decayed["a"], 0.95, rtol=1e-6)
 
 
@@ -129,14 +129,14 @@ def test_hizoo_finds_the_diagonal_of_a_quadratic_and_divides_by_it():
     theta = {"x": np.zeros(3, dtype=np.float32)}
     squares = np.stack([gaussian(seed, "x", (3,)).astype(np.float64) ** 2 for seed in range(count)])
     curvatures = squares @ diagonal
-    slopes = [Slope(seed, 0.0, curvature=curvature) for seed, curvature in enumerate(curvatures.tolist())]
+    slopes = tuple(Slope(seed, 0.0, curvature=curvature) for seed, curvature in enumerate(curvatures.tolist()))
     optimizer = HizooSgd(smoothing=0.9999)
-    _, state = optimizer.update(theta, optimizer.init(theta), slopes, 0.1)
+    _, state = optimizer.update(theta, optimizer.init(theta), Slopes(slopes), 0.1)
     error = (curvatures[:, None] * (squares - 1) / 2).std(axis=0) / count**0.5
     assert (np.abs(state["diagonal/x"] - diagonal) < 4 * error).all()
     assert (error < [0.4, 0.2, 0.2]).all()
     state = {"diagonal/x": np.array([4.0, 2.0, 1.0], dtype=np.float32)}
-    after, _ = HizooSgd(smoothing=1e-9).update(theta, state, [Slope(1, 2.0, curvature=0.0)], 0.1)
+    after, _ = HizooSgd(smoothing=1e-9).update(theta, state, Slopes((Slope(1, 2.0, curvature=0.0),)), 0.1)
     np.testing.assert_allclose(after["x"], -0.1 * 2 * gaussian(1, "x", (3,)) / [4, 2, 1], rtol=1e-6)
 
 
@@ -186,8 +186,8 @@ def live_run(header: Header, num_steps: int) -> tuple[list[Entry], Any, Any]:
             )
             for k in range(2)
         )  # fmt: skip
-        entries.append(Entry(step + 1, 0.5, 0.01 / (1 + step), slopes))
-        theta, state = optimizer.update(theta, state, slopes, entries[-1].learning_rate)
+        entries.append(Entry(step + 1, 0.5, 0.01 / (1 + step), Slopes(slopes)))
+        theta, state = optimizer.update(theta, state, entries[-1].update, entries[-1].learning_rate)
     return entries, theta, state
 
 
@@ -217,10 +217,33 @@ def test_update_writes_neither_theta_nor_state(row):
     state = optimizer.init(theta)
     for array in (*theta.values(), *state.values()):
         array.flags.writeable = False
-    slopes = [Slope(1, 2.0, curvature=1.0)]
-    after, next_state = optimizer.update(theta, state, slopes, 0.1)
+    update = Slopes((Slope(1, 2.0, curvature=1.0),))
+    after, next_state = optimizer.update(theta, state, update, 0.1)
     assert any((after[name] != theta[name]).any() for name in theta)
     assert next_state.keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", set(OPTIMIZERS) - {"hizoo"})
+def test_a_gradient_updates_as_the_slopes_do_that_add_up_to_it_and_is_not_written(name):
+    optimizer = OPTIMIZERS[name](weight_decay=0.1)
+    theta: Theta = initial_theta(SHAPES, 1)
+    both = [(theta, optimizer.init(theta))] * 2
+    for step in range(3):
+        slopes = Slopes((Slope(2 * step, 2.0), Slope(2 * step + 1, -0.5)))
+        gradient = Gradient({name: slopes.gradient(name, value) for name, value in theta.items()})
+        for tensor in gradient.tensors.values():
+            tensor.flags.writeable = False
+        both = [optimizer.update(*before, update, 0.1) for before, update in zip(both, (slopes, gradient), strict=True)]
+    first, second = both
+    for by_slopes, by_gradient in zip(first, second, strict=True):
+        assert {n: v.tobytes() for n, v in by_slopes.items()} == {n: v.tobytes() for n, v in by_gradient.items()}
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(clip=3.0), HizooSgd()], ids=str)
+def test_what_reads_the_slopes_one_by_one_takes_no_gradient(optimizer):
+    theta: Theta = initial_theta(SHAPES, 1)
+    with pytest.raises(AssertionError):
+        optimizer.update(theta, optimizer.init(theta), Gradient(theta), 0.1)
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -229,16 +252,16 @@ def test_weight_decay_alone_shrinks_theta_by_rate_times_decay(row):
     options = {"weight_decay": 0.5, **({"momentum": 0.0} if row["name"] in ("sgd", "sign", "muon") else {})}
     optimizer = OPTIMIZERS[row["name"]](**options)
     theta = {"a": np.array([2.0, -4.0], dtype=np.float32)}
-    after, _ = optimizer.update(theta, optimizer.init(theta), [Slope(1, 0.0, curvature=0.0)], 0.1)
+    after, _ = optimizer.update(theta, optimizer.init(theta), Slopes((Slope(1, 0.0, curvature=0.0),)), 0.1)
     expected = [1.9, -3.9] if row["name"] == "adam" else [1.9, -3.8]
     np.testing.assert_allclose(after["a"], expected, rtol=1e-6)
 
 
 def test_the_gradient_is_the_mean_over_directions():
     value = np.zeros(5, dtype=np.float32)
-    one = gradient([Slope(1, 3.0)], "a", value)
+    one = Slopes((Slope(1, 3.0),)).gradient("a", value)
     np.testing.assert_array_equal(one, np.float32(3) * gaussian(1, "a", (5,)))
-    both = gradient([Slope(1, 3.0), Slope(2, -1.0)], "a", value)
+    both = Slopes((Slope(1, 3.0), Slope(2, -1.0))).gradient("a", value)
     np.testing.assert_allclose(both, (3 * gaussian(1, "a", (5,)) - gaussian(2, "a", (5,))) / 2, rtol=1e-6)
 
 

@@ -1,1 +1,4 @@
-"""Theta as named tensors: the forms of adapters, PEFT's files, and starts from data. Imports only `zo` and errors."""
+"""What is trained, as named tensors (theta): the forms of adapters, where they start, and PEFT's files.
+
+Only the method (`zo`) stands below it: it never imports an engine, data, settings or the training loop.
+"""

@@ -1,1 +1,4 @@
-"""From data files to token ids: tasks, templates, records, and their order."""
+"""From data files to token ids: records, tasks, texts and templates, each step in a file of its own.
+
+It never imports an engine, settings or the training loop.
+"""

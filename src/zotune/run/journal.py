@@ -21,10 +21,10 @@ from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.errors import InputError
-from zotune.zo.estimators import Slope
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.optimizers import OPTIMIZERS, InPlace, Optimizer, Tensors
 from zotune.zo.protocol import Theta
+from zotune.zo.updates import Slope, Slopes
 
 FORMAT = 1
 logger = logging.getLogger("zotune")
@@ -61,7 +61,11 @@ class Entry:
     step: int
     loss: float
     learning_rate: float
-    slopes: tuple[Slope, ...]
+    update: Slopes
+
+    @property
+    def slopes(self) -> tuple[Slope, ...]:
+        return self.update.values
 
 
 class Journal:
@@ -106,7 +110,14 @@ class Journal:
         Raises:
             OSError: the disk refused; what was written before stays whole.
         """
-        self._write({**vars(entry), "slopes": [_plain(slope) for slope in entry.slopes]})
+        self._write(
+            {
+                "step": entry.step,
+                "loss": entry.loss,
+                "learning_rate": entry.learning_rate,
+                "slopes": [_plain(slope) for slope in entry.slopes],
+            }
+        )
 
     def close(self) -> None:
         self._file.close()
@@ -151,7 +162,7 @@ def history(header: Header, entries: Sequence[Entry], start: Theta | None = None
     state = optimizer.init(theta)
     yield theta, state
     for entry in entries:
-        theta, state = optimizer.update(theta, state, entry.slopes, entry.learning_rate)
+        theta, state = optimizer.update(theta, state, entry.update, entry.learning_rate)
         yield theta, state
 
 
@@ -187,7 +198,7 @@ def _parse(path: Path) -> tuple[Header, list[Entry], int]:
             value = _decode(line)
             noise = header.noise.at(header.seed, number - 2)
             slopes = tuple(_slope(noise, *values) for values in value.pop("slopes"))
-            entry = Entry(**value, slopes=slopes)
+            entry = Entry(**value, update=Slopes(slopes))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: line {number} is damaged: {error}") from error
         if entry.step != number - 1:

@@ -22,6 +22,7 @@ from zotune.zo.objectives import Objective
 from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import Engine, Example, Theta
 from zotune.zo.schedules import Schedule
+from zotune.zo.updates import Slopes
 
 MAX_ZERO_STEPS = 10
 
@@ -145,8 +146,9 @@ class MeZOTrainer:
         seeds, noise = self._seeds(self.step), self.noise.at(self.plan.seed, self.step)
         AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
         estimate = self.estimator.estimate(self.objective, self.engine, self.theta, batch, seeds, noise)
-        slopes, learning_rate = estimate.update.slopes, self.schedule(self.step)
-        self._check(estimate)
+        slopes = estimate.update.values if isinstance(estimate.update, Slopes) else ()
+        learning_rate = self.schedule(self.step)
+        self._check(estimate.loss, [slope.value for slope in slopes])
         self.estimator = self.estimator.after(self.theta, slopes)
         self.theta, self.optimizer_state = self.optimizer.update(
             self.theta, self.optimizer_state, estimate.update, learning_rate
@@ -161,7 +163,7 @@ class MeZOTrainer:
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
         self.metrics.append(event)
-        self.journal.append(Entry(event.step, estimate.loss, learning_rate, self._journalled(estimate.update)))
+        self.journal.append(Entry(event.step, estimate.loss, learning_rate, estimate.update))
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)

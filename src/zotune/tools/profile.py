@@ -1,6 +1,6 @@
 """Where the time of a step goes: PyTorch's profiler over a few steps and an evaluation, a table and a Chrome trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from zotune.run.trainer import MeZOTrainer
-from zotune.zo.estimators import Slope
 from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import Theta
+from zotune.zo.updates import Update
 
 # Names of regions marked in the engine and below, and of PyTorch's attention operator -> what the table calls them.
 REGIONS = {
@@ -70,7 +70,7 @@ class _Marked:
         self._update = optimizer.update
 
     def update(
-        self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
+        self, theta: Theta, state: Mapping[str, np.ndarray], update: Update, learning_rate: float
     ) -> tuple[Theta, Tensors]:
         with record_function("zotune::update"):
-            return self._update(theta, state, slopes, learning_rate)
+            return self._update(theta, state, update, learning_rate)

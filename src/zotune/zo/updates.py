@@ -5,7 +5,6 @@ Slopes are a few numbers, and whoever draws the same directions makes the same u
 replayed without a model. A gradient is as large as theta; a run that learns by gradients is kept in checkpoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +32,7 @@ class Slope:
 class Slopes:
     """The gradient mean_k slope_k * z(seed_k)."""
 
-    values: Sequence[Slope]
+    values: tuple[Slope, ...]
 
     def gradient(self, name: str, value: np.ndarray) -> np.ndarray:
         """That of one tensor, which is `value` in theta: float32 of its shape."""
@@ -43,7 +42,7 @@ class Slopes:
         return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradient:
     """The gradient as it is, tensor by tensor."""
 

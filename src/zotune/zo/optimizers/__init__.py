@@ -1,10 +1,10 @@
-"""Optimizers turn the slopes of a step into the next theta; `base` states what each must do.
+"""Optimizers turn what a step learned into the next theta; `base` states what each must do.
 
 One file for each family. An optimizer is a choice of `--optimizer` once it has a row in the table below.
 """
 
 from zotune.zo.optimizers.adam import Adam, AdamW
-from zotune.zo.optimizers.base import CLIP_AFTER, CLIP_WINDOW, Optimizer, Tensors, clipped, gradient
+from zotune.zo.optimizers.base import CLIP_AFTER, CLIP_WINDOW, Optimizer, Tensors, clipped
 from zotune.zo.optimizers.hizoo import HizooSgd
 from zotune.zo.optimizers.in_place import InPlace
 from zotune.zo.optimizers.muon import Muon, orthogonalized
@@ -24,7 +24,6 @@ __all__ = [
     "Sign",
     "Tensors",
     "clipped",
-    "gradient",
     "orthogonalized",
 ]
 

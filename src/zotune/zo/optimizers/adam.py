@@ -1,16 +1,16 @@
 """Adam and AdamW, as in PyTorch: the mean gradient over the root of its mean square."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from zotune.zo.estimators import Slope
-from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.optimizers.base import PerTensor, Tensors, mixed
 from zotune.zo.protocol import Theta
 from zotune.zo.setting import setting
+from zotune.zo.updates import Update
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Adam(PerTensor):
         return {"powers": state["powers"] * np.array([self.beta1, self.beta2])}
 
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
-        step = gradient(slopes, name, value)
+        step = update.gradient(name, value)
         if self.decoupled:
             value = self._decayed(value, rate)
         elif self.weight_decay:
-            step += np.float32(self.weight_decay) * value
+            step = step + np.float32(self.weight_decay) * value
         kept["mean"] = mixed(kept["mean"], step, self.beta1)
         kept["square"] = mixed(kept["square"], step * step, self.beta2)
         mean_bias, square_bias = (1.0 - scalars["powers"]).tolist()

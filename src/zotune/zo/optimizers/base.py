@@ -1,4 +1,4 @@
-"""What an optimizer is, and what all of them share: slopes and a learning rate in, the next theta out.
+"""What an optimizer is, and what all of them share: an update and a learning rate in, the next theta out.
 
 Nothing else goes in, so a journal replays them. They are functions of float32 arrays, one tensor after the other, in a
 fixed order: the same bits on every machine. So no BLAS and no library function whose last bit is the machine's; sums
@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from zotune.zo.estimators import Slope
 from zotune.zo.protocol import Theta
+from zotune.zo.updates import Slope, Slopes, Update
 
 Tensors = dict[str, np.ndarray]
 CLIP_WINDOW = 100  # slopes that the running median looks back on
@@ -27,16 +27,8 @@ class Optimizer(Protocol):
     def init(self, theta: Theta) -> Tensors: ...
 
     def update(
-        self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
+        self, theta: Theta, state: Mapping[str, np.ndarray], update: Update, learning_rate: float
     ) -> tuple[Theta, Tensors]: ...
-
-
-def gradient(slopes: Sequence[Slope], name: str, value: np.ndarray) -> np.ndarray:
-    """mean_k slope_k * z(seed_k) of one tensor, which is `value` in theta."""
-    total = np.zeros(value.shape, dtype=np.float32)
-    for slope in slopes:
-        total += np.float32(slope.value / len(slopes)) * slope.noise.draw(slope.seed, name, value)
-    return total
 
 
 def clipped(slopes: Sequence[Slope], sizes: np.ndarray, clip: float) -> tuple[list[Slope], np.ndarray]:
@@ -68,15 +60,17 @@ class PerTensor(ABC):
         return state | ({} if self.clip is None else {"clip": np.zeros(0)})
 
     def update(
-        self, theta: Theta, state: Mapping[str, np.ndarray], slopes: Sequence[Slope], learning_rate: float
+        self, theta: Theta, state: Mapping[str, np.ndarray], update: Update, learning_rate: float
     ) -> tuple[Tensors, Tensors]:
         next_state = self._next_scalars(state)
         if self.clip is not None:
-            slopes, next_state["clip"] = clipped(slopes, state["clip"], self.clip)
+            assert isinstance(update, Slopes)  # a gradient has no slopes to cut
+            slopes, next_state["clip"] = clipped(update.values, state["clip"], self.clip)
+            update = Slopes(tuple(slopes))
         next_theta = {}
         for name, value in theta.items():
             kept = {slot: state[f"{slot}/{name}"] for slot in self.slots}
-            next_theta[name] = self._next(name, value, kept, slopes, np.float32(learning_rate), next_state)
+            next_theta[name] = self._next(name, value, kept, update, np.float32(learning_rate), next_state)
             next_state |= {f"{slot}/{name}": array for slot, array in kept.items()}
         return next_theta, next_state
 
@@ -86,7 +80,7 @@ class PerTensor(ABC):
 
     @abstractmethod
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
         """The next value of one tensor; puts the next arrays of its slots into `kept`."""
 

@@ -1,14 +1,13 @@
 """HiZOO's descent: steps over an estimate of the Hessian's diagonal, for slopes that have a curvature."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators import Slope
 from zotune.zo.optimizers.base import PerTensor, Tensors, mixed
 from zotune.zo.protocol import Theta
 from zotune.zo.setting import setting
+from zotune.zo.updates import Slopes, Update
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,10 @@ class HizooSgd(PerTensor):
         return super().init(theta) | {f"diagonal/{name}": np.ones_like(value) for name, value in theta.items()}
 
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
+        assert isinstance(update, Slopes)
+        slopes = update.values
         step, diagonal = (np.zeros(value.shape, dtype=np.float32) for _ in range(2))
         for slope in slopes:
             assert slope.curvature is not None

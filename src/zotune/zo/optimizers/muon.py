@@ -1,14 +1,13 @@
 """Muon, with matrix products whose bits are the same on every machine."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators import Slope
-from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.optimizers.base import PerTensor, Tensors, mixed
 from zotune.zo.setting import setting
+from zotune.zo.updates import Update
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Muon(PerTensor):
         return ("momentum",)
 
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
-        now = gradient(slopes, name, value)
+        now = update.gradient(name, value)
         kept["momentum"] = mixed(kept["momentum"], now, self.momentum)
         matrix = mixed(kept["momentum"], now, self.momentum).reshape(-1, value.shape[-1])
         scale = np.float32(math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1])))

@@ -1,13 +1,12 @@
 """Gradient descent with momentum, and its sign: the direction of every entry without its size."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from zotune.zo.estimators import Slope
-from zotune.zo.optimizers.base import PerTensor, Tensors, gradient, mixed
+from zotune.zo.optimizers.base import PerTensor, Tensors, mixed
 from zotune.zo.setting import setting
+from zotune.zo.updates import Update
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class Sgd(PerTensor):
         return ("momentum",) if self.momentum else ()
 
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
-        step = gradient(slopes, name, value)
+        step = update.gradient(name, value)
         if self.weight_decay:
-            step += np.float32(self.weight_decay) * value
+            step = step + np.float32(self.weight_decay) * value
         if self.momentum:
-            step += np.float32(self.momentum) * kept["momentum"]
+            step = step + np.float32(self.momentum) * kept["momentum"]
             kept["momentum"] = step
         return value - rate * step
 
@@ -46,7 +45,7 @@ class Sign(PerTensor):
         return ("momentum",)
 
     def _next(
-        self, name: str, value: np.ndarray, kept: Tensors, slopes: Sequence[Slope], rate: np.float32, scalars: Tensors
+        self, name: str, value: np.ndarray, kept: Tensors, update: Update, rate: np.float32, scalars: Tensors
     ) -> np.ndarray:
-        kept["momentum"] = mixed(kept["momentum"], gradient(slopes, name, value), self.momentum)
+        kept["momentum"] = mixed(kept["momentum"], update.gradient(name, value), self.momentum)
         return self._decayed(value, rate) - rate * np.sign(kept["momentum"])
