@@ -130,10 +130,8 @@ def start_run(
     folder = given or RunFolder(default_output_dir(data.task.name, config.model))
     places = {name: folder.path.resolve() / f"{name}.jsonl" for name in lines}
     overwrite = config.overwrite
-    config = replace(
-        config, output_dir=str(folder.path.resolve()), overwrite=False,
-        **{name: str(place) for name, place in places.items()},
-    )  # fmt: skip
+    kept: dict[str, Any] = {name: str(place) for name, place in places.items()}
+    config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
     parts = assemble(config, data, find_model(config, model, tokenizer))
     folder.claim(overwrite)
     header = _header(parts)
@@ -258,7 +256,6 @@ def _trainer(
     step: int = 0,
     callbacks: Iterable[Callback] = (),
 ) -> MeZOTrainer:
-    config = parts.run.config
     return MeZOTrainer(
         engine=parts.engine,
         estimator=estimator or parts.run.estimator,

@@ -49,7 +49,11 @@ def assemble(config: Config, data: Data, model: Model, start: Start | None = Non
     for choice in run.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
     settings = run.config
-    prompt = PromptSpec(**settings_for(settings, "prompt_tuning")) if settings.tuning == "prompt_tuning" else None
+    prompt = (
+        PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
+        if settings.tuning == "prompt_tuning"
+        else None
+    )
     assert settings.max_length
     encoder = Encoder(
         model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",

@@ -72,12 +72,14 @@ class Analyze:
         from zotune.commands.results import print_analysis
         from zotune.engine.torch.plain import PlainEngine
         from zotune.tools.analyze import analyze, save
+        from zotune.zo.objectives import ScoredObjective
 
         set_up_logging()
         parts = assemble(config, load_data(config), find_model(config))
-        assert isinstance(parts.engine, PlainEngine)
-        batch = parts.train[: self.batch_size]
-        result = analyze(parts.engine, parts.run.objective, batch, self.seed, self.directions)
+        engine, objective = parts.engine, parts.run.objective
+        assert isinstance(engine, PlainEngine)
+        assert isinstance(objective, ScoredObjective)
+        result = analyze(engine, objective, parts.train[: self.batch_size], self.seed, self.directions)
         print_analysis(result)
         for path in save(result, Path(self.output_dir)):
             print(path)

@@ -37,23 +37,23 @@ def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
 def make_noise(config: "Config") -> Noise:
     """The noise of a run, at its first step."""
     kind = config.noise or ("rademacher" if config.estimator == "fzoo" else "gaussian")
-    masks = {"steps": config.noise_steps, "blocks": config.noise_blocks, "sparsity": config.sparsity}
+    masks: dict[str, Any] = {"steps": config.noise_steps, "blocks": config.noise_blocks, "sparsity": config.sparsity}
     given = {name: value for name, value in masks.items() if value is not None}
-    return Noise(kind, **given, **settings_for(config, kind))
+    return Noise(kind, **given, **settings_for(config, kind, Noise))
 
 
 def make_estimator(config: "Config") -> Estimator:
     """The estimator of a run, at its first step; its method is chosen."""
     assert config.estimator is not None
     made = ESTIMATORS[config.estimator]
-    return made(**shared_settings(config, made), **settings_for(config, config.estimator))
+    return made(**shared_settings(config, made), **settings_for(config, config.estimator, made))
 
 
 def optimizer_arguments(config: "Config") -> dict[str, Any]:
     """The optimizer of a run as its journal names it: a key of OPTIMIZERS, and the arguments that it is made with."""
     assert config.optimizer is not None
     made = OPTIMIZERS[config.optimizer]
-    optimizer: Optimizer = made(**shared_settings(config, made), **settings_for(config, config.optimizer))
+    optimizer: Optimizer = made(**shared_settings(config, made), **settings_for(config, config.optimizer, made))
     return {"name": config.optimizer, **vars(optimizer)}
 
 

@@ -22,8 +22,6 @@ _MERGED = {
     "load_in_4bit": "--quantization nf4",
     "load_in_8bit": "--quantization int8",
 }
-OPTIMIZER_FIELDS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "eps", "hizoo_smoothing": "smoothing"}
-"""Arguments of optimizers as older journals have them."""
 
 
 def new_name(name: str) -> str | None:

@@ -16,8 +16,8 @@ from zotune.config.defaults import (
     make_noise,
     optimizer_arguments,
 )
-from zotune.config.settings import Config
-from zotune.config.tables import METHOD_TABLES, settings_for
+from zotune.config.settings import Config, Dtype
+from zotune.config.tables import METHOD_TABLES
 from zotune.data.tasks import Task
 from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS, Estimator
@@ -77,8 +77,8 @@ class Run:
         values = {name: getattr(self.config, name) for name in DECISIVE}
         if self.config.lr_scheduler_type not in ("constant", "constant_with_warmup"):
             values["num_steps"] = self.config.num_steps
-        if self.config.estimator in self.config.tables:
-            values["estimator_settings"] = dict(self.config.tables[self.config.estimator])
+        if table := self.config.tables.get(self.config.estimator or ""):
+            values["estimator_settings"] = dict(table)
         return values
 
 
@@ -141,7 +141,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     )  # fmt: skip
 
 
-def default_dtype(device: str) -> str:
+def default_dtype(device: str) -> Dtype:
     """The precision of a model's weights on a device."""
     return "bfloat16" if device.startswith("cuda") else "float32"
 
@@ -161,7 +161,7 @@ def absolute(name: str | None) -> str | None:
 def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]]:
     """The tables of the methods that the run has, with their defaults written out."""
     return {
-        name: {key: setting.default for key, setting in METHOD_TABLES[name].items()} | settings_for(config, name)
+        name: {key: setting.default for key, setting in METHOD_TABLES[name].items()} | dict(config.tables.get(name, {}))
         for name in names
         if name in METHOD_TABLES
     }

@@ -14,7 +14,7 @@ from zotune.zo.setting import Setting, checked, settings_of
 if TYPE_CHECKING:
     from zotune.config.settings import Config
 
-_MADE = {
+_MADE: dict[str, dict[str, Any]] = {
     "estimator": ESTIMATORS,
     "optimizer": OPTIMIZERS,
     "noise": {"low_rank": Noise},
@@ -49,6 +49,8 @@ def check_tables(config: "Config", method: Mapping[str, Any]) -> None:
             raise InputError(f"{flag} has no effect with {chosen}; it is for --{options[0]} {name}")
 
 
-def settings_for(config: "Config", name: str) -> dict[str, Any]:
-    """The values that a run gives to the settings of one method, each in its type."""
-    return checked(name, config.tables.get(name, {}), METHOD_TABLES.get(name, {}))
+def settings_for(config: "Config", name: str, made: Any) -> dict[str, Any]:
+    """What a run gives to the settings of the class `made`, from the table `name`, each in its type."""
+    own = settings_of(made)
+    values = checked(name, config.tables.get(name, {}), METHOD_TABLES.get(name, {}))
+    return {key: value for key, value in values.items() if key in own}

@@ -22,7 +22,7 @@ from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.errors import InputError
 from zotune.zo.noise import GAUSSIAN, Noise
-from zotune.zo.optimizers import OPTIMIZERS, InPlace, Optimizer, Tensors
+from zotune.zo.optimizers import InPlace, Optimizer, Tensors, make_optimizer
 from zotune.zo.protocol import Theta
 from zotune.zo.updates import Slope, Slopes
 
@@ -49,8 +49,7 @@ class Header:
     format: int = FORMAT
 
     def make_optimizer(self) -> Optimizer:
-        arguments = {key: value for key, value in self.optimizer.items() if key != "name"}
-        optimizer = OPTIMIZERS[self.optimizer["name"]](**arguments)
+        optimizer = make_optimizer(self.optimizer)
         return InPlace(optimizer) if self.lora is None else optimizer
 
 

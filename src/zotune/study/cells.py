@@ -15,7 +15,7 @@ journal, so a study may be stopped anywhere. Nothing is kept but the run folders
     test_data = "test.jsonl"      # what the best adapter of a cell is evaluated on
     target_accuracy = 0.8         # the table says when a cell's evaluations reached it
 
-    [methods.quick]               # settings of a method; first_order = true is backpropagation with Adam
+    [methods.quick]               # settings of a method; first_order = true is --estimator backprop
     directions = 4
 
     [grid]                        # for `sweep`, instead of methods: values to try, all with all
@@ -27,20 +27,21 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zotune.config.settings import Config, make_config, toml_values
+from zotune.config.reading import make_config, toml_values
+from zotune.config.settings import Config
 from zotune.engine.torch.plain import reset_peak_memory
 from zotune.errors import InputError, TrainingError
-from zotune.finetune import make_trainer, resume, run
+from zotune.finetune import resume, run, start_run
 from zotune.run.folder import RunFolder
 from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
 from zotune.run.trainer import Callback, MeZOTrainer
-from zotune.study.first_order import NEEDS, FirstOrderTrainer
 
 UNITS = {"steps": lambda event: 1, "tokens": lambda event: event.tokens_computed, "seconds": lambda e: e.step_time_s}
+OF_DIRECTIONS = ("directions", "noise", "noise_steps", "noise_blocks", "sparsity", "clip")  # no use to backpropagation
 TASK_ONLY = ("test_data", "test_samples", "target_accuracy")
 logger = logging.getLogger("zotune")
 
@@ -64,7 +65,6 @@ class Cell:
     task: str
     seed: int
     config: Config
-    first_order: bool
     test: Mapping[str, Any]
 
     @property
@@ -125,18 +125,14 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
     cells = []
     for seed, (task, of_task), (method, of_method) in itertools.product(seeds, tasks.items(), methods.items()):
         merged = settings | {key: value for key, value in of_task.items() if key not in TASK_ONLY} | of_method
-        first_order = merged.pop("first_order", False)
-        if first_order:
-            merged.setdefault("peft_type", "lora")
-            if merged["peft_type"] == "lora":
-                merged.setdefault("init_lora_weights", "kaiming")
+        if merged.pop("first_order", False):
+            shared = {name for name in OF_DIRECTIONS if name not in of_method}
+            merged = {name: value for name, value in merged.items() if name not in shared} | {"estimator": "backprop"}
         folder = output / method / task / f"seed-{seed}"
         where = f"{path}: [methods.{method}] on [tasks.{task}]"
         config = make_config(merged | {"seed": seed, "output_dir": str(folder)}, where=where)
-        if first_order and (config.engine == "sglang" or (config.tuning, config.peft_type) != ("lora", "lora")):
-            raise InputError(f"{where}: {NEEDS}")
         test = {key: of_task[key] for key in TASK_ONLY if key in of_task}
-        cells.append(Cell(method, task, seed, config, first_order, test))
+        cells.append(Cell(method, task, seed, config, test))
     return Study(path, output, _budget(path, values.get("budget")), tuple(cells))
 
 
@@ -175,7 +171,7 @@ def train_cell(cell: Cell, budget: Budget) -> None:
     """Train a cell until it has had its budget; goes on where an earlier call or process stopped."""
     reset_peak_memory()
     folder, stop = cell.folder, StopAtBudget(budget)
-    resumable = folder.journal.is_file() and folder.config.is_file() and not cell.first_order
+    resumable = folder.journal.is_file() and folder.config.is_file()
     if resumable and budget.spent(read_metrics(folder.metrics)) >= budget.amount:
         return
     if folder.config.is_file() and not folder.journal.is_file():  # stopped before its first line
@@ -184,9 +180,7 @@ def train_cell(cell: Cell, budget: Budget) -> None:
         if resumable:
             resume(folder.path, callbacks=[stop])
         else:
-            settings = {**vars(cell.config), "overwrite": folder.journal.is_file()}
-            kind = FirstOrderTrainer if cell.first_order else MeZOTrainer
-            run(make_trainer(**settings, callbacks=[stop], kind=kind))
+            run(start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop]))
     except TrainingError as error:  # diverged: a result, too
         logger.warning("%s on %s, seed %d: %s", cell.method, cell.task, cell.seed, error)
 

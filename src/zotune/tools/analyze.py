@@ -23,7 +23,7 @@ from zotune.adapter.forms import initial_theta
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
 from zotune.zo.noise import derive_seed
-from zotune.zo.objectives import Objective
+from zotune.zo.objectives import ScoredObjective
 from zotune.zo.protocol import AT_THETA, Example, Probe, Scores, Theta
 
 EPSILONS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -54,7 +54,7 @@ class Analysis:
 
 
 def analyze(
-    engine: PlainEngine, objective: Objective, batch: Sequence[Example], seed: int, directions: int
+    engine: PlainEngine, objective: ScoredObjective, batch: Sequence[Example], seed: int, directions: int
 ) -> Analysis:
     """Slopes over EPSILONS along `directions` directions from an adapter's initial point, in scope everywhere."""
     theta = initial_theta(engine.tensor_shapes, seed, engine.spec)
@@ -146,7 +146,9 @@ def _prompt_caches(engine: PlainEngine, point: Theta, batch: Sequence[Example]) 
 
 
 @torch.inference_mode()
-def _losses(engine: PlainEngine, objective: Objective, point: Theta, batch: Sequence[Example], caches: Caches) -> float:
+def _losses(
+    engine: PlainEngine, objective: ScoredObjective, point: Theta, batch: Sequence[Example], caches: Caches
+) -> float:
     """Mean loss with invocation and candidates computed under `point`, on top of the given prompt KV."""
     engine.layers.place(point, [AT_THETA])
     engine.layers.num_groups, engine.layers.token_mask = 1, None
@@ -164,7 +166,7 @@ def _losses(engine: PlainEngine, objective: Objective, point: Theta, batch: Sequ
             logits = engine.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -len(candidate) :]
             picked = logits.float().log_softmax(-1)[range(len(candidate)), list(candidate)]
             log_probs[0, i, c], num_tokens[i, c] = float(picked.sum()), len(candidate)
-    return float(objective(Scores(log_probs, num_tokens), batch).mean())
+    return float(objective.losses(Scores(log_probs, num_tokens), batch).mean())
 
 
 def _differences(above: Caches, below: Caches) -> np.ndarray:

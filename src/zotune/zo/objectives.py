@@ -95,7 +95,7 @@ class CrossEntropy(ScoredObjective):
     def cotangents(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         """(softmax_c - [c is right]) / tokens of c / examples."""
         by_logit = _softmax(candidate_logits(scores)[0])
-        by_logit[np.arange(len(batch)), [example.label for example in batch]] -= 1.0
+        by_logit[np.arange(len(batch)), np.array([example.label for example in batch])] -= 1.0
         return _per_token(by_logit, scores) / len(batch)
 
 
