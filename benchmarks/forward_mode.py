@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import torch
-from speed import SHAPES, VOCABULARY, make_model
+from opt_models import SHAPES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from zotune.adapter.forms import initial_theta

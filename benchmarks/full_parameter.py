@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from speed import SHAPES, make_model
+from opt_models import SHAPES, make_model
 
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import load_model

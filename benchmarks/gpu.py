@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 import torch
-from speed import LABELS, SHAPES, VOCABULARY, Step, make_model
+from opt_models import SHAPES, VOCABULARY, make_model
+from speed_bench import LABELS, Step
 
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine

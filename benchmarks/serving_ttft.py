@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from opt_models import SHAPES, make_model
 from peft import LoraConfig, get_peft_model
-from speed import SHAPES, make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.sglang_server import Server, serve

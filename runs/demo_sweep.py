@@ -19,7 +19,8 @@ from zotune.data.records import load_records
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
 from zotune.data.texts import to_texts
-from zotune.engine.torch.loading import demo_path, load_model, load_tokenizer
+from zotune.data.demo import demo_path
+from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.plain import PlainEngine
 from zotune.run.trainer import Evaluation
 from zotune.zo.protocol import AT_THETA
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=2)
     arguments = parser.parse_args()
     mezo = {
-        "estimator": "spsa", "optimizer": "sgd", "directions": 1, "peft_type": "lora", "init_lora_weights": "kaiming",
+        "estimator": "spsa", "optimizer": "sgd", "directions": 1, "tuning": "lora", "init_lora_weights": "kaiming",
         "lr_scheduler_type": "constant",
     }  # fmt: skip
     method: dict[str, Any] = mezo if arguments.mezo else {}

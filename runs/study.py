@@ -30,14 +30,14 @@ from zotune.study.sweep import run_sweep
 SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
 FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
-EVA = {"estimator": "one_sided", "optimizer": "adam", "peft_type": "lora_fa", "init_lora_weights": "eva"}
+EVA = {"estimator": "one_sided", "optimizer": "adam", "tuning": "lora_fa", "init_lora_weights": "eva"}
 # Name -> learning rates to try, settings.
 METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "MeZO everywhere": (SGD_1, {"scope": "everywhere"}),
     "MeZO": (SGD_1, {}),
     "spsa 4": (SGD_16, {"directions": 4}),
     "spsa 16": (SGD_16, {"directions": 16}),
-    "spsa 16, momentum": (SGD_1, {"directions": 16, "momentum": 0.9}),
+    "spsa 16, momentum": (SGD_1, {"directions": 16, "sgd": {"momentum": 0.9}}),
     "spsa 1, adam": (ADAM, {"optimizer": "adam"}),
     "spsa 4, adam": (ADAM, {"directions": 4, "optimizer": "adam"}),
     "spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam"}),
@@ -50,14 +50,14 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "one-sided 16, adam": (ADAM, {"directions": 16, "estimator": "one_sided", "optimizer": "adam"}),
     "fzoo 8": (NORMALISED, {"directions": 8, "estimator": "fzoo"}),
     "es 16": (NORMALISED, {"directions": 16, "estimator": "es"}),
-    "es 16, ranks": (NORMALISED, {"directions": 16, "estimator": "es", "es_shaping": "rank"}),
+    "es 16, ranks": (NORMALISED, {"directions": 16, "estimator": "es", "es": {"shaping": "rank"}}),
     "svrg": (SGD_1, {"estimator": "svrg"}),
     "hizoo 4": (SGD_16, {"directions": 4, "estimator": "hizoo", "optimizer": "hizoo"}),
     "adaptive eps": (SGD_1, {"estimator": "adaptive"}),
     "rademacher 16, adam": (ADAM, {"directions": 16, "noise": "rademacher", "optimizer": "adam"}),
     "sphere 16, adam": (ADAM, {"directions": 16, "noise": "sphere", "optimizer": "adam"}),
     "jvp 16, adam": (ADAM, {"directions": 16, "estimator": "jvp", "optimizer": "adam"}),
-    "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "peft_type": "lora_fa"}),
+    "LoRA-FA, spsa 16, adam": (ADAM, {"directions": 16, "optimizer": "adam", "tuning": "lora_fa"}),
     "EVA, one-sided 16, adam": (ADAM, {**EVA, "directions": 16}),
     "EVA, one-sided 4, adam, everywhere": (ADAM, {**EVA, "directions": 4, "scope": "everywhere"}),
     "one-sided 4, adam, everywhere": (
@@ -100,7 +100,7 @@ def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, A
         "model": str(options.model), "max_train_samples": 1000, "max_eval_samples": 500, "max_length": 256,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "num_steps": 100_000,
         "eval_steps": 25 if slow else 100, "num_threads": options.threads, "estimator": "spsa", "optimizer": "sgd",
-        "directions": 1, "lr_scheduler_type": "constant", "peft_type": "lora", "init_lora_weights": "kaiming", **method,
+        "directions": 1, "lr_scheduler_type": "constant", "tuning": "lora", "init_lora_weights": "kaiming", **method,
     }  # fmt: skip
 
 

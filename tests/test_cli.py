@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import REVIEWS
 from zotune.adapter.peft_files import load_adapter
 from zotune.cli import COMMANDS, main, parse
-from zotune.config.settings import Config, read_toml
+from zotune.config.reading import read_toml
+from zotune.config.settings import Config
 from zotune.data.tasks import TASKS
 
 ZOTUNE = Path(sys.executable).with_name("zotune")
@@ -24,12 +25,11 @@ NUM_STEPS = 6
 FLAGS = (
     "model", "task", "train_data", "eval_data", "output_dir", "engine", "scope", "num_steps", "batch_size", "epsilon",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "estimator", "optimizer", "directions", "weight_decay",
-    "momentum", "noise", "noise_rank", "noise_steps", "noise_blocks", "sparsity", "clip", "es_shaping", "svrg_steps",
-    "svrg_batches", "epsilon_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "hizoo_smoothing", "peft_type",
-    "init_lora_weights",
+    "noise", "noise_steps", "noise_blocks", "sparsity", "clip", "tuning", "init_lora_weights", "quantization",
+    "adam.beta1", "adamw.eps", "sgd.momentum", "svrg.steps", "es.shaping", "low_rank.rank",
     "seed", "lora_rank", "lora_alpha", "target_modules", "max_length", "eval_steps",
     "early_stopping_patience", "template", "invocation", "labels", "objective", "dtype", "device", "kv_cache_gb",
-    "num_threads", "num_virtual_tokens",
+    "num_threads", "prompt_tuning.num_virtual_tokens",
 )  # fmt: skip
 STEP_KEYS = {
     "event", "step", "loss", "learning_rate", "slopes", "step_time_s", "forward_passes", "tokens_computed",

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.assemble.parts import load_data
-from zotune.config.settings import make_config
+from zotune.assemble.data import load_data
+from zotune.config.reading import make_config
 from zotune.data.records import Record, load_records, sample_records, split_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import TASKS

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from zotune import mezo_finetune
-from zotune.engine.torch.loading import demo_path, load_model, load_tokenizer
+from zotune.data.demo import demo_path
+from zotune.engine.torch.loading import load_model, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 

@@ -142,18 +142,18 @@ class StopAt3(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("peft_type", ["lora", "lora_fa"])
-def test_a_run_keeps_its_start_and_resumes_from_it(options, tmp_path, peft_type):
+@pytest.mark.parametrize("tuning", ["lora", "lora_fa"])
+def test_a_run_keeps_its_start_and_resumes_from_it(options, tmp_path, tuning):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    mezo_finetune(**options, peft_type=peft_type, output_dir=str(whole))
+    mezo_finetune(**options, tuning=tuning, output_dir=str(whole))
     with pytest.raises(KeyboardInterrupt):
-        mezo_finetune(**options, peft_type=peft_type, output_dir=str(run), callbacks=[StopAt3()])
+        mezo_finetune(**options, tuning=tuning, output_dir=str(run), callbacks=[StopAt3()])
     digest = json.loads((run / "journal.jsonl").read_bytes().split(b"\n", 1)[0])["lora"]["start"]
     start = Start.read(run, digest)
     resume(run)
     adapter, _ = load_adapter(run / "adapter")
     for name, value in start.tensors.items():
-        assert np.array_equal(adapter[name], value) == (peft_type == "lora_fa")
+        assert np.array_equal(adapter[name], value) == (tuning == "lora_fa")
     for name in ("journal.jsonl", START_FILE, "adapter/adapter_model.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
     replay_run(run, tmp_path / "first", step=0)

@@ -200,7 +200,7 @@ def test_a_replay_on_another_base_model_is_refused(options, model_dirs, tmp_path
         ({"target_modules": ("fc1",)}, "--target-modules has no effect with --tuning full"),
         ({"scope": "activated"}, "--scope activated has no meaning with --tuning full"),
         ({"optimizer": "adam"}, "--tuning full needs --optimizer sgd"),
-        ({"momentum": 0.9}, "--tuning full needs --optimizer sgd without --momentum"),
+        ({"sgd": {"momentum": 0.9}}, "--tuning full needs --optimizer sgd without --sgd.momentum"),
         ({"estimator": "svrg"}, "--estimator svrg needs --tuning lora"),
         ({"estimator": "jvp", "epsilon": 1e-2}, "--estimator jvp needs --tuning lora"),
     ],

@@ -31,21 +31,21 @@ ROWS: dict[str, dict[str, Any]] = {
     "fzoo": {"estimator": "fzoo", "optimizer": "sgd"},
     "fzoo, Gaussian": {"estimator": "fzoo", "noise": "gaussian", "clip": 3.0},
     "es of z-scores": {"estimator": "es", "optimizer": "adam"},
-    "es of ranks": {"estimator": "es", "es_shaping": "rank", "optimizer": "adamw", "weight_decay": 0.1},
-    "svrg": {"estimator": "svrg", "svrg_steps": 6, "svrg_batches": 3, "optimizer": "sgd", "momentum": 0.5},
-    "hizoo": {"estimator": "hizoo", "optimizer": "hizoo", "hizoo_smoothing": 0.01},
-    "adaptive": {"estimator": "adaptive", "epsilon_steps": 4, "optimizer": "adam"},
+    "es of ranks": {"estimator": "es", "es": {"shaping": "rank"}, "optimizer": "adamw", "weight_decay": 0.1},
+    "svrg": {"estimator": "svrg", "svrg": {"steps": 6, "batches": 3}, "optimizer": "sgd", "sgd": {"momentum": 0.5}},
+    "hizoo": {"estimator": "hizoo", "optimizer": "hizoo", "hizoo": {"smoothing": 0.01}},
+    "adaptive": {"estimator": "adaptive", "adaptive": {"steps": 4}, "optimizer": "adam"},
     "sign": {"estimator": "spsa", "optimizer": "sign", "clip": 2.0, "learning_rate": 1e-3},
-    "muon": {"optimizer": "muon", "noise": "low_rank", "noise_rank": 1, "noise_steps": 7},
-    "sphere": {"noise": "sphere", "optimizer": "adam", "adam_beta2": 0.9},
+    "muon": {"optimizer": "muon", "noise": "low_rank", "low_rank": {"rank": 1}, "noise_steps": 7},
+    "sphere": {"noise": "sphere", "optimizer": "adam", "adam": {"beta2": 0.9}},
     "sparse": {"sparsity": 0.75, "noise": "rademacher", "engine": "plain"},
-    "blocks": {"noise_blocks": 2, "noise_steps": 3, "optimizer": "sgd", "momentum": 0.9},
+    "blocks": {"noise_blocks": 2, "noise_steps": 3, "optimizer": "sgd", "sgd": {"momentum": 0.9}},
     "everywhere": {"scope": "everywhere", "estimator": "svrg", "noise": "rademacher", "optimizer": "adamw"},
-    "lora": {"peft_type": "lora", "optimizer": "adam"},
-    "lora_fa, at random": {"peft_type": "lora_fa", "init_lora_weights": "kaiming", "optimizer": "adam"},
+    "lora": {"tuning": "lora", "optimizer": "adam"},
+    "lora_fa, at random": {"tuning": "lora_fa", "init_lora_weights": "kaiming", "optimizer": "adam"},
     "jvp": {"estimator": "jvp", "optimizer": "adam"},
-    "prompt_tuning": {"peft_type": "prompt_tuning", "num_virtual_tokens": 9, "lora_rank": 8, "optimizer": "muon"},
-    "vera": {"peft_type": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
+    "prompt_tuning": {"tuning": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 9}, "lora_rank": 8, "optimizer": "muon"},
+    "vera": {"tuning": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 
 
@@ -53,7 +53,7 @@ def test_every_method_is_in_a_row():
     for option, table in (("estimator", ESTIMATORS), ("optimizer", OPTIMIZERS), ("noise", KINDS)):
         used = {row.get(option) for row in ROWS.values()}
         assert set(table) <= used
-    assert {*FORMS, PromptSpec.peft_type} == {row.get("peft_type", "lora_fa") for row in ROWS.values()}
+    assert {*FORMS, PromptSpec.peft_type} == {row.get("tuning", "lora_fa") for row in ROWS.values()}
 
 
 class StopAt(Callback):
@@ -195,7 +195,7 @@ def test_peft_loads_what_a_run_of_another_form_exports(form, options, tmp_path):
     from peft import PeftModel
 
     run = tmp_path / "run"
-    mezo_finetune(**{**options, "peft_type": form, "scope": "everywhere", "num_steps": 2}, output_dir=str(run))
+    mezo_finetune(**{**options, "tuning": form, "scope": "everywhere", "num_steps": 2}, output_dir=str(run))
     model = AutoModelForCausalLM.from_pretrained(options["model"])
     loaded = PeftModel.from_pretrained(model, str(run / "adapter"))
     exported, _ = load_adapter(run / "adapter")

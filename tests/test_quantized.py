@@ -20,7 +20,7 @@ from zotune import InputError, evaluate, mezo_finetune, resume
 from zotune.adapter.peft_files import load_adapter, save_adapter
 from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
-from zotune.config.settings import make_config, read_toml
+from zotune.config.reading import make_config, read_toml
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import load_model
 from zotune.engine.torch.plain import PlainEngine
@@ -206,7 +206,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
 @pytest.mark.parametrize("bits", BITS)
 def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
     common: dict[str, Any] = {
-        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, f"load_in_{bits}bit": True,
+        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": "nf4" if bits == 4 else "int8",
     }  # fmt: skip
     whole = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "whole"), **common)
     with make_trainer(folders["opt"], REVIEWS, output_dir=str(tmp_path / "cut"), **common) as trainer:
@@ -222,7 +222,7 @@ def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
 def test_a_folder_that_is_quantised_loads_by_itself(folders, tmp_path):
     common: dict[str, Any] = {"task": "demo", "num_steps": 3, "batch_size": 4, "num_threads": 1}
     kept = mezo_finetune(folders["opt-4"], REVIEWS, output_dir=str(tmp_path / "kept"), **common)
-    made = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "made"), load_in_4bit=True, **common)
+    made = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "made"), quantization="nf4", **common)
     name = "adapter_model.safetensors"
     assert (kept.adapter / name).read_bytes() == (made.adapter / name).read_bytes()
     assert evaluate(REVIEWS, adapter=kept.adapter) == evaluate(REVIEWS, adapter=made.adapter)
@@ -232,7 +232,7 @@ def test_a_loaded_model_that_is_quantised_trains(folders, tmp_path):
     model = load_model(folders["opt"], "float32", "cpu", bits=4)
     common: dict[str, Any] = {"task": "demo", "num_steps": 3, "batch_size": 4, "num_threads": 1}
     given = mezo_finetune(model, REVIEWS, output_dir=str(tmp_path / "given"), **common)
-    made = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "made"), load_in_4bit=True, **common)
+    made = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "made"), quantization="nf4", **common)
     name = "adapter_model.safetensors"
     assert (given.adapter / name).read_bytes() == (made.adapter / name).read_bytes()
 
@@ -282,7 +282,7 @@ def test_models_that_do_not_go_with_the_settings_are_refused(folders, name, sett
 def test_a_loaded_model_is_not_quantised_again(folders, tmp_path):
     model = load_model(folders["opt"], "float32", "cpu")
     with pytest.raises(InputError, match="--load-in-4bit has no effect on a loaded model"):
-        mezo_finetune(model, REVIEWS, task="demo", output_dir=str(tmp_path / "run"), load_in_4bit=True)
+        mezo_finetune(model, REVIEWS, task="demo", output_dir=str(tmp_path / "run"), quantization="nf4")
 
 
 @pytest.mark.parametrize(

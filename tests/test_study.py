@@ -23,7 +23,6 @@ from zotune.run.journal import read_journal
 from zotune.run.metrics import StepEvent, read_metrics
 from zotune.study.cells import Budget, read_study, train_cell
 from zotune.study.compare import run_comparison, table
-from zotune.study.first_order import LOSSES, FirstOrderTrainer
 from zotune.study.sweep import run_sweep
 from zotune.zo.noise import gaussian
 from zotune.zo.objectives import cross_entropy, token_nll
@@ -129,7 +128,7 @@ def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(t
 
 def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_path, opt_dir, reviews_file):
     mezo = 'estimator = "spsa"\noptimizer = "sgd"\ndirections = 1\nlr_scheduler_type = "constant"\n'
-    mezo += 'peft_type = "lora"\ninit_lora_weights = "kaiming"\n'
+    mezo += 'tuning = "lora"\ninit_lora_weights = "kaiming"\n'
     grid = mezo + "[grid]\nlearning_rate = [1e-12, 3e-3, 1e6]\n"
     path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, grid + "[tasks.reviews]", budget="steps = 250")
     rows = run_sweep(read_study(path), keep=3)

@@ -19,7 +19,7 @@ from zotune.data.task_choice import choose_task
 from zotune.data.tasks import TASKS, Task
 from zotune.data.templates import Encoder, encode_fragment
 from zotune.data.texts import TextExample, to_texts
-from zotune.engine.torch.loading import demo_path
+from zotune.data.demo import demo_path
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 

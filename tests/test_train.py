@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import REVIEWS
 from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
 from zotune.adapter.peft_files import load_adapter
-from zotune.config.settings import read_toml
+from zotune.config.reading import read_toml
 from zotune.run.journal import read_journal
 from zotune.run.metrics import EvalEvent, read_metrics
 
@@ -47,7 +47,7 @@ def options(opt_dir: Path, reviews_file: Path) -> dict:
     return {
         "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
         "invocation": " It was", "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3,
-        "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 2,
+        "optimizer": "sgd", "learning_rate": 0.05, "sgd": {"momentum": 0.5}, "lr_scheduler_type": "cosine", "warmup_steps": 2,
         "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
     }  # fmt: skip
 
@@ -187,11 +187,11 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
         ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
         ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),
         ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
-        ({"peft_type": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
+        ({"tuning": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
         ({"init_lora_weights": "kaiming"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "kaiming")),
-        ({"peft_type": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
+        ({"tuning": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
         ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3, "lora", "kaiming")),
-        ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6, None, None)),
+        ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6, "full", None)),
     ],
 )
 def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tmp_path, caplog, asked, chosen):
@@ -199,9 +199,10 @@ def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tm
     caplog.set_level("INFO", logger="zotune")
     with make_trainer(**own, **asked, num_steps=2, output_dir=str(tmp_path / "run")):
         config = read_toml(tmp_path / "run" / "config.toml")
-    logged = f"method: estimator {chosen[0]}, optimizer {chosen[1]}, directions {chosen[2]}"
-    assert any(message.startswith(logged) for message in caplog.messages)
-    names = ("estimator", "optimizer", "directions", "learning_rate", "peft_type", "init_lora_weights")
+    names = ("estimator", "optimizer", "directions", "learning_rate", "tuning", "init_lora_weights")
+    open_ones = {name: value for name, value in zip(names, chosen, strict=True) if name not in asked and value}
+    for name, value in open_ones.items():
+        assert any(message.startswith(f"{name}: {value} (") for message in caplog.messages), name
     assert tuple(getattr(config, name) for name in names) == chosen
     assert config.lr_scheduler_type == "linear"
 
@@ -279,7 +280,7 @@ def test_resume_refuses_settings_that_would_replay_to_another_adapter(options, t
 def test_a_run_of_before_there_were_other_optimizers_resumes(options, tmp_path):
     """Its journal and its config.toml lack what came later: noise, kinds of adapter, settings of other optimizers."""
     run, whole_run = tmp_path / "run", tmp_path / "whole"
-    options = {**options, "peft_type": "lora", "init_lora_weights": "kaiming"}
+    options = {**options, "tuning": "lora", "init_lora_weights": "kaiming"}
     mezo_finetune(**options, output_dir=str(whole_run))
     with pytest.raises(KeyboardInterrupt):
         mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(5)])
@@ -292,7 +293,7 @@ def test_a_run_of_before_there_were_other_optimizers_resumes(options, tmp_path):
     text = json.dumps(value)
     (run / "journal.jsonl").write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + rest)
     lines = (run / "config.toml").read_text().splitlines(keepends=True)
-    later = ("noise", "peft_type", "init_lora_weights")
+    later = ("noise", "init_lora_weights")
     (run / "config.toml").write_text("".join(line for line in lines if not line.startswith(later)))
     resume(run)
     assert durable(run)["adapter/adapter_model.safetensors"] == durable(whole_run)["adapter/adapter_model.safetensors"]
