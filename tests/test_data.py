@@ -309,7 +309,7 @@ def test_the_task_is_found_from_renamed_fields(tmp_path):
 def test_without_data_the_demo_is_trained_and_its_own_data_are_taken():
     data = load_data(make_config({}))
     assert data.task == TASKS["demo"]
-    assert {str(record.fields["label"]) for record in data.train} == {"0", "1"}
+    assert {str(text.columns["label"]) for text in data.train} == {"0", "1"}
 
 
 def test_unknown_fields_are_refused_with_the_names_there_are():

@@ -64,7 +64,7 @@ ROWS = {
 
 
 def test_every_estimator_has_a_row():
-    assert set(ESTIMATORS) <= set(ROWS)
+    assert {name for name, made in ESTIMATORS.items() if issubclass(made, ProbeEstimator)} <= set(ROWS)
 
 
 def point(probe: Probe, theta: np.ndarray) -> np.ndarray:

@@ -44,7 +44,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "lora": {"tuning": "lora", "optimizer": "adam"},
     "lora_fa, at random": {"tuning": "lora_fa", "init_lora_weights": "kaiming", "optimizer": "adam"},
     "jvp": {"estimator": "jvp", "optimizer": "adam"},
-    "prompt_tuning": {"tuning": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 9}, "lora_rank": 8, "optimizer": "muon"},
+    "prompt_tuning": {
+        "tuning": "prompt_tuning",
+        "prompt_tuning": {"num_virtual_tokens": 9},
+        "lora_rank": 8,
+        "optimizer": "muon",
+    },
     "vera": {"tuning": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 

@@ -32,7 +32,7 @@ from zotune.zo.protocol import AT_THETA, Example, Probe
 
 ZOTUNE = Path(sys.executable).with_name("zotune")
 KINDS, BITS = ("opt", "llama"), (4, 8)
-FLAGS = {4: "--load-in-4bit", 8: "--load-in-8bit"}
+KINDS = {4: "nf4", 8: "int8"}
 TARGETS = ("q_proj", "v_proj")
 EPSILON = 1e-2
 TOLERANCE = 1e-5  # fp32 sums of up to 3 log-probabilities of size 10, in another order of operations
@@ -64,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                     parameter.normal_(std=0.1)
         model.save_pretrained(place / kind)
         make_tokenizer().save_pretrained(place / kind)
-    load_model(str(place / "opt"), "float32", "cpu", bits=4).save_pretrained(place / "opt-4")
+    load_model(str(place / "opt"), "float32", "cpu", quantization="nf4").save_pretrained(place / "opt-4")
     make_tokenizer().save_pretrained(place / "opt-4")
     return {path.name: str(path) for path in place.iterdir()}
 
@@ -100,7 +100,7 @@ def zotune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("bits", "layer"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_linear_layers_but_the_head_are_quantised_and_the_rest_has_the_dtype(folders, kind, bits, layer, dtype):
-    model = load_model(folders[kind], dtype, "cpu", bits=bits)
+    model = load_model(folders[kind], dtype, "cpu", quantization=KINDS[bits])
     linear = {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert linear.pop("lm_head") == "Linear"
     assert set(linear.values()) == {layer}
@@ -115,7 +115,7 @@ def test_all_linear_layers_but_the_head_are_quantised_and_the_rest_has_the_dtype
 @pytest.mark.parametrize("scope", ["activated", "everywhere"])
 def test_slopes_of_the_fast_engine_equal_the_plain_engines(folders, kind, bits, scope):
     spec = LoraSpec(4, 8.0, TARGETS, INVOCATION if scope == "activated" else None)
-    engine = TorchEngine(load_model(folders[kind], "float32", "cpu", bits=bits), spec, PrefixCache(1e8))
+    engine = TorchEngine(load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]), spec, PrefixCache(1e8))
     assert engine.plain_reason is None
     (fast, fast_slopes), (slow, slow_slopes) = slopes(engine), slopes(engine.plain)
     assert np.abs(slow_slopes).max() > 1
@@ -130,9 +130,9 @@ def test_slopes_of_the_fast_engine_equal_the_plain_engines(folders, kind, bits, 
 @pytest.mark.parametrize("bits", BITS)
 def test_an_adapter_moves_scores_as_on_the_dequantised_weights(folders, kind, bits):
     """The same numbers as on an ordinary model that has the dequantised weights: LoRA does not see the format."""
-    quantised = load_model(folders[kind], "float32", "cpu", bits=bits)
+    quantised = load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits])
     plain = load_model(folders[kind], "float32", "cpu")
-    weights = load_model(folders[kind], "float32", "cpu", bits=bits).dequantize()
+    weights = load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]).dequantize()
     plain.load_state_dict({name: value.float() for name, value in weights.state_dict().items()}, strict=True)
     spec = LoraSpec(4, 8.0, TARGETS, INVOCATION)
     results = [slopes(PlainEngine(model, spec)) for model in (quantised, plain)]
@@ -147,12 +147,16 @@ def test_an_adapter_moves_scores_as_on_the_dequantised_weights(folders, kind, bi
 @pytest.mark.parametrize("bits", BITS)
 def test_scores_equal_peft_on_the_same_quantised_base(folders, kind, bits, tmp_path):
     engine = TorchEngine(
-        load_model(folders[kind], "float32", "cpu", bits=bits), LoraSpec(4, 8.0, TARGETS, INVOCATION), PrefixCache(1e8)
+        load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]),
+        LoraSpec(4, 8.0, TARGETS, INVOCATION),
+        PrefixCache(1e8),
     )
     theta = some_theta(engine)
     assert engine.spec is not None
     save_adapter(tmp_path, theta, engine.spec, folders[kind])
-    reference = PeftModel.from_pretrained(load_model(folders[kind], "float32", "cpu", bits=bits), tmp_path).eval()
+    reference = PeftModel.from_pretrained(
+        load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]), tmp_path
+    ).eval()
     scores = engine.score(theta, [AT_THETA], batch()).log_probs[0]
     expected = [[naive_log_prob(reference, example, c) for c in example.candidates] for example in batch()]
     tolerance = 0.05 if bits == 8 else TOLERANCE  # of int8 as above
@@ -162,7 +166,9 @@ def test_scores_equal_peft_on_the_same_quantised_base(folders, kind, bits, tmp_p
 @pytest.mark.parametrize("bits", BITS)
 def test_derivatives_are_refused_and_not_zero(folders, bits):
     """bitsandbytes' operator for nf4 would lose them without an error."""
-    engine = PlainEngine(load_model(folders["opt"], "float32", "cpu", bits=bits), LoraSpec(4, 8.0, TARGETS))
+    engine = PlainEngine(
+        load_model(folders["opt"], "float32", "cpu", quantization=KINDS[bits]), LoraSpec(4, 8.0, TARGETS)
+    )
     assert "quantised weights (bitsandbytes)" in (engine.why_not("tangents") or "")
 
 
@@ -173,11 +179,11 @@ def test_derivatives_are_refused_and_not_zero(folders, bits):
 def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(folders, bits, reviews_file, tmp_path):
     zotune(
         "train", "--model", folders["opt"], "--task", "demo", "--train-data", str(reviews_file), "--num-steps", "4",
-        "--batch-size", "4", "--eval-steps", "2", "--output-dir", "run", "--num-threads", "1", FLAGS[bits],
-        cwd=tmp_path,
+        "--batch-size", "4", "--eval-steps", "2", "--output-dir", "run", "--num-threads", "1",
+        "--quantization", KINDS[bits],        cwd=tmp_path,
     )  # fmt: skip
     config = read_toml(tmp_path / "run" / "config.toml")
-    assert config.quantization_bits == bits
+    assert config.quantization == KINDS[bits]
     assert config.dtype == "float32"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tokens_reused"] > 0  # by the fast engine
@@ -186,11 +192,11 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
     zotune("evaluate", "--adapter", "run/adapter", "--output-file", "out.json", cwd=tmp_path)
     loss = json.loads((tmp_path / "out.json").read_text())["loss"]
     assert loss == summary["final"]["loss"]
-    whole = evaluate(adapter=tmp_path / "run" / "adapter", load_in_4bit=False, load_in_8bit=False)
+    whole = evaluate(adapter=tmp_path / "run" / "adapter", quantization="none")
     assert whole.loss != loss
 
     theta, spec = load_adapter(tmp_path / "run" / "adapter")
-    engine = PlainEngine(load_model(folders["opt"], "float32", "cpu", bits=bits), spec)
+    engine = PlainEngine(load_model(folders["opt"], "float32", "cpu", quantization=KINDS[bits]), spec)
     example = Example((1, 90, 91, 92), spec.invocation_tokens or (), ((70,), (71, 72)), 0)
     scores = engine.score(theta, [AT_THETA], [example]).log_probs[0, 0]
     loading = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
@@ -206,7 +212,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
 @pytest.mark.parametrize("bits", BITS)
 def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
     common: dict[str, Any] = {
-        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": "nf4" if bits == 4 else "int8",
+        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": KINDS[bits],
     }  # fmt: skip
     whole = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "whole"), **common)
     with make_trainer(folders["opt"], REVIEWS, output_dir=str(tmp_path / "cut"), **common) as trainer:
@@ -229,7 +235,7 @@ def test_a_folder_that_is_quantised_loads_by_itself(folders, tmp_path):
 
 
 def test_a_loaded_model_that_is_quantised_trains(folders, tmp_path):
-    model = load_model(folders["opt"], "float32", "cpu", bits=4)
+    model = load_model(folders["opt"], "float32", "cpu", quantization="nf4")
     common: dict[str, Any] = {"task": "demo", "num_steps": 3, "batch_size": 4, "num_threads": 1}
     given = mezo_finetune(model, REVIEWS, output_dir=str(tmp_path / "given"), **common)
     made = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "made"), quantization="nf4", **common)
@@ -240,22 +246,22 @@ def test_a_loaded_model_that_is_quantised_trains(folders, tmp_path):
 def test_settings_of_evaluate_win_over_the_runs(tmp_path):
     (tmp_path / "config.toml").write_text("load_in_4bit = true\n")
     adapter = tmp_path / "adapter"
-    assert _config(adapter, {}).quantization_bits == 4
-    assert _config(adapter, {"load_in_8bit": True}).quantization_bits == 8
-    assert _config(adapter, {"load_in_4bit": False}).quantization_bits is None
-    assert _config(adapter, {"engine": "plain"}).quantization_bits == 4
-    assert _config(adapter, {"engine": "sglang"}).quantization_bits is None
+    assert _config(adapter, {}).quantization == "nf4"  # also of a run of before the setting had this name
+    assert _config(adapter, {"quantization": "int8"}).quantization == "int8"
+    assert _config(adapter, {"quantization": "none"}).quantization is None
+    assert _config(adapter, {"engine": "plain"}).quantization == "nf4"
+    assert _config(adapter, {"engine": "sglang"}).quantization is None
 
 
 # ---- refused
 
 
 REFUSED: dict[str, tuple[dict, str]] = {
-    "both": ({"load_in_4bit": True, "load_in_8bit": True}, "--load-in-4bit and --load-in-8bit exclude each other"),
-    "all parameters": ({"load_in_4bit": True, "tuning": "full"}, "--load-in-4bit does not go with --tuning full"),
-    "SGLang": ({"load_in_8bit": True, "engine": "sglang"}, "--load-in-8bit .* use --sglang.quantization"),
-    "derivatives": ({"load_in_4bit": True, "estimator": "jvp"}, "--load-in-4bit does not go with --estimator jvp"),
-    "a number": ({"load_in_4bit": 1}, "load_in_4bit: expected true or false, got 1"),
+    "the old name": ({"load_in_4bit": True}, "load_in_4bit is no setting any more; use --quantization nf4"),
+    "all parameters": ({"quantization": "nf4", "tuning": "full"}, "--quantization does not go with --tuning full"),
+    "SGLang": ({"quantization": "int8", "engine": "sglang"}, "--quantization .* use --sglang.quantization"),
+    "derivatives": ({"quantization": "nf4", "estimator": "jvp"}, "--quantization does not go with --estimator jvp"),
+    "a number": ({"quantization": 4}, "quantization: expected 'nf4' or 'int8', got 4"),
 }
 
 
@@ -266,7 +272,11 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 
 
 MODELS: dict[str, tuple[str, dict, str]] = {
-    "quantised twice": ("opt-4", {"load_in_8bit": True}, r"--load-in-8bit: .*opt-4 is quantised already \(bitsandb"),
+    "quantised twice": (
+        "opt-4",
+        {"quantization": "int8"},
+        r"--quantization int8: .*opt-4 is quantised already \(bitsandb",
+    ),
     "all parameters of a quantised folder": ("opt-4", {"tuning": "full"}, "--tuning full: .*opt-4 is quantised"),
     "derivatives of a quantised folder": ("opt-4", {"estimator": "jvp"}, "--estimator jvp: products with quantised"),
 }
@@ -281,16 +291,16 @@ def test_models_that_do_not_go_with_the_settings_are_refused(folders, name, sett
 
 def test_a_loaded_model_is_not_quantised_again(folders, tmp_path):
     model = load_model(folders["opt"], "float32", "cpu")
-    with pytest.raises(InputError, match="--load-in-4bit has no effect on a loaded model"):
+    with pytest.raises(InputError, match="--quantization nf4 has no effect on a loaded model"):
         mezo_finetune(model, REVIEWS, task="demo", output_dir=str(tmp_path / "run"), quantization="nf4")
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["train", "--model", "$OPT", "--load-in-4bit", "--output-dir", "run"],
+        ["train", "--model", "$OPT", "--quantization", "nf4", "--output-dir", "run"],
         ["train", "--model", "$OPT-4", "--output-dir", "run"],
-        ["evaluate", "--model", "$OPT", "--load-in-8bit"],
+        ["evaluate", "--model", "$OPT", "--quantization", "int8"],
     ],
     ids=["training", "a quantised folder", "evaluation"],
 )

@@ -11,19 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, PromptTuningConfig, get_peft_model
+from transformers import OPTConfig
 
 from tests.conftest import CONFIGS, CONTEXT, VOCABULARY, make_model, make_tokenizer
 from zotune import InputError, evaluate, mezo_finetune
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.peft_files import load_adapter, save_adapter
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
-from zotune.assemble.engine import make_engine
 from zotune.cli import main
-from zotune.config.settings import Config, read_toml
+from zotune.config.reading import read_toml
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
+from zotune.engine import ENGINES
+from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
@@ -229,7 +231,7 @@ def run(opt_dir: Path, reviews_file: Path, tmp_path_factory: pytest.TempPathFact
     """A finished run, evaluated on what it learns."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     mezo_finetune(
-        str(opt_dir), str(reviews_file), str(reviews_file), task="demo", peft_type="prompt_tuning", num_steps=60,
+        str(opt_dir), str(reviews_file), str(reviews_file), task="demo", tuning="prompt_tuning", num_steps=60,
         batch_size=16, directions=4, optimizer="adam", learning_rate=0.03, num_threads=1, output_dir=str(folder),
     )  # fmt: skip
     return folder
@@ -239,7 +241,7 @@ def test_a_run_learns_and_its_adapter_evaluates_as_the_run_did(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["final"]["loss"] < summary["initial"]["loss"] - 0.03
     config = read_toml(run / "config.toml")
-    assert (config.scope, config.num_virtual_tokens) == ("everywhere", 20)
+    assert (config.scope, config.tables["prompt_tuning"]) == ("everywhere", {"num_virtual_tokens": 20})
     again = evaluate(adapter=run / "adapter")
     assert again.loss == pytest.approx(summary["final"]["loss"], rel=1e-6)
 
@@ -287,11 +289,11 @@ REFUSED = {
     "alpha": (["--lora-alpha", "4"], "--lora-alpha"),
     "targets": (["--target-modules", "fc1"], "--target-modules"),
     "kept prompts": (["--kv-cache-gb", "1"], "--kv-cache-gb"),
-    "full": (["--tuning", "full"], "--peft-type"),
+    "full": (["--tuning", "full"], "--prompt_tuning.num-virtual-tokens has no effect with --tuning full"),
     "blocks": (["--noise-blocks", "2"], "--noise-blocks"),
-    "none": (["--num-virtual-tokens", "0"], "--num-virtual-tokens must be 1 or more"),
-    "too many": (["--num-virtual-tokens", str(CONTEXT)], f"--num-virtual-tokens: {CONTEXT}"),
-    "lora": (["--peft-type", "lora", "--num-virtual-tokens", "20"], "--num-virtual-tokens has no effect"),
+    "none": (["--prompt_tuning.num-virtual-tokens", "0"], "num-virtual-tokens must be a whole number, 1 or more"),
+    "too many": (["--prompt_tuning.num-virtual-tokens", str(CONTEXT)], f"num-virtual-tokens: {CONTEXT}"),
+    "lora": (["--tuning", "lora"], "--prompt_tuning.num-virtual-tokens has no effect with --tuning lora"),
 }
 
 
@@ -304,8 +306,10 @@ def test_what_it_does_not_go_with_is_refused_by_name(more, piece, opt_dir, revie
         str(reviews_file),
         "--task",
         "demo",
-        "--peft-type",
+        "--tuning",
         "prompt_tuning",
+        "--prompt_tuning.num-virtual-tokens",
+        "20",
     ]
     with pytest.raises(SystemExit) as stopped:
         main(["train", *flags, *more, "--output-dir", str(tmp_path / "run")])
@@ -316,7 +320,7 @@ def test_what_it_does_not_go_with_is_refused_by_name(more, piece, opt_dir, revie
 
 def test_first_order_training_of_it_is_refused_where_the_study_says_so(tmp_path, capsys):
     path = tmp_path / "study.toml"
-    path.write_text('budget = {steps = 2}\n[methods.adam]\nfirst_order = true\npeft_type = "prompt_tuning"\n')
+    path.write_text('budget = {steps = 2}\n[methods.adam]\nfirst_order = true\ntuning = "prompt_tuning"\n')
     with pytest.raises(SystemExit) as stopped:
         main(["compare", str(path), "--output-dir", str(tmp_path / "cells")])
     assert stopped.value.code == 2
@@ -328,7 +332,7 @@ def test_first_order_training_of_it_is_refused_where_the_study_says_so(tmp_path,
 
 def test_an_engine_without_soft_prompts_refuses_its_adapter():
     with pytest.raises(InputError, match="--engine sglang has no soft prompts"):
-        make_engine(Config(engine="sglang"), PromptSpec(), "cpu", "float32")
+        ENGINES["sglang"].open(EngineRequest("model", OPTConfig(), PromptSpec(), "float32", "cpu"))
 
 
 def test_an_adapter_of_another_width_is_refused(run, model_dirs, tmp_path):

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tests.conftest import REVIEWS, SHARED, make_tokenizer
+from zotune.data.demo import demo_path
 from zotune.data.records import load_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import TASKS, Task
 from zotune.data.templates import Encoder, encode_fragment
 from zotune.data.texts import TextExample, to_texts
-from zotune.data.demo import demo_path
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 

@@ -47,8 +47,8 @@ def options(opt_dir: Path, reviews_file: Path) -> dict:
     return {
         "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
         "invocation": " It was", "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3,
-        "optimizer": "sgd", "learning_rate": 0.05, "sgd": {"momentum": 0.5}, "lr_scheduler_type": "cosine", "warmup_steps": 2,
-        "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
+        "optimizer": "sgd", "learning_rate": 0.05, "sgd": {"momentum": 0.5}, "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,        "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
     }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
     config = {**options, "num_steps": 300, "eval_steps": 7, "learning_rate": 0.01, "early_stopping_patience": 40}
     flags = [
         part
-        for name, value in config.items()
+        for name, value in {**config, "sgd.momentum": config.pop("sgd")["momentum"]}.items()
         for part in ([f"--{name}", *value] if isinstance(value, tuple) else [f"--{name}={value}"])
     ]
     subprocess.run([ZOTUNE, "train", *flags, "--output-dir", tmp_path / "whole"], check=True, capture_output=True)

@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not _answered(arguments):
-            parse(arguments).run()
+        if _answered(arguments):
+            raise SystemExit(0)
+        parse(arguments).run()
     except InputError as error:
         _fail(error, code=2)
     except TrainingError as error:

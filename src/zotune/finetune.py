@@ -125,8 +125,8 @@ def start_run(
     if given:
         given.check_free(config.overwrite)
     records = _listed(in_memory or {})
-    lines = {name: json_lines(name, rows) for name, rows in records.items()}
     data = load_data(config, **records)
+    lines = {name: json_lines(name, rows) for name, rows in records.items()}
     folder = given or RunFolder(default_output_dir(data.task.name, config.model))
     places = {name: folder.path.resolve() / f"{name}.jsonl" for name in lines}
     overwrite = config.overwrite

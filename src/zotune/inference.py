@@ -24,7 +24,7 @@ from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
 from zotune.run.evaluation import Evaluation
 from zotune.run.evaluation import evaluate as evaluate_examples
-from zotune.zo.objectives import OBJECTIVES
+from zotune.zo.objectives import OBJECTIVES, candidate_logits
 from zotune.zo.protocol import AT_THETA, Engine, Sampling, Theta
 
 logger = logging.getLogger("zotune")
@@ -96,9 +96,8 @@ def predict(
         engine, theta = predictor.engine, predictor.theta
         examples = predictor.encoder.encode(texts).examples
         if task.labels:
-            answers = OBJECTIVES["cross_entropy"](engine, theta, [AT_THETA], examples).answers
-            assert answers is not None
-            return [task.label_words[answer] for answer in answers[0]]
+            answers = candidate_logits(engine.score(theta, [AT_THETA], examples))[0].argmax(axis=-1)
+            return [task.label_words[answer] for answer in answers]
         tokenizer = predictor.encoder.tokenizer
         stop = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         sampling = Sampling(max_new_tokens, temperature, config.seed, stop)
@@ -134,6 +133,9 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
     base = read_run_config(run) if run and run.is_file() else None
     given = {name: value for name, value in settings.items() if value is not None and value != {}}
+    if given.get("quantization") == "none":  # the base model as it is, where the adapter's run quantised it
+        del given["quantization"]
+        base = base and replace(base, quantization=None)
     if base and given.get("engine", base.engine) != base.engine:
         if base.quantization and ENGINES[given["engine"]].loads_model:
             logger.warning(

@@ -6,8 +6,9 @@ names only the engine knows.
 
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -74,6 +75,7 @@ def _engine_options(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[s
     return options, rest
 
 
+@cache
 def _with_tables(command: Any) -> Any:
     """The command with the tables of methods as options of its own."""
     from zotune.config.tables import METHOD_TABLES
@@ -116,7 +118,7 @@ def _with_plain_help(command: Any) -> Any:
     for option in fields(command):
         if option.name == "tables":  # they have flags of their own
             command.__annotations__["tables"] = Annotated[dict[str, Any], tyro.conf.Suppress]
-        elif option.default is None:
+        elif option.default is None and get_origin(hints[option.name]) is not Annotated:
             kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
             metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
             argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")

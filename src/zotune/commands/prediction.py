@@ -3,9 +3,9 @@
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from zotune.config.settings import Dtype, EngineName, Quantization
+from zotune.config.settings import Dtype, EngineName
 from zotune.errors import InputError
 
 
@@ -43,8 +43,8 @@ class Inference:
     dtype: Dtype | None = None
     """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
 
-    quantization: Quantization | None = None
-    """Quantise the base model, as in train. Default: as in the adapter's run."""
+    quantization: Literal["none", "nf4", "int8"] | None = None
+    """Quantise the base model, as in train; `none` takes it as it is. Default: as in the adapter's run."""
 
     device: str | None = None
     """cpu, cuda, cuda:1, ...; default: CUDA where there is one."""
