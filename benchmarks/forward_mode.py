@@ -20,8 +20,8 @@ from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.zo.draws import permutation
 from zotune.zo.estimators import Estimator, Jvp, Spsa
-from zotune.zo.noise import permutation
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import Example, Probe, Theta
 

@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.zo.noise import (
-    AHEAD,
-    GAUSSIAN,
-    KINDS,
-    SEED_BITS,
-    Noise,
-    derive_seed,
-    gaussian,
-    layer_of,
-    permutation,
-    small_entries,
-    uniform,
-)
+from zotune.zo.draws import SEED_BITS, derive_seed, gaussian, permutation, uniform
+from zotune.zo.noise import GAUSSIAN, KINDS, Noise, layer_of, small_entries
+from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.protocol import AT_THETA, Probe, points
 
 seeds = st.integers(0, 2**SEED_BITS - 1)

@@ -25,7 +25,7 @@ from zotune.study.cells import Budget, read_study, train_cell
 from zotune.study.compare import run_comparison, table
 from zotune.study.first_order import LOSSES, FirstOrderTrainer
 from zotune.study.sweep import run_sweep
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.objectives import cross_entropy, token_nll
 from zotune.zo.protocol import Example, Probe
 

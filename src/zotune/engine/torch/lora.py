@@ -19,7 +19,7 @@ from zotune.adapter.forms import lora_matrices, lora_tangents, trained_shapes
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.errors import InputError
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
 

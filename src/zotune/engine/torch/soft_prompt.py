@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
 
