@@ -173,6 +173,6 @@ def test_noise_is_kept_for_two_steps_and_only_where_it_is_small(monkeypatch):
         AHEAD.start(GAUSSIAN, [seed], theta)
     assert [bool(AHEAD.drawn(GAUSSIAN, seed)) for seed in (1, 2, 3)] == [False, True, True]
     assert AHEAD.drawn(GAUSSIAN, 3)["w"] is AHEAD.drawn(GAUSSIAN, 3)["w"]
-    monkeypatch.setattr("zotune.zo.noise.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
+    monkeypatch.setattr("zotune.zo.noise_ahead.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
     AHEAD.start(GAUSSIAN, [4, 5, 6], theta)
     assert not AHEAD.drawn(GAUSSIAN, 4)
