@@ -39,6 +39,11 @@ class SoftPrompt(TrainedLayers):
             stacked = np.stack([point[PROMPT_EMBEDDINGS] for point in points(theta, probes)])
             self.vectors = torch.from_numpy(stacked).to(self.device)
 
+    def place_leaves(self, theta: Theta) -> dict[str, torch.Tensor]:
+        leaf = torch.tensor(theta[PROMPT_EMBEDDINGS], device=self.device, requires_grad=True)
+        self.vectors = leaf[None]
+        return {PROMPT_EMBEDDINGS: leaf}
+
     def trial(self) -> tuple[Theta, list[Probe]]:
         theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}
         return theta, [AT_THETA, Probe(2, 0.05)]
