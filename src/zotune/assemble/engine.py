@@ -16,9 +16,10 @@ from zotune.engine.sglang.names import check as check_sglang
 from zotune.engine.sglang.options import check_options
 from zotune.engine.torch.eva import principal_components
 from zotune.engine.torch.fast import TorchEngine
-from zotune.engine.torch.loading import check_bitsandbytes, free_memory_bytes, load_config, load_model, model_path
+from zotune.engine.torch.loading import free_memory_bytes, load_config, load_model, model_path
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.engine.torch.quantization import check_bitsandbytes
 from zotune.errors import InputError
 from zotune.zo.protocol import Example
 

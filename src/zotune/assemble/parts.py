@@ -33,8 +33,8 @@ from zotune.engine.torch.loading import (
     load_model,
     load_tokenizer,
     model_path,
-    quantization_method,
 )
+from zotune.engine.torch.quantization import quantization_method
 from zotune.errors import InputError
 from zotune.zo.noise import layer_of
 from zotune.zo.protocol import Example, TokenIds

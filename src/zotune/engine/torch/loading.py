@@ -1,12 +1,9 @@
 """Models and tokenizers of transformers, from a hub id or a local folder.
 
 Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
-They are quantised as they are read where that is asked for, by bitsandbytes: nf4 (Dettmers et al., 2023, arXiv
-2305.14314) or LLM.int8() (Dettmers et al., 2022, arXiv 2208.07339).
+They are quantised as they are read where that is asked for (`quantization`).
 """
 
-import importlib.util
-import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +16,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from zotune.engine.torch.quantization import (
+    check_bitsandbytes,
+    compute_in_own_dtype,
+    quantization_method,
+    quantization_settings,
+    silence_casts,
+)
 from zotune.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,46 +89,22 @@ def load_model(
         check_bitsandbytes(f"--model: {model} is quantised")
     options: dict[str, Any] = {}
     if bits:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=bits == 4,
-            load_in_8bit=bits == 8,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=False,
-            bnb_4bit_compute_dtype=DTYPES[dtype],
-        )
+        options["quantization_config"] = quantization_settings(bits, DTYPES[dtype])
     if own or bits:  # quantised where they will stay: such weights do not move
         options["device_map"] = {"": torch.device(device)}
-    if bits == 8 or own == "bitsandbytes":  # a line for every product, which casts its inputs to float16
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more_than_a_cast)
+    if bits == 8 or own == "bitsandbytes":
+        silence_casts()
     transformers.utils.logging.disable_progress_bar()
     with _explained(model):
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
             **options,
         )  # fmt: skip
-    if dtype != "bfloat16":  # where a CPU has AVX512-BF16, bitsandbytes would compute in bfloat16 all the same
-        for module in loaded.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                vars(module)["support_avx512bf16_for_cpu"] = False
+    if dtype != "bfloat16":
+        compute_in_own_dtype(loaded)
     if not options:
         loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
-
-
-def quantization_method(config: PretrainedConfig) -> str | None:
-    """How the model's weights are quantised, by transformers' name of the method; None: they are not."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return None
-    return str(settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method.value)
-
-
-def check_bitsandbytes(what: str) -> None:
-    """Raises:
-    InputError: bitsandbytes is not installed, which `what` needs.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f'{what}: bitsandbytes is not installed; pip install "zotune[quantization]"')
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -149,10 +128,6 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def _says_more_than_a_cast(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 def _check_path(model: str) -> None:

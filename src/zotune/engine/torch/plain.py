@@ -22,8 +22,8 @@ from zotune.adapter.spec import AdapterSpec, PromptSpec
 from zotune.engine.torch.backward import Part, checked_record, scores_and_gradient
 from zotune.engine.torch.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.engine.torch.loading import quantization_method
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.quantization import quantization_method
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
