@@ -20,8 +20,8 @@ from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.zo.draws import permutation
 from zotune.zo.estimators import Estimator, Jvp, Spsa
-from zotune.zo.noise import permutation
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import Example, Probe, Theta
 
@@ -48,7 +48,9 @@ def make_batch(options: argparse.Namespace) -> list[Example]:
 def slopes(estimator: Estimator, engine: TorchEngine, theta: Theta, batch: list[Example], count: int) -> np.ndarray:
     probes = estimator.ask(range(count))
     scores = engine.score(theta, probes, batch)
-    losses = cross_entropy.losses(scores, batch) if scores.tangents is None else cross_entropy.derivatives(scores, batch)
+    losses = (
+        cross_entropy.losses(scores, batch) if scores.tangents is None else cross_entropy.derivatives(scores, batch)
+    )
     return np.array([slope.value for slope in estimator.tell(probes, losses)])
 
 

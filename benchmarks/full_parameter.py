@@ -17,8 +17,8 @@ from opt_models import SHAPES, make_model
 
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import load_model
+from zotune.zo.draws import permutation
 from zotune.zo.estimators import Spsa
-from zotune.zo.noise import permutation
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import InPlace, Sgd
 from zotune.zo.protocol import AT_THETA, Example

@@ -17,7 +17,8 @@ from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.zo.estimators import Spsa
-from zotune.zo.noise import AHEAD, GAUSSIAN
+from zotune.zo.noise import GAUSSIAN
+from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.optimizers import Sgd
 from zotune.zo.protocol import Example, TokenIds

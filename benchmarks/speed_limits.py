@@ -8,8 +8,8 @@ from opt_models import SHAPES
 from speed_bench import Bench, Step, Work
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
 from zotune.study.first_order import LOSSES
+
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import AT_THETA
 

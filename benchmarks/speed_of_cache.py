@@ -8,7 +8,7 @@ from opt_models import make_model
 from speed_bench import Bench, Step
 
 from zotune.engine.torch.prefix_cache import PrefixCache
-from zotune.zo.noise import permutation
+from zotune.zo.draws import permutation
 
 
 def cold(bench: Bench) -> None:

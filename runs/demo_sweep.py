@@ -15,11 +15,11 @@ import numpy as np
 
 from zotune import evaluate, mezo_finetune
 from zotune.adapter.spec import LoraSpec
+from zotune.data.demo import demo_path
 from zotune.data.records import load_records
 from zotune.data.tasks import TASKS
 from zotune.data.templates import Encoder
 from zotune.data.texts import to_texts
-from zotune.data.demo import demo_path
 from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.plain import PlainEngine
 from zotune.run.trainer import Evaluation

@@ -1,6 +1,6 @@
 #!/bin/sh
 # MeZO on the small OPT and IMDB: both scopes, seeds 0-2, 1,000 training reviews, 500 held out of the training file for the choice
-# of the best adapter, 1,000 of the test file for the table. Writes the table into README.md.
+# of the best adapter, 1,000 of the test file for the table. Writes the table into docs/results.md.
 #   sh runs/imdb_opt_imdb_4m.sh [MODEL_FOLDER] [DATA_FOLDER] [OUTPUT_FOLDER]
 # DATA_FOLDER holds train.jsonl.gz and test.jsonl.gz with fields text and label. Two runs go side by side, a core each.
 set -eu
@@ -36,4 +36,4 @@ for seed in 0 1 2; do
     one_run everywhere $seed >"$output/everywhere-$seed.log" 2>&1 &
     wait
 done
-python runs/tables.py imdb "$output" README.md
+python runs/tables.py imdb "$output" docs/results.md

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from page import put
+from zotune.study.first_order import FirstOrderTrainer
 
 from zotune.adapter.forms import initial_theta
 from zotune.assemble.parts import assemble, load_data
 from zotune.config.settings import Config, make_config, read_toml
 from zotune.finetune import make_trainer
 from zotune.run.metrics import EvalEvent, StepEvent, kv_reuse, read_metrics
-from zotune.study.first_order import FirstOrderTrainer
 from zotune.zo.protocol import AT_THETA
 
 SCOPES = ("activated", "everywhere")

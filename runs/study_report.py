@@ -127,9 +127,10 @@ def at_equal_scope(outcomes: Sequence[Outcome]) -> str:
                 _tested(own), _tested(base),
             ))  # fmt: skip
     heading = (
-        "task", "method", "against", "its lowest held-out loss", "seeds that reached it", "times fewer seconds",
-        "times fewer tokens", "times fewer forward passes", "seen by ten evaluations", "test accuracy at the end, %",
-        "the other's",
+        "task", "method", "compared with", "lowest held-out loss of that", "seeds that reached it",
+        "times fewer seconds", "times fewer tokens", "times fewer forward passes",
+        "times fewer forward passes, evaluated ten times", "test accuracy at the end, %",
+        "test accuracy of the other, %",
     )  # fmt: skip
     return markdown(heading, rows)
 
@@ -176,8 +177,8 @@ def to_first_order(outcomes: Sequence[Outcome]) -> str:
             mine, best = (statistics.mean(column) for column in zip(*means, strict=True))
             rows.append(("mean", method, f"{mine:.1f}", f"{best:.1f}", f"{mine - best:+.1f}", *"----"))
     heading = (
-        "task", "method", "test accuracy, %", "backpropagation's", "difference", "seeds within 2 points (held out)",
-        "seconds to there", "backpropagation's", "ratio",
+        "task", "method", "test accuracy, %", "backpropagation's test accuracy, %", "difference",
+        "seeds within 2 points (held out)", "seconds to there", "backpropagation's seconds to there", "ratio",
     )  # fmt: skip
     return markdown(heading, rows)
 
@@ -205,8 +206,9 @@ def claims(outcomes: Sequence[Outcome]) -> str:
                 f"{statistics.mean(base) / statistics.mean(needed):.1f}" if needed and base else "-",
             ))  # fmt: skip
     heading = (
-        "task", "method", "published, against MeZO", "here: points of test accuracy at equal seconds",
-        "held-out loss at equal tokens", "MeZO's", "seeds at MeZO's lowest loss", "times fewer forward passes",
+        "task", "method", "published, against MeZO", "here: test accuracy less MeZO's at equal seconds, points",
+        "held-out loss at equal tokens", "MeZO's held-out loss", "seeds that reached MeZO's lowest loss",
+        "times fewer forward passes",
     )  # fmt: skip
     return markdown(heading, rows)
 

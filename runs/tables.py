@@ -1,7 +1,7 @@
-"""Write the tables of README.md from what runs left behind.
+"""Write tables of docs/results.md from what runs left behind.
 
-python runs/tables.py imdb OUTPUT_FOLDER README.md    # of runs/imdb_opt_imdb_4m.sh
-python runs/tables.py demo OUTPUT_FILE README.md      # of runs/demo_sweep.py, its standard output
+python runs/tables.py imdb OUTPUT_FOLDER docs/results.md    # of runs/imdb_opt_imdb_4m.sh
+python runs/tables.py demo OUTPUT_FILE docs/results.md      # of runs/demo_sweep.py, its standard output
 """
 
 import json
@@ -39,10 +39,10 @@ def demo(output: Path) -> str:
 
 
 def main() -> None:
-    name, output, readme = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    name, output, page = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     table = {"imdb": imdb, "demo": demo}[name](output)
     print(table)
-    put(readme, name, table)
+    put(page, name, table)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
 from zotune.engine.torch.plain import PlainEngine
 from zotune.tools.analyze import EPSILONS, analyze, save
+from zotune.zo.draws import derive_seed
 from zotune.zo.estimators import Spsa
-from zotune.zo.noise import derive_seed
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import Example, Probe
 

@@ -20,7 +20,7 @@ from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.errors import InputError
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 INVOCATION = (50, 51)

@@ -13,12 +13,12 @@ import pytest
 from zotune.zo.estimators import (
     ESTIMATORS,
     AdaptiveSpsa,
-    Estimator,
     EvolutionStrategy,
     Fzoo,
     Hizoo,
     Jvp,
     OneSided,
+    ProbeEstimator,
     Slope,
     Spsa,
     Svrg,
@@ -85,7 +85,7 @@ def gradient(slopes, name, value):
 
 
 def slopes_of(
-    estimator: Estimator, function: Function, seeds: Any, theta: np.ndarray = THETA, noise: Noise = GAUSSIAN
+    estimator: ProbeEstimator, function: Function, seeds: Any, theta: np.ndarray = THETA, noise: Noise = GAUSSIAN
 ) -> list[Slope]:
     probes = estimator.ask(seeds, noise)
     return estimator.tell(probes, np.array([[measured(function, probe, theta)] for probe in probes]))
@@ -250,7 +250,7 @@ def test_svrg_takes_the_variance_between_batches_out_near_the_anchor():
     near = THETA + 0.01
     estimator = anchored(1e-2, quadratic, THETA, [1])
 
-    def variance(made: Estimator) -> float:
+    def variance(made: ProbeEstimator) -> float:
         steps = []
         for batch in batches:
             slopes = slopes_of(made, lambda x, own=batch: quadratic(x) + float(own @ x), [9], near)  # type: ignore[misc]

@@ -12,8 +12,8 @@ from tests.conftest import TARGETS, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.plain import PlainEngine
+from zotune.zo.draws import gaussian
 from zotune.zo.estimators import Spsa
-from zotune.zo.noise import gaussian
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import Example, Probe
 from zotune.zo.updates import Slopes

@@ -12,7 +12,7 @@ from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe
 
 INVOCATION = (50, 51)

@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zotune.zo.noise import (
-    AHEAD,
-    GAUSSIAN,
-    KINDS,
-    SEED_BITS,
-    Noise,
-    derive_seed,
-    gaussian,
-    layer_of,
-    permutation,
-    small_entries,
-    uniform,
-)
+from zotune.zo.draws import SEED_BITS, derive_seed, gaussian, permutation, uniform
+from zotune.zo.noise import GAUSSIAN, KINDS, Noise, layer_of, small_entries
+from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.protocol import AT_THETA, Probe, points
 
 seeds = st.integers(0, 2**SEED_BITS - 1)
@@ -183,6 +173,6 @@ def test_noise_is_kept_for_two_steps_and_only_where_it_is_small(monkeypatch):
         AHEAD.start(GAUSSIAN, [seed], theta)
     assert [bool(AHEAD.drawn(GAUSSIAN, seed)) for seed in (1, 2, 3)] == [False, True, True]
     assert AHEAD.drawn(GAUSSIAN, 3)["w"] is AHEAD.drawn(GAUSSIAN, 3)["w"]
-    monkeypatch.setattr("zotune.zo.noise.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
+    monkeypatch.setattr("zotune.zo.noise_ahead.MAX_BYTES_AHEAD", 2 * theta["w"].nbytes)
     AHEAD.start(GAUSSIAN, [4, 5, 6], theta)
     assert not AHEAD.drawn(GAUSSIAN, 4)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.run.journal import Entry, Header, Journal, read_journal, replay
+from zotune.zo.draws import gaussian
 from zotune.zo.estimators import Slope
-from zotune.zo.noise import KINDS, Noise, gaussian
+from zotune.zo.noise import KINDS, Noise
 from zotune.zo.objectives import cross_entropy, token_nll
 from zotune.zo.optimizers import (
     CLIP_AFTER,

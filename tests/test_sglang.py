@@ -27,7 +27,7 @@ from zotune.errors import InputError
 from zotune.finetune import mezo_finetune, resume
 from zotune.inference import evaluate, predict
 from zotune.run.journal import read_journal
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
 INSTALLED = importlib.util.find_spec("sglang") is not None

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, PromptTuningConfig, get_peft_model
-from transformers import OPTConfig
+from transformers import OPTConfig, RepetitionPenaltyLogitsProcessor
 
 from tests.conftest import CONFIGS, CONTEXT, VOCABULARY, make_model, make_tokenizer
 from zotune import InputError, evaluate, mezo_finetune
@@ -28,7 +28,7 @@ from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
-from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling, TokenIds
 
 TOLERANCE = 1e-5  # fp32 sums of up to 5 log-probabilities of size 10, in another order of operations
 PROBES = [AT_THETA, Probe(1, 0.5), Probe(1, -0.5), Probe(2, 0.5)]
@@ -112,7 +112,19 @@ def test_the_vectors_of_a_batch_are_computed_once_for_each_probe():
     assert engine.stats.tokens_reused == len(PROBES) * 2 * 9
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # PEFT, of those that transformers gives it
+@torch.no_grad()
+def greedily(model: PeftModel, ids: TokenIds, count: int, penalty: float | None) -> TokenIds:
+    """Token by token through whole passes: PEFT's own `generate` misses the vectors from the second token on where
+    transformers is newer than it."""
+    whole = torch.tensor([ids])
+    for _ in range(count):
+        logits = model(input_ids=whole).logits[:, -1]
+        if penalty:
+            logits = RepetitionPenaltyLogitsProcessor(penalty)(whole, logits)
+        whole = torch.cat((whole, logits.argmax(-1, keepdim=True)), dim=1)
+    return tuple(whole[0, len(ids) :].tolist())
+
+
 @pytest.mark.parametrize("penalty", [None, 1.5])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_generation_equals_peft_token_for_token(kind, penalty, tmp_path):
@@ -125,17 +137,11 @@ def test_generation_equals_peft_token_for_token(kind, penalty, tmp_path):
     prompts = [Example((1, 9, 30, 41, 7), (50, 51), ((),)), Example((1, 12), (), ((),))]
     if penalty:  # padding counts as a token of the prompt there, so rows must not have any
         prompts = [prompts[0], prompts[0]]
-    for model in (engine.model, reference):
-        model.generation_config.update(repetition_penalty=penalty, eos_token_id=None)
+    engine.model.generation_config.update(repetition_penalty=penalty, eos_token_id=None)
     probes = [AT_THETA, Probe(1, 5.0)]
     at_theta, moved = engine.generate(theta, probes, with_virtual(spec, prompts), Sampling(max_new_tokens=8))
     for prompt, text in zip(prompts, at_theta, strict=True):
-        ids = torch.tensor([prompt.prompt + prompt.invocation])
-        expected = reference.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None,
-            pad_token_id=0,
-        )  # fmt: skip
-        assert text == tuple(expected[0, ids.shape[1] :].tolist())
+        assert text == greedily(reference, prompt.prompt + prompt.invocation, 8, penalty)
     assert moved != at_theta
 
 

@@ -24,7 +24,7 @@ from zotune.run.metrics import StepEvent, read_metrics
 from zotune.study.cells import Budget, read_study, train_cell
 from zotune.study.compare import run_comparison, table
 from zotune.study.sweep import run_sweep
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.objectives import cross_entropy, token_nll
 from zotune.zo.protocol import Example, Probe
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, AdapterSpec, LoraSpec, Shapes
-from zotune.zo.noise import gaussian, uniform
+from zotune.zo.draws import gaussian, uniform
 
 
 def initial_theta(shapes: Shapes, seed: int, spec: AdapterSpec | None = None) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from zotune.data.files import SUFFIXES, read_file
 from zotune.data.hub import read_folder, read_hub
 from zotune.data.tasks import HubSource
 from zotune.errors import InputError
-from zotune.zo.noise import permutation
+from zotune.zo.draws import permutation
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from zotune.zo.protocol import Engine, EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import Cotangents, Engine, EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 AnEngine = TypeVar("AnEngine", bound=Engine)
 
@@ -51,6 +51,9 @@ class EnginePool(Generic[AnEngine]):
         if need in ("tangents", "gradients"):
             return "a pool of engines passes no derivatives on"
         return self.engines[0].why_not(need)
+
+    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        raise TypeError(self.why_not("gradients"))
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

@@ -16,8 +16,10 @@ from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.zo.draws import derive_seed, permutation
 from zotune.zo.estimators import Estimator
-from zotune.zo.noise import AHEAD, GAUSSIAN, Noise, derive_seed, permutation
+from zotune.zo.noise import GAUSSIAN, Noise
+from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.objectives import Objective
 from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import Engine, Example, Theta

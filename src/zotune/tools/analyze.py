@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from zotune.adapter.forms import initial_theta
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
-from zotune.zo.noise import derive_seed
+from zotune.zo.draws import derive_seed
 from zotune.zo.objectives import ScoredObjective
 from zotune.zo.protocol import AT_THETA, Example, Probe, Scores, Theta
 

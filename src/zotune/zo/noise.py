@@ -1,49 +1,19 @@
 """z(seed): the noise of every direction, as a pure function of (noise, seed, tensor name, element).
 
-A counter-based generator (Philox 4x64, Salmon et al., SC 2011) is keyed by SHA-256 of the seed and the tensor's
-name, so two tensors never share noise, and the values depend on no global state, thread count, device or order of
-calls. Everything here is NumPy in fp32 on the CPU: the same bits wherever a journal is replayed. `Noise` says which
-z a run has: a distribution of KINDS, and masks over it. All kinds have mean 0 and covariance 1, so that their slopes
-and learning rates mean the same.
+`Noise` says which z a run has: a distribution of KINDS, and masks over it. All kinds have mean 0 and covariance 1, so
+that their slopes and learning rates mean the same. The random numbers themselves come from `draws`.
 """
 
-import hashlib
-import math
 import re
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
+from zotune.zo.draws import derive_seed, gaussian, rademacher, sphere
+from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.setting import setting
-
-SEED_BITS = 53  # a seed survives every JSON parser, also those that hold numbers as doubles
-MAX_BYTES_AHEAD = 2**28  # of one step's noise; larger noise is drawn tensor by tensor, when it is needed
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**53 that is a pure function of `parts`, e.g. (run seed, "direction", step, index)."""
-    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> (64 - SEED_BITS)
-
-
-def gaussian(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of one tensor: float32 of `shape`."""
-    return _generator(seed, name).standard_normal(shape, dtype=np.float32)
-
-
-def uniform(seed: int, name: str, shape: tuple[int, ...], bound: float) -> np.ndarray:
-    """Uniform numbers in [-bound, bound): float32 of `shape`, for the initial adapter."""
-    unit = _generator(seed, name).random(shape, dtype=np.float32)
-    return (unit * np.float32(2.0) - np.float32(1.0)) * np.float32(bound)
-
-
-def permutation(seed: int, name: str, length: int) -> np.ndarray:
-    """A shuffled arange(length), for the order of examples."""
-    return _generator(seed, name).permutation(length)
 
 
 @dataclass(frozen=True)
@@ -91,20 +61,6 @@ class Noise:
         return {name: self.draw(seed, name, value) for name, value in theta.items()}
 
 
-def rademacher(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """-1 or 1, each with probability one half: float32 of `shape`."""
-    bits = _generator(seed, name).integers(0, 2, size=shape, dtype=np.uint8)
-    return bits.astype(np.float32) * np.float32(2.0) - np.float32(1.0)
-
-
-def sphere(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform on the sphere of radius sqrt(size), tensor by tensor; theta's z has norm sqrt(d) then, too."""
-    z = gaussian(seed, name, shape)
-    # fsum is exact, where a sum in some order would depend on the machine.
-    norm = math.sqrt(math.fsum(np.square(z, dtype=np.float64).ravel().tolist()))
-    return z * np.float32(math.sqrt(z.size) / norm)
-
-
 def low_rank(noise: Noise, seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """U V^T / sqrt(rank) for matrices, U and V Gaussian; U is kept for `noise.steps` steps.
 
@@ -144,44 +100,3 @@ KINDS: dict[str, Callable[[Noise, int, str, tuple[int, ...]], np.ndarray]] = {
 }
 
 GAUSSIAN = Noise()
-
-
-class NoiseAhead:
-    """The noise of this step and the next, each drawn once, and the next one's while the model computes this one's.
-
-    z is a pure function, so nothing but time depends on what is found here.
-    """
-
-    def __init__(self) -> None:
-        self._steps: deque[dict[tuple[Noise, int], Future[Mapping[str, np.ndarray]]]] = deque(maxlen=2)
-        self._thread = ThreadPoolExecutor(1, "zotune-noise")
-
-    def start(self, noise: Noise, seeds: Sequence[int], theta: Mapping[str, np.ndarray]) -> None:
-        """Begin to draw the directions of a step, in a thread; forget those of the step before the last."""
-        shapes = {name: value.shape for name, value in theta.items()}
-        fits = len(seeds) * sum(value.nbytes for value in theta.values()) <= MAX_BYTES_AHEAD
-        self._steps.append(
-            {(noise, seed): self._thread.submit(_draw_all, noise, seed, shapes) for seed in seeds if fits}
-        )
-
-    def drawn(self, noise: Noise, seed: int) -> Mapping[str, np.ndarray]:
-        """The tensors of a direction, not to be written; empty where it was not asked for."""
-        for step in self._steps:
-            if future := step.get((noise, seed)):
-                return future.result()
-        return {}
-
-
-def _draw_all(noise: Noise, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-    tensors = {name: noise.unmasked(seed, name, shape) for name, shape in shapes.items()}
-    for z in tensors.values():
-        z.flags.writeable = False
-    return tensors
-
-
-AHEAD = NoiseAhead()
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

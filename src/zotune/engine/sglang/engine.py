@@ -28,7 +28,7 @@ from zotune.engine.sglang.worker import Start, mapped_theta
 from zotune.engine.torch.loading import empty_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
-from zotune.zo.protocol import EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import Cotangents, EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 MAX_SLOTS = 32
 MAX_KV_SHARE = 0.25  # of a CPU's free memory, where the user sets no --sglang.max-total-tokens
@@ -108,6 +108,9 @@ class SglangEngine:
 
     def why_not(self, need: Need) -> str | None:
         return "SGLang's passes have no derivatives" if need in ("tangents", "gradients") else None
+
+    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        raise TypeError(self.why_not("gradients"))
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from zotune.adapter.spec import AdapterSpec
 from zotune.engine.torch.attention import PromptKV, side_by_side
+from zotune.engine.torch.backward import Part, scores_and_gradient
 from zotune.engine.torch.forward_mode import values_and_tangents
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
 from zotune.engine.torch.lora import LoraLayers
@@ -26,7 +27,7 @@ from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.shared_kv import SharedKV
 from zotune.engine.torch.suffix import Suffix, ancestors, make_suffix
 from zotune.engine.torch.weights import ModelWeights
-from zotune.zo.protocol import Example, Need, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import AT_THETA, Cotangents, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 MIN_SHARED = 8  # tokens: below, a shared prefix costs more than it saves
 logger = logging.getLogger("zotune")
@@ -92,6 +93,22 @@ class TorchEngine:
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
+    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
+        if self.plain_reason or self.scope == "everywhere" or not self._fits(batch):
+            return self.plain.gradient(theta, batch, cotangents)
+        suffixes = [make_suffix(example.invocation, example.candidates) for example in batch]
+        parts = [
+            Part(
+                partial(self._log_probs_once, rows, suffixes, batch),
+                np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets]),
+                partial(_scores, rows, suffixes, batch),
+            )
+            for rows in self._chunks(_by_length(batch, suffixes), suffixes, 1)
+        ]
+        score = partial(self.score, theta, [AT_THETA], batch)
+        return scores_and_gradient(self.model, self.layers, theta, parts, score, cotangents)
+
     def why_not(self, need: Need) -> str | None:
         return self.plain.why_not(need)
 
@@ -150,6 +167,15 @@ class TorchEngine:
         places = np.arange(scored.size).reshape(scored.shape).transpose(1, 0, 2)
         return self._log_probs(logits, places, rows, suffixes)
 
+    def _log_probs_once(self, rows: list[int], suffixes: list[Suffix], batch: Sequence[Example]) -> torch.Tensor:
+        """Log-probabilities [target] of rows under the adapter that is in place, and the counts of the pass."""
+        before, prompts = self.stats.tokens_computed, [batch[i].prompt for i in rows]
+        values = self._log_probs_behind(prompts, [self._prompt_kv(p) for p in prompts], rows, suffixes, 1)[0]
+        self.stats.tokens_computed += sum(len(suffixes[i].tokens) for i in rows)
+        self.stats.tokens_reused += _tokens_needed([batch[i] for i in rows]) - (self.stats.tokens_computed - before)
+        self.cache.trim()
+        return values
+
     def _score_tangents(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         """One pass gives theta's scores and all their derivatives; in scope everywhere the prompts' too.
 
@@ -180,7 +206,8 @@ class TorchEngine:
 
     def _prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
         self.layers.active = False
-        with record_function("zotune::cache"):
+        # No inference mode: a backward pass may read what is kept.
+        with record_function("zotune::cache"), torch.inference_mode(False), torch.no_grad():
             kv = self.cache.kv(prompt, self._compute_block)
         self.layers.active = True
         return kv
@@ -280,14 +307,16 @@ class TorchEngine:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
         self.layers.token_mask = None
         self.head.pick(self._tensor(scored))
-        with record_function("zotune::forward"):
-            logits = self.model(
-                input_ids=self._tensor(input_ids),
-                position_ids=self._tensor(positions),
-                use_cache=more.get("past_key_values") is not None,
-                **more,
-            ).logits
-        self.head.pick(None)
+        try:
+            with record_function("zotune::forward"):
+                logits = self.model(
+                    input_ids=self._tensor(input_ids),
+                    position_ids=self._tensor(positions),
+                    use_cache=more.get("past_key_values") is not None,
+                    **more,
+                ).logits
+        finally:
+            self.head.pick(None)
         self.stats.forward_passes += 1
         return logits
 
@@ -364,6 +393,12 @@ def _add(values: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: 
     examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
     for probe_values, probe_scores in zip(values.cpu().numpy(), scores, strict=True):
         np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), probe_values)
+
+
+def _scores(rows: list[int], suffixes: list[Suffix], batch: Sequence[Example], values: torch.Tensor) -> Scores:
+    num_tokens, log_probs = empty_scores(1, batch)
+    _add(values[None], rows, suffixes, log_probs)
+    return Scores(log_probs, num_tokens)
 
 
 def _tokens_needed(batch: Sequence[Example]) -> int:

@@ -5,9 +5,10 @@ applied piece by piece after the pass; models that do something to logits after 
 to compute them in one piece.
 """
 
-from collections.abc import Iterator
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 MAX_LOGITS = 2**26
@@ -39,26 +40,24 @@ class ScoredHead:
         Args:
             logits: what the pass gave.
         """
+        left, self._left, self._positions = self._left, None, None
+        if left is None:
+            return _of_tokens(logits.flatten(0, 1), places, tokens)
         values, order = [], []
-        for start, table in self._tables(logits):
-            normalizers = torch.logsumexp(table.float(), dim=-1)
-            (here,) = torch.where((places >= start) & (places < start + len(table)))
-            rows = places[here] - start
-            values.append(table[rows, tokens[here]].float() - normalizers[rows])
+        size = max(1, self.max_logits // self._vocabulary)
+        for start in range(0, len(left), size):
+            (here,) = torch.where((places >= start) & (places < start + size))
+            piece = partial(self._piece, left[start : start + size], places[here] - start, tokens[here])
+            # A record of a pass would keep all logits: they are computed again on the way back.
+            values.append(checkpoint(piece, use_reentrant=False) if torch.is_grad_enabled() else piece())
             order.append(here)
         return torch.cat(values)[torch.argsort(torch.cat(order))]
 
     def remove(self) -> None:
         self._hook.remove()
 
-    def _tables(self, logits: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        left, self._left, self._positions = self._left, None, None
-        if left is None:
-            yield 0, logits.flatten(0, 1)
-            return
-        size = max(1, self.max_logits // self._vocabulary)
-        for start in range(0, len(left), size):
-            yield start, self._head(left[start : start + size])
+    def _piece(self, left: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return _of_tokens(self._head(left), places, tokens)
 
     def _pick(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._positions is None:
@@ -69,3 +68,9 @@ class ScoredHead:
             self._left = picked.flatten(0, 1)
             picked = picked[:1, :1]
         return (picked, *args[1:])
+
+
+def _of_tokens(table: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of `tokens` [n] at rows `places` [n] of a table of logits."""
+    normalizers = torch.logsumexp(table.float(), dim=-1)
+    return table[places, tokens].float() - normalizers[places]

@@ -19,6 +19,7 @@ class TrainedLayers(ABC):
 
     shapes: dict[str, tuple[int, ...]]
     max_probes: int | None = None  # of one pass
+    why_no_gradients: str | None = None
 
     def __init__(self) -> None:
         self.active = True
@@ -29,6 +30,10 @@ class TrainedLayers(ABC):
     @abstractmethod
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
         """Make `probes` the points of the next forward passes."""
+
+    def place_leaves(self, theta: Theta) -> dict[str, torch.Tensor]:
+        """Make theta the point of the next passes, as tensors to differentiate by, which are returned by name."""
+        raise TypeError(self.why_no_gradients)
 
     @abstractmethod
     def trial(self) -> tuple[Theta, list[Probe]]:

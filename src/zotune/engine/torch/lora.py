@@ -7,6 +7,7 @@ slot, by the pass's layout, and all slots are one batched product. Tensor names 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter.forms import lora_matrices, lora_tangents, trained_shapes
+from zotune.adapter.forms import FORMS, lora_matrices, lora_tangents, trained_shapes
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.errors import InputError
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
 
@@ -44,11 +45,24 @@ class LoraLayers(TrainedLayers):
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b)))
         self.shapes = dict(trained_shapes(matrices, spec))
         frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
+        self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
 
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
         with record_function("zotune::noise"):
             self.write(points(theta, probes))
+
+    def place_leaves(self, theta: Theta) -> dict[str, torch.Tensor]:
+        """The forms of LoRA are made of operations that tensors have as arrays do: torch differentiates them too."""
+        form: Any = FORMS[self.spec.peft_type]
+        if self._frozen is None:
+            frozen = form.frozen(self.spec)
+            self._frozen = {name: torch.tensor(value, device=self.device) for name, value in frozen.items()}
+        leaves = {name: torch.tensor(theta[name], device=self.device, requires_grad=True) for name in self.shapes}
+        matrices: dict[str, torch.Tensor] = form.matrices(leaves, self._frozen, self.spec)
+        self.num_slots = 1
+        self.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
+        return leaves
 
     def trial(self) -> tuple[Theta, list[Probe]]:
         theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}

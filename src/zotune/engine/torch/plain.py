@@ -19,6 +19,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from zotune.adapter.spec import AdapterSpec, PromptSpec
+from zotune.engine.torch.backward import Part, checked_record, scores_and_gradient
 from zotune.engine.torch.forward_mode import eager_attention, values_and_tangents
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
@@ -26,10 +27,23 @@ from zotune.engine.torch.quantization import quantization_method
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
-from zotune.zo.protocol import EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import (
+    AT_THETA,
+    Cotangents,
+    EngineStats,
+    Example,
+    Need,
+    Probe,
+    Sampling,
+    Scores,
+    Theta,
+    TokenIds,
+)
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """A scalar from log-probabilities [example, candidate]."""
+
+TRIAL = Example((2, 3), (4,), ((5,), (6,)))  # to find out what a model's own code can do
 
 
 @dataclass(frozen=True)
@@ -99,23 +113,57 @@ class PlainEngine:
     def why_not(self, need: Need) -> str | None:
         if need == "tangents":
             return self._why_no_tangents()
-        return "this engine has no backward passes" if need == "gradients" else None
+        return self._why_no_gradients() if need == "gradients" else None
 
     def _why_no_tangents(self) -> str | None:
         if not isinstance(self.layers, LoraLayers):
             return "only LoRA's matrices have derivatives here"
         if method := quantization_method(self.model.config):  # some of their operators would say 0 and no error
             return f"products with quantised weights ({method}) have no derivatives in forward mode"
-        probe, batch = Probe(2, 0.0, derivative=True), [Example((2, 3), (4,), ((5,), (6,)))]
+        probe = Probe(2, 0.0, derivative=True)
+        return self._why_failed(lambda theta: self.score(theta, [probe], [TRIAL]), "derivatives in forward mode")
+
+    def _why_no_gradients(self) -> str | None:
+        if self.layers.why_no_gradients:
+            return self.layers.why_no_gradients
+        method = quantization_method(self.model.config)
+        if method not in (None, "bitsandbytes"):  # some kernels would pass nothing back, and raise no error
+            return f"products with weights quantised by {method} are not known to pass gradients back"
+
+        def work(theta: Theta) -> None:
+            self.score(theta, [AT_THETA], [TRIAL])  # after which some layers have weights packed for inference
+            with checked_record(self.model):
+                self.gradient(theta, [TRIAL], lambda scores: np.ones(scores.num_tokens.shape))
+
+        reason = self._why_failed(work, "gradients")
+        if reason and method:
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            return f"products with weights quantised by {method} pass no gradients back in {dtype} here"
+        return reason
+
+    def _why_failed(self, work: Callable[[Theta], object], what: str) -> str | None:
         theta = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.tensor_shapes.items()}
         stats = vars(self.stats).copy()
         try:
-            self.score(theta, [probe], batch)
+            work(theta)
         except Exception as error:  # whatever a model's own code raises over numbers that have derivatives
-            return f"{type(self.model).__name__} does not compute derivatives in forward mode ({error})"
+            return f"{type(self.model).__name__} does not compute {what} ({error})"
         finally:
             vars(self.stats).update(stats)
         return None
+
+    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        """By backpropagation over whole sequences."""
+        parts = [
+            Part(
+                partial(self._log_probs, rows, batch),
+                np.array([(row.example, c) for row in rows for c in row.candidates for _ in _tokens(row, c, batch)]),
+                partial(_scores, rows, batch),
+            )
+            for rows in self._forwards(batch)
+        ]
+        score = partial(self.score, theta, [AT_THETA], batch)
+        return scores_and_gradient(self.model, self.layers, theta, parts, score, cotangents)
 
     @torch.inference_mode()
     def generate(
@@ -279,6 +327,16 @@ def _put(token_values: torch.Tensor, rows: list[_Row], batch: Sequence[Example],
     for row in rows:
         for c in row.candidates:
             probe_scores[row.example, c] = sum(next(values) for _ in batch[row.example].candidates[c])
+
+
+def _scores(rows: list[_Row], batch: Sequence[Example], token_values: torch.Tensor) -> Scores:
+    num_tokens, log_probs = empty_scores(1, batch)
+    _put(token_values, rows, batch, log_probs[0])
+    return Scores(log_probs, num_tokens)
+
+
+def _tokens(row: _Row, candidate: int, batch: Sequence[Example]) -> TokenIds:
+    return batch[row.example].candidates[candidate]
 
 
 def _rows(index: int, example: Example) -> Iterator[_Row]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.zo.noise import gaussian
+from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
 
@@ -38,6 +38,11 @@ class SoftPrompt(TrainedLayers):
         with record_function("zotune::noise"):
             stacked = np.stack([point[PROMPT_EMBEDDINGS] for point in points(theta, probes)])
             self.vectors = torch.from_numpy(stacked).to(self.device)
+
+    def place_leaves(self, theta: Theta) -> dict[str, torch.Tensor]:
+        leaf = torch.tensor(theta[PROMPT_EMBEDDINGS], device=self.device, requires_grad=True)
+        self.vectors = leaf[None]
+        return {PROMPT_EMBEDDINGS: leaf}
 
     def trial(self) -> tuple[Theta, list[Probe]]:
         theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}

@@ -27,6 +27,10 @@ class WholeModel(TrainedLayers):
     """All modules of one model that have parameters; theta is `weights`, and a pass takes one probe."""
 
     max_probes = 1
+    why_no_gradients = (
+        "a gradient of all parameters takes the memory of another model, and what this engine trains at the memory of "
+        "inference are probes of them"
+    )
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
