@@ -8,7 +8,6 @@ from opt_models import SHAPES
 from speed_bench import Bench, Step, Work
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from zotune.study.first_order import LOSSES
 
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import AT_THETA
@@ -78,15 +77,14 @@ def _peak_bytes(options: argparse.Namespace, work: str) -> int:
     bench = Bench(options)
     engine, batch = bench.engine("activated"), bench.examples(options.batch_size)
     step = Step(engine, 1)
-    matrices = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in step.theta.items()}
-    adam = torch.optim.Adam(matrices.values())
+    adam, theta = Adam(), dict(step.theta)
+    state = adam.init(theta)
     for _ in range(4):
         if work == "training":
             step(batch)
         elif work == "inference":
             engine.score(step.theta, [AT_THETA], batch)
         else:
-            adam.zero_grad()
-            engine.plain.backward(matrices, batch, lambda log_probs: LOSSES[cross_entropy](log_probs, batch))
-            adam.step()
+            _, gradient = cross_entropy.gradient(engine.plain, theta, batch)
+            theta, state = adam.update(theta, state, Gradient(gradient), 1e-4)
     return engine.peak_memory_bytes()

@@ -42,7 +42,7 @@ class Row:
     makes an error of standard deviation noise_gain * s / eps. exact: False where slopes are but an ascent direction.
     """
 
-    made: Callable[[float], Estimator]
+    made: Callable[[float], ProbeEstimator]
     order: int | None
     noise_gain: float | None
     free: bool = False

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.conftest import REVIEWS, TARGETS, make_model
 from zotune.adapter.forms import initial_theta
@@ -166,15 +165,11 @@ def test_the_gradient_of_backpropagation_is_the_slope_of_the_plain_engines_loss(
     batch = BATCH if objective is cross_entropy else [Example(e.prompt, INVOCATION, e.candidates[:1]) for e in BATCH]
     theta = initial_theta(engine.tensor_shapes, 3)
     theta = {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
-    matrices = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in theta.items()}
-    loss = engine.backward(matrices, batch, lambda log_probs: LOSSES[objective](log_probs, batch))
+    loss, gradient = objective.gradient(engine, theta, batch)
     probes = [Probe(1, 0.0), Probe(1, 3e-4), Probe(1, -3e-4)]
-    here, above, below = objective(engine.score(theta, probes, batch), batch).mean(axis=1)
+    here, above, below = objective(engine, theta, probes, batch).values.mean(axis=1)
     assert loss == pytest.approx(here, rel=1e-6)
-    slope = 0.0
-    for name, matrix in matrices.items():
-        assert matrix.grad is not None
-        slope += float((matrix.grad.numpy() * gaussian(1, name, tuple(matrix.shape))).sum())
+    slope = sum(float((values * gaussian(1, name, values.shape)).sum()) for name, values in gradient.items())
     # Truncation at this eps is below 1e-3; rounding of fp32 losses, 1e-6 over it, is what is left.
     assert slope == pytest.approx((above - below) / 6e-4, rel=1e-2)
 
@@ -206,9 +201,19 @@ def test_a_wrong_budget_is_refused(tmp_path, opt_dir, reviews_file, budget):
         read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, "[tasks.a]\n[methods.m]", budget))
 
 
-def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_folder(tmp_path, opt_dir):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tuning": "full"}, "--estimator backprop does not go with --tuning full"),
+        ({"directions": 4}, "--directions has no effect with --estimator backprop"),
+        ({"noise": "sphere"}, "--noise has no effect with --estimator backprop"),
+    ],
+)
+def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_folder(
+    tmp_path, opt_dir, settings, message
+):
     run = tmp_path / "run"
     new: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(run)}
-    with pytest.raises(InputError, match="--peft-type lora"):
-        make_trainer(str(opt_dir), REVIEWS, **new, kind=FirstOrderTrainer)  # its default is lora_fa
+    with pytest.raises(InputError, match=message):
+        make_trainer(str(opt_dir), REVIEWS, **new, estimator="backprop", **settings)
     assert not run.exists()
