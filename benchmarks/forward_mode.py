@@ -48,9 +48,8 @@ def make_batch(options: argparse.Namespace) -> list[Example]:
 def slopes(estimator: Estimator, engine: TorchEngine, theta: Theta, batch: list[Example], count: int) -> np.ndarray:
     probes = estimator.ask(range(count))
     scores = engine.score(theta, probes, batch)
-    losses = (
-        cross_entropy.losses(scores, batch) if scores.tangents is None else cross_entropy.derivatives(scores, batch)
-    )
+    of_scores = cross_entropy.losses if scores.tangents is None else cross_entropy.derivatives
+    losses = of_scores(scores, batch)
     return np.array([slope.value for slope in estimator.tell(probes, losses)])
 
 

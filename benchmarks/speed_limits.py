@@ -10,7 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import Adam
 from zotune.zo.protocol import AT_THETA
+from zotune.zo.updates import Gradient
 
 
 def limit(bench: Bench) -> None:
