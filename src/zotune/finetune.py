@@ -7,6 +7,7 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -109,28 +110,29 @@ def make_trainer(
             named[name] = str(data)
     config = make_config(named)
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
-    if given:
-        given.check_free(config.overwrite)
-        if given.journal.exists():
-            Journal.check_unused(given.journal)
-    data = load_data(config, train_data, eval_data)
-    parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
-    kind.check(parts.engine)
+    with ExitStack() as held:  # the folder, until the journal is open
+        if given:
+            held.enter_context(given.claim(config.overwrite))
+        data = load_data(config, train_data, eval_data)
+        parts = assemble(config, data, None if isinstance(model, str) else model, tokenizer)
+        kind.check(parts.engine)
 
-    folder = given or RunFolder(default_output_dir(data.task.name, config.model))
-    folder.claim(config.overwrite)
-    kept = {
-        name: _keep(source, folder.path.resolve() / f"{name}.jsonl")
-        for name, source in (("train_data", train_data), ("eval_data", eval_data))
-        if source is not None and not isinstance(source, str | Path)
-    }
-    config = make_config({**kept, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.config)
-    header = _header(config, parts)
-    try:
-        write_toml(config, folder.config)
-        journal = Journal.create(folder.journal, header)
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
+        folder = given or RunFolder(default_output_dir(data.task.name, config.model))
+        if not given:
+            held.enter_context(folder.claim(overwrite=False))
+        folder.clear()
+        kept = {
+            name: _keep(source, folder.path.resolve() / f"{name}.jsonl")
+            for name, source in (("train_data", train_data), ("eval_data", eval_data))
+            if source is not None and not isinstance(source, str | Path)
+        }
+        config = make_config({**kept, "output_dir": str(folder.path.resolve()), "overwrite": False}, base=parts.config)
+        header = _header(config, parts)
+        try:
+            write_toml(config, folder.config)
+            journal = Journal.create(folder.journal, header)
+        except OSError as error:
+            raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     return _trainer(
         config, parts, folder, journal, MetricsFile(folder.metrics), header,
@@ -166,7 +168,7 @@ def resume(
     except BaseException:
         journal.close()
         raise
-    if changed := _changes(header, _header(config, parts)):
+    if changed := header.changes(_header(config, parts)):
         journal.close()
         raise InputError(
             f"{folder.path} was started with other {', '.join(changed)}: put back the data and {folder.config.name} "
@@ -228,17 +230,6 @@ def _rebuild(
         estimator = estimator.after(theta, entry.slopes)
         theta, state = next_theta, next_state
     return theta, state, estimator
-
-
-def _changes(before: Header, now: Header) -> list[str]:
-    """What a journal was started with and no longer is, in words for the user."""
-    names = [f"{name} examples" for name in before.data if before.data[name] != now.data.get(name)]
-    for field in fields(Header):
-        if field.name == "optimizer":  # what was left to a default may be written out in one and not in the other
-            names += [field.name] if before.make_optimizer() != now.make_optimizer() else []
-        elif field.name not in ("data", "base_model") and getattr(before, field.name) != getattr(now, field.name):
-            names.append(field.name)
-    return names
 
 
 def _trainer(
