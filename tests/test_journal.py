@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +14,18 @@ from hypothesis import strategies as st
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
-from zotune.run.journal import Entry, Header, Journal, read_journal, replay
+from zotune.run.journal import Checkpointed, Entry, Header, Journal, read_journal, replay
+from zotune.run.journal.lines import encode
 from zotune.zo.estimators import Slope
-from zotune.zo.noise import Noise
+from zotune.zo.noise import Noise, derive_seed
 from zotune.zo.protocol import Theta
 from zotune.zo.updates import Slopes
 
 SHAPES = {"m.lora_A.weight": (2, 3), "m.lora_B.weight": (4, 2)}
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
-slopes = st.tuples(st.integers(0, 2**53 - 1), st.floats(-100, 100)).map(lambda pair: Slope(*pair))
 
 
-def make_header(momentum=0.0, seed=0) -> Header:
+def make_header(momentum=0.0, seed=0, format=2) -> Header:
     return Header(
         seed=seed,
         base_model="a/b",
@@ -34,11 +33,19 @@ def make_header(momentum=0.0, seed=0) -> Header:
         lora=LoraSpec(2, 4.0, ("m",), (5, 6)),
         optimizer={"name": "sgd", "momentum": momentum, "weight_decay": 0.01},
         data={"training": "1", "evaluation": "2"},
+        format=format,
     )
 
 
-def entries_of(values) -> list[Entry]:
-    return [Entry(step, loss, rate, Slopes(tuple(s))) for step, (loss, rate, s) in enumerate(values, start=1)]
+def entries_of(values, seed=0) -> list[Entry]:
+    """Steps of (loss, learning rate, values of slopes) along the directions of a run with this seed."""
+    return [
+        Entry(
+            step + 1, loss, rate,
+            Slopes(tuple(Slope(derive_seed(seed, "direction", step, k), value) for k, value in enumerate(slopes))),
+        )
+        for step, (loss, rate, slopes) in enumerate(values)
+    ]  # fmt: skip
 
 
 def write(path: Path, header: Header, entries: list[Entry]) -> None:
@@ -48,9 +55,12 @@ def write(path: Path, header: Header, entries: list[Entry]) -> None:
     journal.close()
 
 
-runs = st.lists(st.tuples(finite, st.floats(0, 1), st.lists(slopes, min_size=1, max_size=3)), max_size=6).map(
-    entries_of
-)
+def lines_of(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+runs = st.lists(st.tuples(finite, st.floats(0, 1), st.lists(st.floats(-100, 100), min_size=1, max_size=3)), max_size=6)
+formats = pytest.mark.parametrize("format", [1, 2])
 
 
 @pytest.fixture
@@ -58,16 +68,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.jsonl"
 
 
+@formats
 @given(runs)
-def test_what_is_written_reads_back_to_the_bit(tmp_path_factory, entries):
+def test_what_is_written_reads_back_to_the_bit(tmp_path_factory, format, values):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    write(path, make_header(), entries)
-    assert read_journal(path) == (make_header(), entries)
+    write(path, make_header(format=format), entries_of(values))
+    assert read_journal(path) == (make_header(format=format), entries_of(values))
 
 
 @given(runs, st.sampled_from([0.0, 0.9]), st.integers(0, 2**53 - 1), st.data())
-def test_replay_gives_the_same_bits_as_the_live_updates_from_any_cut(tmp_path_factory, entries, momentum, seed, data):
+def test_replay_gives_the_same_bits_as_the_live_updates_from_any_cut(tmp_path_factory, values, momentum, seed, data):
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    entries = entries_of(values, seed)
     write(path, make_header(momentum, seed), entries)
     header, read = read_journal(path)
     live = header.make_optimizer()
@@ -75,25 +87,29 @@ def test_replay_gives_the_same_bits_as_the_live_updates_from_any_cut(tmp_path_fa
     state = live.init(theta)
     cut = data.draw(st.integers(0, len(entries)))
     for entry in entries[:cut]:
+        assert isinstance(entry.update, Slopes)
         theta, state = live.update(theta, state, entry.update, entry.learning_rate)
     replayed, replayed_state = replay(header, read[:cut])
     assert {n: v.tobytes() for n, v in theta.items()} == {n: v.tobytes() for n, v in replayed.items()}
     assert {n: v.tobytes() for n, v in state.items()} == {n: v.tobytes() for n, v in replayed_state.items()}
 
 
-ENTRIES = entries_of([(0.5, 1e-3, [Slope(1, 0.25)]), (0.4, 1e-3, [Slope(2, -1.5)]), (0.3, 1e-3, [Slope(3, 0.1)])])
+VALUES = [(0.5, 1e-3, [0.25]), (0.4, 1e-3, [-1.5]), (0.3, 1e-3, [0.1])]
+ENTRIES = entries_of(VALUES)
 
 
-def test_a_last_line_cut_at_any_byte_is_dropped_with_a_warning_and_written_again(path, caplog):
-    write(path, make_header(), ENTRIES)
+@formats
+def test_a_last_line_cut_at_any_byte_is_dropped_with_a_warning_and_written_again(path, caplog, format):
+    header = make_header(format=format)
+    write(path, header, ENTRIES)
     whole = path.read_bytes()
     last = len(whole.splitlines(keepends=True)[-1])
     for missing in range(1, last):
         path.write_bytes(whole[:-missing])
         caplog.clear()
-        journal, header, entries = Journal.reopen(path)
+        journal, read, entries = Journal.reopen(path)
         assert "line 4 was cut short" in caplog.text
-        assert (header, entries) == (make_header(), ENTRIES[:2])
+        assert (read, entries) == (header, ENTRIES[:2])
         journal.append(ENTRIES[2])
         journal.close()
         assert path.read_bytes() == whole
@@ -123,16 +139,55 @@ def test_a_changed_byte_that_means_the_same_to_json_is_refused_too(path, space):
             read_journal(path)
 
 
+@formats
 @pytest.mark.parametrize("order", [[0, 2, 3], [0, 1, 1, 2], [0, 2, 1, 3], [1, 2, 3]])
-def test_lines_missing_doubled_or_out_of_order_are_refused(path, order):
-    write(path, make_header(), ENTRIES)
-    lines = path.read_bytes().splitlines(keepends=True)
+def test_lines_missing_doubled_or_out_of_order_are_refused(path, order, format):
+    write(path, make_header(format=format), ENTRIES)
+    lines = lines_of(path)
     path.write_bytes(b"".join(lines[index] for index in order))
     with pytest.raises(InputError, match=r"line \d (is damaged|is step)"):
         read_journal(path)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\n", b"[]\n"])
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_line_of_another_run_with_the_same_seed_is_refused(path, first):
+    """Its checksum covers the line before, and so all that are before it."""
+    write(path, make_header(), ENTRIES)
+    ours = lines_of(path)
+    write(path, make_header(momentum=0.9), ENTRIES)
+    theirs = lines_of(path)
+    path.write_bytes(b"".join(ours[:first] + theirs[first:]))
+    with pytest.raises(InputError, match=rf"line {first + 1} is damaged: .* does not follow the line before"):
+        read_journal(path)
+
+
+@formats
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_line_whose_seeds_are_another_runs_is_refused(path, first, format):
+    """Also where its checksum is right: in format 1 nothing else tells it from a line of this run."""
+    write(path, make_header(format=format), [*ENTRIES[: first - 1], *entries_of(VALUES, seed=1)[first - 1 :]])
+    with pytest.raises(InputError, match=rf"line {first + 1} is of another run: .*whose seed is 0"):
+        read_journal(path)
+
+
+def test_seeds_of_earlier_steps_may_come_again(path):
+    """As in SVRG, whose steps repeat the slopes of the anchor."""
+    anchor, second, third = ENTRIES
+    entries = [
+        anchor,
+        replace(second, update=Slopes((*second.slopes, *anchor.slopes))),
+        replace(third, update=Slopes((*third.slopes, *anchor.slopes))),
+    ]
+    write(path, make_header(), entries)
+    assert read_journal(path) == (make_header(), entries)
+
+
+def test_journals_of_svrg_of_before_are_read():
+    _, entries = read_journal(Path(__file__).parent / "golden" / "stopped" / "svrg" / "journal.jsonl")
+    assert {slope.seed for slope in entries[1].slopes} & {slope.seed for slope in entries[0].slopes}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\n", b"[]\n", b"[" * 10**5 + b"\n", b"9" * 5000 + b"\n"])
 def test_a_journal_without_its_first_line_is_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="line 1"):
@@ -140,33 +195,55 @@ def test_a_journal_without_its_first_line_is_refused(path, content):
 
 
 def test_another_format_is_refused_and_says_so(path):
-    write(path, Header(**{**vars(make_header()), "format": 2}), [])
-    with pytest.raises(InputError, match="line 1 is damaged: format 2; this zotune reads format 1"):
+    write(path, make_header(format=3), [])
+    with pytest.raises(InputError, match="line 1 is damaged: format 3; this zotune reads formats 1 and 2"):
         read_journal(path)
 
 
+def test_a_journal_of_format_1_goes_on_in_format_1(path):
+    write(path, make_header(format=1), ENTRIES[:2])
+    journal, _, _ = Journal.reopen(path)
+    journal.append(ENTRIES[2])
+    journal.close()
+    for line in lines_of(path):  # each stands alone
+        value = json.loads(line)
+        del value["crc32"]
+        assert encode(value)[0] == line
+
+
 def test_a_journal_of_before_there_were_kinds_of_noise_and_adapter_replays(path):
-    write(path, make_header(0.9), ENTRIES)
-    first, *rest = path.read_bytes().splitlines(keepends=True)
+    write(path, make_header(0.9, format=1), ENTRIES)
+    first, *rest = lines_of(path)
     value = json.loads(first)
     for name in ("peft_type", "frozen_seed", "matrices"):
         del value["lora"][name]
-    del value["noise"], value["crc32"]
-    text = json.dumps(value)
-    path.write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + b"".join(rest))
-    assert read_journal(path) == (make_header(0.9), ENTRIES)
+    for name in ("noise", "crc32", "settings", "base_weights", "examples_version"):
+        del value[name]
+    path.write_bytes(encode(value)[0] + b"".join(rest))
+    assert read_journal(path) == (make_header(0.9, format=1), ENTRIES)
 
 
 def test_what_was_measured_beside_a_slope_and_the_noise_of_its_step_read_back(path):
     noise = Noise("low_rank", steps=1)
     header = replace(make_header(), noise=noise)
     entries = [
-        Entry(step, 0.5, 1e-3, Slopes((Slope(step, 0.1, noise.at(header.seed, step - 1), curvature, rounding),)))
-        for step, (curvature, rounding) in enumerate([(None, None), (0.1, None), (0.2, 1e-7), (None, 1e-7)], start=1)
-    ]
+        replace(entry, update=Slopes((replace(
+            entry.slopes[0], noise=noise.at(header.seed, entry.step - 1), curvature=curvature, rounding=rounding
+        ),)))
+        for entry, (curvature, rounding) in zip(
+            entries_of([(0.5, 1e-3, [0.1])] * 4), [(None, None), (0.1, None), (0.2, 1e-7), (None, 1e-7)], strict=True
+        )
+    ]  # fmt: skip
     write(path, header, entries)
     assert read_journal(path) == (header, entries)
     assert entries[0].slopes[0].noise != entries[1].slopes[0].noise
+
+
+def test_steps_that_only_checkpoints_hold_read_back(path):
+    entries = [ENTRIES[0], Entry(2, 0.4, 1e-3, Checkpointed("0123456789abcdef")), ENTRIES[2]]
+    write(path, make_header(), entries)
+    assert read_journal(path) == (make_header(), entries)
+    assert entries[1].slopes == ()
 
 
 @pytest.mark.parametrize("change", [{"optimizer": {"name": "sdg"}}, {"optimizer": {"name": "adam", "momentum": 0.1}}])
@@ -176,6 +253,24 @@ def test_an_optimizer_that_this_zotune_does_not_know_is_refused(path, change):
         read_journal(path)
 
 
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"tensors": {}}, {"noise": Noise("sphere")}, {"dtype": "bfloat16"}, {"settings": "other"},
+    {"base_weights": "other"}, {"optimizer": {"name": "sgd", "momentum": 0.5}},
+    {"lora": LoraSpec(3, 4.0, ("m",), (5, 6))},
+], ids=lambda change: next(iter(change)))  # fmt: skip
+def test_what_a_run_began_with_is_compared(change):
+    header = replace(make_header(), settings="these", base_weights="those")
+    (name,) = change
+    assert header.changes(replace(header, **change)) == [name.replace("_", " ")]
+
+
+def test_what_is_not_known_or_is_a_default_written_out_is_no_change():
+    before = replace(make_header(format=1), optimizer={"name": "sgd", "weight_decay": 0.01})
+    now = replace(make_header(), settings="these", base_weights="those", base_model="/moved", examples_version=2)
+    assert before.changes(now) == []
+    assert before.changes(replace(now, data={"training": "2"})) == ["training examples", "evaluation examples"]
+
+
 def test_two_processes_cannot_write_one_journal(path):
     write(path, make_header(), ENTRIES)
     journal, _, _ = Journal.reopen(path)
@@ -183,6 +278,75 @@ def test_two_processes_cannot_write_one_journal(path):
         Journal.reopen(path)
     journal.close()
     Journal.reopen(path)[0].close()
+
+
+def test_a_step_that_another_process_writes_while_the_journal_is_reopened_is_not_lost(path, monkeypatch):
+    """The moment before the lock is the last at which the other process can write."""
+    from zotune.run.journal import file
+
+    write(path, make_header(), ENTRIES[:2])
+    other, _, _ = Journal.reopen(path)
+    real_lock = file.lock
+
+    def late_lock(opened, at) -> None:
+        other.append(ENTRIES[2])
+        other.close()
+        real_lock(opened, at)
+
+    monkeypatch.setattr(file, "lock", late_lock)
+    journal, _, entries = Journal.reopen(path)
+    journal.close()
+    assert entries == ENTRIES
+    assert read_journal(path)[1] == ENTRIES
+
+
+def test_a_journal_that_was_replaced_while_it_was_opened_is_refused(path, monkeypatch):
+    from zotune.run.journal import file
+
+    write(path, make_header(), ENTRIES)
+    real_lock = file.lock
+
+    def late_lock(opened, at) -> None:
+        path.unlink()
+        monkeypatch.undo()
+        Journal.create(path, make_header(seed=1)).close()
+        real_lock(opened, at)
+
+    monkeypatch.setattr(file, "lock", late_lock)
+    with pytest.raises(InputError, match="in use by another zotune process"):
+        Journal.reopen(path)
+
+
+def test_only_steps_from_one_on_that_no_journal_holds_can_be_forgotten(path):
+    entries = [ENTRIES[0], Entry(2, 0.4, 1e-3, Checkpointed("a")), Entry(3, 0.3, 1e-3, Checkpointed("b"))]
+    write(path, make_header(), entries)
+    whole = path.read_bytes()
+    journal, _, _ = Journal.reopen(path)
+    journal.cut(3)
+    with pytest.raises(AssertionError):
+        journal.cut(0)
+    assert path.read_bytes() == whole
+    journal.cut(1)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+    for entry in entries[1:]:
+        journal.append(entry)
+    journal.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_first_line_is_there_whole_or_not_at_all(path):
+    """A process that ends as it writes one leaves no journal."""
+    script = textwrap.dedent(f"""
+        import os
+        from pathlib import Path
+        from tests.test_journal import make_header
+        from zotune.run.journal import Journal
+        Path.replace = lambda self, target: os._exit(9)
+        Journal.create(Path({str(path)!r}), make_header())
+    """)
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 9
+    assert not path.exists()
 
 
 def test_a_full_disk_leaves_whole_lines_only(path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.run.journal import Entry, Header, Journal, read_journal, replay
-from zotune.zo.draws import gaussian
+from zotune.zo.draws import derive_seed, gaussian
 from zotune.zo.estimators import Slope
 from zotune.zo.noise import KINDS, Noise
 from zotune.zo.objectives import cross_entropy, token_nll
@@ -182,13 +182,13 @@ def live_run(header: Header, num_steps: int) -> tuple[list[Entry], Any, Any]:
     for step in range(num_steps):
         slopes = tuple(
             Slope(
-                10 * step + k, float(rng.standard_cauchy()), header.noise.at(header.seed, step),
+                derive_seed(header.seed, "direction", step, k), float(rng.standard_cauchy()), header.noise.at(header.seed, step),
                 curvature=CURVATURE.get(header.optimizer["name"]),
             )
             for k in range(2)
         )  # fmt: skip
         entries.append(Entry(step + 1, 0.5, 0.01 / (1 + step), Slopes(slopes)))
-        theta, state = optimizer.update(theta, state, entries[-1].update, entries[-1].learning_rate)
+        theta, state = optimizer.update(theta, state, Slopes(slopes), entries[-1].learning_rate)
     return entries, theta, state
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finet
 from zotune.adapter.peft_files import load_adapter
 from zotune.config.reading import read_toml
 from zotune.run.journal import read_journal
+from zotune.run.journal.lines import encode
 from zotune.run.metrics import EvalEvent, read_metrics
 
 ZOTUNE = str(Path(sys.executable).parent / "zotune")
@@ -284,14 +284,15 @@ def test_a_run_of_before_there_were_other_optimizers_resumes(options, tmp_path):
     mezo_finetune(**options, output_dir=str(whole_run))
     with pytest.raises(KeyboardInterrupt):
         mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(5)])
-    first, rest = (run / "journal.jsonl").read_bytes().split(b"\n", 1)
-    value = json.loads(first)
+    first, *steps = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
     for name in ("peft_type", "frozen_seed", "matrices", "start"):
-        del value["lora"][name]
-    value["optimizer"] = {"name": "sgd", "momentum": 0.5, "weight_decay": 0.0}
-    del value["noise"], value["crc32"]
-    text = json.dumps(value)
-    (run / "journal.jsonl").write_bytes(f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode() + rest)
+        del first["lora"][name]
+    for name in ("noise", "settings", "base_weights", "examples_version"):
+        del first[name]
+    first |= {"optimizer": {"name": "sgd", "momentum": 0.5, "weight_decay": 0.0}, "format": 1}
+    for line in (first, *steps):
+        del line["crc32"]
+    (run / "journal.jsonl").write_bytes(b"".join(encode(line)[0] for line in (first, *steps)))
     lines = (run / "config.toml").read_text().splitlines(keepends=True)
     later = ("noise", "init_lora_weights")
     (run / "config.toml").write_text("".join(line for line in lines if not line.startswith(later)))

@@ -6,6 +6,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,16 +24,18 @@ from zotune.assemble.parts import Parts, assemble
 from zotune.config.reading import make_config, read_run_config, write_toml
 from zotune.config.run import Run
 from zotune.config.settings import Config
+from zotune.data.digest import EXAMPLES_VERSION
 from zotune.data.records import json_lines
 from zotune.errors import InputError
 from zotune.files import write_whole
 from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
-from zotune.run.journal import Header, Journal
+from zotune.run.journal import Header, Journal, Point
 from zotune.run.metrics import MetricsFile, write_json
-from zotune.run.replay import changes, rebuild
+from zotune.run.rebuild import rebuild
 from zotune.run.summary import summarize
 from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
+from zotune.zo.estimators import Estimator
 
 logger = logging.getLogger("zotune")
 
@@ -122,29 +125,30 @@ def start_run(
     """
     check_installed(config)
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
-    if given:
-        given.check_free(config.overwrite)
-    records = _listed(in_memory or {})
-    data = load_data(config, **records)
-    lines = {name: json_lines(name, rows) for name, rows in records.items()}
-    folder = given or RunFolder(default_output_dir(data.task.name, config.model))
-    places = {name: folder.path.resolve() / f"{name}.jsonl" for name in lines}
-    overwrite = config.overwrite
-    kept: dict[str, Any] = {name: str(place) for name, place in places.items()}
-    config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
-    parts = assemble(config, data, find_model(config, model, tokenizer))
-    folder.claim(overwrite)
-    header = _header(parts)
-    try:
-        for name, place in places.items():
-            write_whole(place, lines[name])
-        write_toml(parts.run.config, folder.config)
-        journal = Journal.create(folder.journal, header)
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
+    with ExitStack() as held:  # the folder, until the journal is open
+        if given:
+            held.enter_context(given.claim(config.overwrite))
+        records = _listed(in_memory or {})
+        data = load_data(config, **records)
+        lines = {name: json_lines(name, rows) for name, rows in records.items()}
+        folder = given or RunFolder(default_output_dir(data.task.name, config.model))
+        kept: dict[str, Any] = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in lines}
+        config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
+        parts = assemble(config, data, find_model(config, model, tokenizer))
+        if not given:
+            held.enter_context(folder.claim(overwrite=False))
+        folder.clear()
+        header = _header(parts)
+        try:
+            for name, content in lines.items():
+                write_whole(Path(kept[name]), content)
+            write_toml(parts.run.config, folder.config)
+            journal = Journal.create(folder.journal, header)
+        except OSError as error:
+            raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     state = header.make_optimizer().init(theta)
-    return _trainer(parts, folder, journal, MetricsFile(folder.metrics), header, theta, state, callbacks=callbacks)
+    return _trainer(parts, folder, journal, MetricsFile(folder.metrics), header, Point(0, theta, state), callbacks)
 
 
 def resume(
@@ -183,21 +187,20 @@ def reopen(
         data = load_data(config)
         start = header.lora.start if header.lora else None
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), start)
-        if changed := changes(header, _header(parts)):
+        if changed := header.changes(_header(parts, header.examples_version)):
             parts.engine.close()
             raise InputError(
                 f"{folder.path} was started with other {', '.join(changed)}: put back the data and "
                 f"{folder.config.name} as they were, or start a new run"
             )
-        logger.info("resuming %s after step %d", folder.path, len(entries))
-        theta, state, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights)
-        metrics = MetricsFile(folder.metrics, keep_until_step=len(entries))
+        point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints)
+        logger.info("resuming %s after step %d", folder.path, point.step)
+        journal.cut(point.step)
+        metrics = MetricsFile(folder.metrics, keep_until_step=point.step)
     except BaseException:
         journal.close()
         raise
-    return _trainer(
-        parts, folder, journal, metrics, header, theta, state, estimator, step=len(entries), callbacks=callbacks
-    )
+    return _trainer(parts, folder, journal, metrics, header, point, callbacks, estimator)
 
 
 def run(trainer: MeZOTrainer) -> Result:
@@ -230,7 +233,7 @@ def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
     )
 
 
-def _header(parts: Parts) -> Header:
+def _header(parts: Parts, examples_version: int = EXAMPLES_VERSION) -> Header:
     config = parts.run.config
     return Header(
         seed=config.seed,
@@ -238,9 +241,12 @@ def _header(parts: Parts) -> Header:
         tensors=parts.engine.tensor_shapes,
         lora=parts.engine.spec,
         optimizer=parts.run.optimizer,
-        data=parts.digests,
+        data=parts.digests(examples_version),
         noise=parts.run.noise,
         dtype=config.dtype if parts.engine.spec is None else None,
+        settings=parts.run.decisive,
+        base_weights=parts.engine.identity(),
+        examples_version=examples_version,
     )
 
 
@@ -250,11 +256,9 @@ def _trainer(
     journal: Journal,
     metrics: MetricsFile,
     header: Header,
-    theta: Any,
-    state: Any,
-    estimator: Any = None,
-    step: int = 0,
-    callbacks: Iterable[Callback] = (),
+    point: Point,
+    callbacks: Iterable[Callback],
+    estimator: Estimator | None = None,
 ) -> MeZOTrainer:
     return MeZOTrainer(
         engine=parts.engine,
@@ -269,9 +273,9 @@ def _trainer(
         journal=journal,
         metrics=metrics,
         export=_export(parts, header.base_model),
-        theta=theta,
-        optimizer_state=state,
-        step=step,
+        theta=point.theta,
+        optimizer_state=point.state,
+        step=point.step,
         noise=header.noise,
         callbacks=callbacks,
     )

@@ -4,7 +4,6 @@ Everything else that a run starts from is drawn from its seed; these are kept, a
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from zotune.errors import InputError
+from zotune.files import write_whole
 
 START_FILE = "start.safetensors"
 
@@ -29,10 +29,7 @@ class Start:
         return cls(_digest(save(dict(tensors))), tensors)
 
     def write(self, run_folder: Path) -> None:
-        with (run_folder / START_FILE).open("wb") as file:
-            file.write(save(dict(self.tensors)))
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(run_folder / START_FILE, save(dict(self.tensors)))
 
     @classmethod
     def read(cls, run_folder: Path, digest: str) -> "Start":

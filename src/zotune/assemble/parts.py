@@ -33,10 +33,11 @@ class Parts:
     train: list[Example]
     evaluation: list[Example]
 
-    @property
-    def digests(self) -> dict[str, str]:
+    def digests(self, version: int) -> dict[str, str]:
         """What a journal knows the examples by."""
-        return {"training": examples_digest(self.train), "evaluation": examples_digest(self.evaluation)}
+        return {
+            "training": examples_digest(self.train, version), "evaluation": examples_digest(self.evaluation, version)
+        }  # fmt: skip
 
 
 def assemble(config: Config, data: Data, model: Model, start: Start | None = None) -> Parts:

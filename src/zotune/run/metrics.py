@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from zotune.errors import InputError
+from zotune.files import LineFile, write_whole
+
+logger = logging.getLogger("zotune")
 
 
 @dataclass(frozen=True)
@@ -46,45 +50,58 @@ class EvalEvent:
 
 
 class MetricsFile:
-    """Appends events; reopened at a step, it forgets what came after it."""
+    """Appends events; reopened at a step, it forgets what came after it.
+
+    An evaluation is on disk when `append` returns, with all that came before; a step may be lost in a power cut.
+    """
 
     def __init__(self, path: Path, keep_until_step: int = 0) -> None:
         kept = [e for e in read_metrics(path) if e.step <= keep_until_step] if path.exists() else []
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(_line(event) for event in kept), encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, b"".join(_line(event) for event in kept))
         self.events: list[StepEvent | EvalEvent] = kept
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = LineFile(path)
 
     def append(self, event: StepEvent | EvalEvent) -> None:
+        """Raises OSError where the disk refuses; the lines before stay whole."""
+        self._file.append(_line(event), durable=isinstance(event, EvalEvent))
         self.events.append(event)
-        self._file.write(_line(event))
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[StepEvent | EvalEvent]:
-    """The events of a run; a last line cut short is left out.
+    """The events of a run.
+
+    What a power cut leaves at the end, a line cut short or bytes that are no text, is left out with a warning.
 
     Raises:
         InputError: no such file, or a damaged line, with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path.parent} is not a run folder: cannot read {path.name} ({error.strerror})") from error
-    events: list[StepEvent | EvalEvent] = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            value = json.loads(line)
-            if value["event"] == "step":
-                events.append(StepEvent(**value | {"slopes": tuple(value["slopes"])}))
-            else:
-                events.append(EvalEvent(**value))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: line {number} is damaged: {error}") from error
+    found = [_event(line) for line in lines]
+    whole = next((index for index, event in enumerate(found) if isinstance(event, str)), len(lines))
+    events = [event for event in found if not isinstance(event, str)]
+    is_text = all(32 <= byte < 127 for byte in b"".join(lines[whole:]))
+    if len(events) > whole or (whole < len(lines) and is_text):
+        raise InputError(f"{path}: line {whole + 1} is damaged: {found[whole]}")
+    if whole < len(lines) or rest:
+        logger.warning("%s: line %d was cut short; dropped", path, whole + 1)
     return events
+
+
+def _event(line: bytes) -> StepEvent | EvalEvent | str:
+    """What a line holds, or why it holds none."""
+    try:
+        value = json.loads(line)
+        if value["event"] == "step":
+            return StepEvent(**value | {"slopes": tuple(value["slopes"])})
+        return EvalEvent(**value)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return str(error)
 
 
 def best_of(evals: list[EvalEvent]) -> EvalEvent:
@@ -107,9 +124,10 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Write a JSON file whole."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _line(event: StepEvent | EvalEvent) -> str:
+def _line(event: StepEvent | EvalEvent) -> bytes:
     value = asdict(event)
-    return json.dumps({"event": value.pop("event"), **value}) + "\n"
+    return (json.dumps({"event": value.pop("event"), **value}) + "\n").encode()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Self
 
 from zotune.errors import TrainingError
+from zotune.run.checkpoint import digest, write_checkpoint
 from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
-from zotune.run.journal import Entry, Journal
+from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
 from zotune.zo.draws import derive_seed, permutation
 from zotune.zo.estimators import Estimator
@@ -24,7 +25,7 @@ from zotune.zo.objectives import Objective
 from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import Engine, Example, Theta
 from zotune.zo.schedules import Schedule
-from zotune.zo.updates import Slopes
+from zotune.zo.updates import Slopes, Update
 
 MAX_ZERO_STEPS = 10
 
@@ -131,6 +132,7 @@ class MeZOTrainer:
             self._evaluate_if_due()
             while not self._is_done():
                 self.train_step()
+                self._checkpoint_if_due()
                 self._evaluate_if_due()
             self.save(self.exported)
         except OSError as error:
@@ -165,10 +167,14 @@ class MeZOTrainer:
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
         self.metrics.append(event)
-        self.journal.append(Entry(event.step, estimate.loss, learning_rate, estimate.update))
+        self.journal.append(Entry(event.step, estimate.loss, learning_rate, self._journalled(estimate.update)))
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)
+
+    def _journalled(self, update: Update) -> Slopes | Checkpointed:
+        """What the journal holds of a step: its slopes, or what theta is after it where it learned by a gradient."""
+        return update if isinstance(update, Slopes) else Checkpointed(digest(self.theta))
 
     def _batch(self, num_batches: int = 1) -> list[Example]:
         """Examples `step * batch_size ...` of an endless stream of seeded permutations of the data."""
@@ -213,9 +219,18 @@ class MeZOTrainer:
     def evaluations(self) -> list[EvalEvent]:
         return [event for event in self.metrics.events if isinstance(event, EvalEvent)]
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether it is time to look at theta, and to keep it."""
+        return self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
+
+    def _checkpoint_if_due(self) -> None:
+        """Keep theta where the journal cannot rebuild it."""
+        if self._is_due and not self.estimator.seeded:
+            write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
+
     def _evaluate_if_due(self) -> None:
-        due = self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
-        if not due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
+        if not self._is_due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
             return
         started = time.perf_counter()
         evaluation = self.evaluate()
