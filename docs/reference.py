@@ -1,7 +1,8 @@
 """Pages of the site that are made from the source when it is built: a hook of mkdocs, named in mkdocs.yml.
 
-The reference comes from the dataclasses of the commands and from the names in `zotune.__all__`, with their docstrings; the home
-page from README.md; two pages are files of the root. A page says where its text goes by a line `<!-- made: NAME -->`.
+The reference comes from the dataclasses of the commands and from the names in `zotune.__all__`, with their docstrings;
+the home page from README.md; two pages are files of the root. A page says where its text goes by a line
+`<!-- made: NAME -->`.
 """
 
 import re

@@ -182,7 +182,9 @@ def live_run(header: Header, num_steps: int) -> tuple[list[Entry], Any, Any]:
     for step in range(num_steps):
         slopes = tuple(
             Slope(
-                derive_seed(header.seed, "direction", step, k), float(rng.standard_cauchy()), header.noise.at(header.seed, step),
+                derive_seed(header.seed, "direction", step, k),
+                float(rng.standard_cauchy()),
+                header.noise.at(header.seed, step),
                 curvature=CURVATURE.get(header.optimizer["name"]),
             )
             for k in range(2)

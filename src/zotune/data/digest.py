@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from zotune.zo.protocol import Example
 
 EXAMPLES_VERSION = 2
-"""Of new runs. In version 1 the digest is over Python's own text of the examples, as it was when they had four fields."""
+"""Of new runs. In version 1 it is over Python's own text of the examples, as it was when they had four fields."""
 
 FIELDS = ("prompt", "invocation", "candidates", "label")
 

@@ -23,7 +23,7 @@ class EnginePool(Generic[AnEngine]):
 
     def __init__(self, engines: Sequence[AnEngine]) -> None:
         self.engines = engines
-        self.spec: Any = engines[0].spec  # type: ignore[attr-defined]
+        self.spec: Any = engines[0].spec
         self._threads = ThreadPoolExecutor(len(engines))
 
     @property
@@ -46,6 +46,9 @@ class EnginePool(Generic[AnEngine]):
             np.concatenate([_widened(scores.log_probs, width, -np.inf) for scores in shares], axis=1),
             np.concatenate([_widened(scores.num_tokens, width, 0) for scores in shares]),
         )
+
+    def identity(self) -> str | None:
+        return self.engines[0].identity()
 
     def why_not(self, need: Need) -> str | None:
         if need in ("tangents", "gradients"):

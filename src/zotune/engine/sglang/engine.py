@@ -106,6 +106,9 @@ class SglangEngine:
         self._count_what_ran()
         return scores
 
+    def identity(self) -> None:
+        """Not known: SGLang reads the weights itself, and lays them out its own way."""
+
     def why_not(self, need: Need) -> str | None:
         return "SGLang's passes have no derivatives" if need in ("tangents", "gradients") else None
 

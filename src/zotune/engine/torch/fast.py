@@ -75,6 +75,9 @@ class TorchEngine:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         return self.plain.tensor_shapes
 
+    def identity(self) -> str:
+        return self.plain.identity()
+
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
         if self.plain_reason or not self._fits(batch):

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from zotune.adapter.spec import AdapterSpec, PromptSpec
 from zotune.engine.torch.backward import Part, checked_record, scores_and_gradient
 from zotune.engine.torch.forward_mode import eager_attention, values_and_tangents
+from zotune.engine.torch.identity import weights_identity
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.quantization import quantization_method
@@ -70,6 +71,7 @@ class PlainEngine:
         self.layers = _trained_layers(model, spec)
         self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else spec
         self.scope = "everywhere" if spec is None else spec.scope
+        self._identity = weights_identity(model) if spec is None else None  # before training moves them
 
     @property
     def weights(self) -> ModelWeights | None:
@@ -79,6 +81,10 @@ class PlainEngine:
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         return dict(self.layers.shapes)
+
+    def identity(self) -> str:
+        self._identity = self._identity or weights_identity(self.model)
+        return self._identity
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
