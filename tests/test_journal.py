@@ -254,19 +254,22 @@ def test_an_optimizer_that_this_zotune_does_not_know_is_refused(path, change):
 
 
 @pytest.mark.parametrize("change", [
-    {"seed": 1}, {"tensors": {}}, {"noise": Noise("sphere")}, {"dtype": "bfloat16"}, {"settings": "other"},
+    {"seed": 1}, {"tensors": {}}, {"noise": Noise("sphere")}, {"dtype": "bfloat16"}, {"settings": {"batch_size": 8}},
     {"base_weights": "other"}, {"optimizer": {"name": "sgd", "momentum": 0.5}},
     {"lora": LoraSpec(3, 4.0, ("m",), (5, 6))},
 ], ids=lambda change: next(iter(change)))  # fmt: skip
 def test_what_a_run_began_with_is_compared(change):
-    header = replace(make_header(), settings="these", base_weights="those")
+    header = replace(make_header(), settings={"batch_size": 16}, base_weights="those")
     (name,) = change
-    assert header.changes(replace(header, **change)) == [name.replace("_", " ")]
+    word = "batch_size" if name == "settings" else name.replace("_", " ")
+    assert header.changes(replace(header, **change)) == [word]
 
 
 def test_what_is_not_known_or_is_a_default_written_out_is_no_change():
     before = replace(make_header(format=1), optimizer={"name": "sgd", "weight_decay": 0.01})
-    now = replace(make_header(), settings="these", base_weights="those", base_model="/moved", examples_version=2)
+    now = replace(
+        make_header(), settings={"batch_size": 16}, base_weights="those", base_model="/moved", examples_version=2
+    )
     assert before.changes(now) == []
     assert before.changes(replace(now, data={"training": "2"})) == ["training examples", "evaluation examples"]
 

@@ -18,7 +18,7 @@ from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
 from zotune.zo.draws import derive_seed, permutation
-from zotune.zo.estimators import Estimator
+from zotune.zo.estimators import Estimate, Estimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.objectives import Objective
@@ -152,7 +152,7 @@ class MeZOTrainer:
         estimate = self.estimator.estimate(self.objective, self.engine, self.theta, batch, seeds, noise)
         slopes = estimate.update.values if isinstance(estimate.update, Slopes) else ()
         learning_rate = self.schedule(self.step)
-        self._check(estimate.loss, [slope.value for slope in slopes])
+        self._check(estimate)
         self.estimator = self.estimator.after(self.theta, slopes)
         self.theta, self.optimizer_state = self.optimizer.update(
             self.theta, self.optimizer_state, estimate.update, learning_rate
@@ -260,14 +260,14 @@ class MeZOTrainer:
         best = best_of(self.evaluations)
         return sum(event.step > best.step for event in self.evaluations) >= patience
 
-    def _check(self, loss: float, slopes: list[float]) -> None:
+    def _check(self, estimate: Estimate) -> None:
         kept = f"The run is kept up to step {self.step} in {self.folder.path}."
-        if not math.isfinite(loss) or not all(map(math.isfinite, slopes)):
+        if not math.isfinite(estimate.loss) or not estimate.update.is_finite:
             raise TrainingError(
-                f"the loss became {loss} at step {self.step + 1}: lower --learning-rate "
+                f"the loss became {estimate.loss} at step {self.step + 1}: lower --learning-rate "
                 f"(now {self.schedule(self.step):g}) or --epsilon, or use --dtype float32. {kept}"
             )
-        self._zero_steps = self._zero_steps + 1 if not any(slopes) else 0
+        self._zero_steps = self._zero_steps + 1 if estimate.update.is_zero else 0
         if self._zero_steps == MAX_ZERO_STEPS:
             raise TrainingError(
                 f"every slope was zero for {MAX_ZERO_STEPS} steps: the probes cannot be told apart. Raise --epsilon, "

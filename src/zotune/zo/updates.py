@@ -5,6 +5,7 @@ Slopes are a few numbers, and whoever draws the same directions makes the same u
 replayed without a model. A gradient is as large as theta; a run that learns by gradients is kept in checkpoints.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,14 @@ class Slopes:
 
     values: tuple[Slope, ...]
 
+    @property
+    def is_finite(self) -> bool:
+        return all(math.isfinite(slope.value) for slope in self.values)
+
+    @property
+    def is_zero(self) -> bool:
+        return not any(slope.value for slope in self.values)
+
     def gradient(self, name: str, value: np.ndarray) -> np.ndarray:
         """That of one tensor, which is `value` in theta: float32 of its shape."""
         total = np.zeros(value.shape, dtype=np.float32)
@@ -47,6 +56,14 @@ class Gradient:
     """The gradient as it is, tensor by tensor."""
 
     tensors: Theta
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(np.isfinite(value).all()) for value in self.tensors.values())
+
+    @property
+    def is_zero(self) -> bool:
+        return not any(bool(value.any()) for value in self.tensors.values())
 
     def gradient(self, name: str, value: np.ndarray) -> np.ndarray:
         """That of one tensor, which is `value` in theta: float32 of its shape."""
