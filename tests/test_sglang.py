@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig
 from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
-from zotune.cli import main
-from zotune.config.settings import read_toml, write_toml
+from zotune.cli import main, parse
+from zotune.config.reading import read_toml, write_toml
 from zotune.engine.sglang.engine import SglangEngine
 from zotune.engine.sglang.models import check_config
-from zotune.engine.sglang.options import check_options, parse_flags
+from zotune.engine.sglang.options import check_options
 from zotune.engine.sglang.rows import common_prefix, plan_rows
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
@@ -179,15 +179,15 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_
     options = {"max_total_tokens": 2000, "tp_size": num_ranks}
     header, entries = train("torch", opt_dir, reviews_file, tmp_path / "torch")
     other, others = train("sglang", opt_dir, reviews_file, tmp_path / "sglang", sglang=options)
-    assert other == header
+    assert header.changes(other) == []
     for one, two in zip(entries, others, strict=True):
         assert [slope.seed for slope in one.slopes] == [slope.seed for slope in two.slopes]
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
         # losses to 1e-5, over twice the distance of 1e-2
         assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
     config = read_toml(tmp_path / "sglang" / "config.toml")
-    assert config.sglang == options
-    longer = replace(config, engine="torch", sglang={}, num_steps=12)
+    assert config.tables["sglang"] == options
+    longer = replace(config, engine="torch", tables={}, num_steps=12)
     write_toml(longer, tmp_path / "sglang" / "config.toml")
     assert resume(tmp_path / "sglang").summary["steps"] == 12
 
@@ -213,11 +213,11 @@ def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(opt_dir, rev
     _, after = read_journal(journal)
     assert after[: len(before)] == before
     there = evaluate(str(reviews_file), adapter=run / "adapter")
-    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch", sglang={})
+    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch")
     assert there.predictions == here.predictions
     assert there.loss == pytest.approx(here.loss, abs=1e-5)
     texts = ["a fine film", "not so good"]
-    assert predict(texts, adapter=run / "adapter") == predict(texts, adapter=run / "adapter", engine="torch", sglang={})
+    assert predict(texts, adapter=run / "adapter") == predict(texts, adapter=run / "adapter", engine="torch")
 
 
 KILLED = """
@@ -294,11 +294,11 @@ def test_wrong_options_end_with_exit_code_2(flags, message, capsys):
 
 
 def test_flags_of_sglang_are_taken_out_of_the_command_line_with_their_values():
-    options, rest = parse_flags(
+    command = parse(
         ["train", "--sglang.tp-size", "2", "--seed", "3", "--sglang.mem-fraction-static=0.5", "--sglang.enable-metrics"]
     )
-    assert options == {"tp_size": 2, "mem_fraction_static": 0.5, "enable_metrics": True}
-    assert rest == ["train", "--seed", "3"]
+    assert command.tables == {"sglang": {"tp_size": 2, "mem_fraction_static": 0.5, "enable_metrics": True}}
+    assert command.seed == 3
 
 
 @needs_sglang

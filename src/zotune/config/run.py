@@ -27,7 +27,7 @@ from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
 # What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
-# run is computed is not among it: a run may go on with another engine, device or number of threads.
+# run is computed is not among it, nor how long: a run may go on with another engine, device or number of steps.
 DECISIVE = (
     "scope", "batch_size", "epsilon", "learning_rate", "lr_scheduler_type", "warmup_steps", "estimator", "directions",
     "tuning", "objective", "dtype", "quantization",
@@ -75,8 +75,6 @@ class Run:
     def decisive(self) -> dict[str, Any]:
         """The settings that a run which goes on must share with the one that began."""
         values = {name: getattr(self.config, name) for name in DECISIVE}
-        if self.config.lr_scheduler_type not in ("constant", "constant_with_warmup"):
-            values["num_steps"] = self.config.num_steps
         if table := self.config.tables.get(self.config.estimator or ""):
             values["estimator_settings"] = dict(table)
         return values
