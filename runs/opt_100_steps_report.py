@@ -17,7 +17,8 @@ from zotune.study.first_order import FirstOrderTrainer
 
 from zotune.adapter.forms import initial_theta
 from zotune.assemble.parts import assemble, load_data
-from zotune.config.settings import Config, make_config, read_toml
+from zotune.config.fields import make_config, read_toml
+from zotune.config.settings import Config
 from zotune.finetune import make_trainer
 from zotune.run.metrics import EvalEvent, StepEvent, kv_reuse, read_metrics
 from zotune.zo.protocol import AT_THETA

@@ -13,7 +13,7 @@ from page import put
 from study import METHODS, REFERENCE, Kept
 
 from zotune.config.defaults import make_estimator
-from zotune.config.settings import make_config
+from zotune.config.fields import make_config
 from zotune.run.plots import plot_comparison
 from zotune.study.cells import markdown
 from zotune.study.compare import HEADING, first_at, spread, table

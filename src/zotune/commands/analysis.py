@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from zotune.commands.training import Train
+from zotune.config.fields import Dtype
 from zotune.config.reading import make_config
-from zotune.config.settings import Dtype
 
 
 @dataclass(frozen=True)

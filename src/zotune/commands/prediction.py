@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from zotune.config.settings import Dtype, EngineName
+from zotune.config.fields import Dtype, EngineName
 from zotune.errors import InputError
 
 

@@ -4,22 +4,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zotune.config.defaults import choose_method, make_noise
+from zotune.config.fields import Fields
 from zotune.config.tables import check_tables
 from zotune.engine import ENGINES
 from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.optimizers import OPTIMIZERS
 
-if TYPE_CHECKING:
-    from zotune.config.settings import Config
-
 _LORA_ONLY = ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb")
 
 
-def check(config: "Config") -> None:
+def check(config: Fields) -> None:
     """Refuse values out of range, and settings that mean nothing beside others.
 
     Raises:
@@ -41,7 +39,7 @@ def check(config: "Config") -> None:
             raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
 
 
-def _check_ranges(config: "Config") -> None:
+def _check_ranges(config: Fields) -> None:
     def refuse(name: str, allowed: str) -> None:
         raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(config, name)}")
 
@@ -77,7 +75,7 @@ def _check_ranges(config: "Config") -> None:
         refuse("kv_cache_gb", "0 or more")
 
 
-def _check_method(config: "Config", method: Mapping[str, Any]) -> None:
+def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
     """Refuse settings of other estimators, optimizers and kinds of noise, and combinations that mean nothing."""
     tables: dict[str, Mapping[str, Any]] = {"estimator": ESTIMATORS, "optimizer": OPTIMIZERS}
     for option, table in tables.items():
@@ -108,7 +106,7 @@ def _check_method(config: "Config", method: Mapping[str, Any]) -> None:
         )
 
 
-def _check_without_seeds(config: "Config", method: Mapping[str, Any]) -> None:
+def _check_without_seeds(config: Fields, method: Mapping[str, Any]) -> None:
     """An estimator that draws no directions has nothing to draw them from."""
     for name in ("directions", "noise", "noise_steps", "noise_blocks", "sparsity", "clip"):
         if getattr(config, name) is not None:
@@ -123,7 +121,7 @@ def _check_without_seeds(config: "Config", method: Mapping[str, Any]) -> None:
         )
 
 
-def _check_tuning(config: "Config", tuning: str) -> None:
+def _check_tuning(config: Fields, tuning: str) -> None:
     option = f"--tuning {tuning}"
     if tuning == "vera" and config.init_lora_weights:
         raise InputError(f"--init-lora-weights has no effect with {option}, whose A and B all modules share")

@@ -1,20 +1,18 @@
 """The method of a run: what its settings name, and what is chosen where they name nothing."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zotune.config.fields import Fields
 from zotune.config.tables import settings_for
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
 from zotune.zo.optimizers import OPTIMIZERS, Optimizer
 
-if TYPE_CHECKING:
-    from zotune.config.settings import Config
-
 SMALL_MODEL = 100_000_000  # parameters
 
 
-def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
+def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
     """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best
     finalists of docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of
     inference; for backpropagation LoRA as PEFT starts it."""
@@ -34,7 +32,7 @@ def choose_method(config: "Config", scope: str | None) -> dict[str, Any]:
     return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 
-def make_noise(config: "Config") -> Noise:
+def make_noise(config: Fields) -> Noise:
     """The noise of a run, at its first step."""
     kind = config.noise or ("rademacher" if config.estimator == "fzoo" else "gaussian")
     masks: dict[str, Any] = {"steps": config.noise_steps, "blocks": config.noise_blocks, "sparsity": config.sparsity}
@@ -42,14 +40,14 @@ def make_noise(config: "Config") -> Noise:
     return Noise(kind, **given, **settings_for(config, kind, Noise))
 
 
-def make_estimator(config: "Config") -> Estimator:
+def make_estimator(config: Fields) -> Estimator:
     """The estimator of a run, at its first step; its method is chosen."""
     assert config.estimator is not None
     made = ESTIMATORS[config.estimator]
     return made(**shared_settings(config, made), **settings_for(config, config.estimator, made))
 
 
-def optimizer_arguments(config: "Config") -> dict[str, Any]:
+def optimizer_arguments(config: Fields) -> dict[str, Any]:
     """The optimizer of a run as its journal names it: a key of OPTIMIZERS, and the arguments that it is made with."""
     assert config.optimizer is not None
     made = OPTIMIZERS[config.optimizer]
@@ -57,7 +55,7 @@ def optimizer_arguments(config: "Config") -> dict[str, Any]:
     return {"name": config.optimizer, **vars(optimizer)}
 
 
-def shared_settings(config: "Config", made: Any) -> dict[str, Any]:
+def shared_settings(config: Fields, made: Any) -> dict[str, Any]:
     """The settings of Config that the dataclass `made` has fields for, but for those left to its own defaults."""
     names = {item.name for item in fields(config)} & {item.name for item in fields(made)}
     return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}

@@ -16,7 +16,8 @@ from zotune.config.defaults import (
     make_noise,
     optimizer_arguments,
 )
-from zotune.config.settings import Config, Dtype
+from zotune.config.fields import Dtype
+from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES
 from zotune.data.tasks import Task
 from zotune.errors import InputError

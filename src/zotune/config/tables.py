@@ -1,18 +1,16 @@
 """The tables of settings that one method or engine alone has, by its name: what is in them, and whether they apply."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zotune.adapter.spec import PromptSpec
+from zotune.config.fields import Fields
 from zotune.engine import ENGINES
 from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.noise import Noise
 from zotune.zo.optimizers import OPTIMIZERS
 from zotune.zo.setting import Setting, checked, settings_of
-
-if TYPE_CHECKING:
-    from zotune.config.settings import Config
 
 _MADE: dict[str, dict[str, Any]] = {
     "estimator": ESTIMATORS,
@@ -27,7 +25,7 @@ ENGINE_TABLES = tuple(name for name, kind in ENGINES.items() if kind.has_options
 TABLES = (*METHOD_TABLES, *ENGINE_TABLES)
 
 
-def check_tables(config: "Config", method: Mapping[str, Any]) -> None:
+def check_tables(config: Fields, method: Mapping[str, Any]) -> None:
     """Refuse tables of what the run does not use, and unknown or wrong settings in those of what it uses.
 
     Raises:
@@ -49,7 +47,7 @@ def check_tables(config: "Config", method: Mapping[str, Any]) -> None:
             raise InputError(f"{flag} has no effect with {chosen}; it is for --{options[0]} {name}")
 
 
-def settings_for(config: "Config", name: str, made: Any) -> dict[str, Any]:
+def settings_for(config: Fields, name: str, made: Any) -> dict[str, Any]:
     """What a run gives to the settings of the class `made`, from the table `name`, each in its type."""
     own = settings_of(made)
     values = checked(name, config.tables.get(name, {}), METHOD_TABLES.get(name, {}))

@@ -1,0 +1,223 @@
+"""Every setting of a run and its default. The docstring of a field is its `--help`.
+
+Flags, TOML keys and keyword arguments are these same words. `None` means: chosen when the run starts, from the task,
+the data or the model (run.py); config.toml in the run folder holds what was chosen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from zotune.adapter.forms import FORMS
+from zotune.engine import ENGINES
+from zotune.zo.estimators import ESTIMATORS
+from zotune.zo.noise import KINDS
+from zotune.zo.objectives import OBJECTIVES
+from zotune.zo.optimizers import OPTIMIZERS
+
+Scope = Literal["activated", "everywhere"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "int8"]
+SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
+# The rows of the tables are the choices.
+if TYPE_CHECKING:
+    EngineName: TypeAlias = str
+    EstimatorName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    NoiseKind: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    Tuning: TypeAlias = str
+else:
+    EngineName = Literal[tuple(ENGINES)]
+    EstimatorName = Literal[tuple(ESTIMATORS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    NoiseKind = Literal[tuple(KINDS)]
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    Tuning = Literal[(*FORMS, "prompt_tuning", "full")]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Fine-tune a causal language model with forward passes only (zeroth order, with LoRA)."""
+
+    model: str = "demo"
+    """The model to train: a hub id, a local folder, or `demo`, the small OPT that comes with zotune. It must be a
+    causal language model of transformers."""
+
+    task: str | None = None
+    """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
+    is given."""
+
+    train_data: str | None = None
+    """The training data: a file (.jsonl, .json, .csv, each also as .gz, or .parquet), a folder written by HuggingFace
+    datasets, or a hub id. Default: the task's own data set."""
+
+    eval_data: str | None = None
+    """The evaluation data, in the same forms as --train-data. Default: the task's own; where --train-data is given, a
+    tenth of it is held out."""
+
+    output_dir: str | None = None
+    """The run folder. It must not exist yet. Default: output/TASK-MODEL-DATE-TIME."""
+
+    overwrite: bool = False
+    """Delete the run that --output-dir holds, and start anew."""
+
+    engine: EngineName = "torch"
+    """What computes the forward passes. `torch` runs transformers in this process and never computes the same thing
+    twice. `plain` computes every token of every probe, one probe at a time, and is there to check `torch` against.
+    `sglang` runs SGLang. Both torch and plain give the same numbers."""
+
+    scope: Scope | None = None
+    """Where the adapter acts. `everywhere` is an ordinary LoRA. `activated` acts only from the invocation on, the fixed
+    text that ends every prompt, so that a prompt needs to be computed only once for the whole run. Default: activated
+    where the task has an invocation."""
+
+    num_steps: int = 600
+    """The number of training steps."""
+
+    batch_size: int = 16
+    """The number of examples in a step."""
+
+    epsilon: float = 1e-2
+    """How far the probes lie from the current weights along a direction: theta + epsilon * z. No unit: z has about
+    length 1 per number. Not used by the estimators jvp and backprop."""
+
+    learning_rate: float | None = None
+    """The learning rate. Default: chosen by the optimizer and the size of the model; the log names it and
+    docs/choosing.md explains it. 1e-6 with --tuning full."""
+
+    lr_scheduler_type: SchedulerType = "linear"
+    """How the learning rate changes over the steps, by the names that transformers uses. `linear` falls to zero."""
+
+    warmup_steps: int = 0
+    """The number of steps over which the learning rate rises from 0 at the start."""
+
+    estimator: EstimatorName | None = None
+    """How a step finds out which way the loss falls. `spsa` compares the loss on both sides of theta, as MeZO does.
+    `one_sided` compares several points with one point at theta, which they share. `fzoo` and `es` (an evolution
+    strategy) do not depend on the scale of the loss. `svrg` corrects each slope by the same slope at an earlier theta.
+    `hizoo` also measures curvature, for the optimizer of that name. `adaptive` is spsa that chooses its epsilon as it
+    goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `backprop` computes the
+    gradient by backpropagation, where the engine can. Default: one_sided; spsa with --tuning full."""
+
+    optimizer: OptimizerName | None = None
+    """How the weights move, given the slopes: `sgd`, `sign` (of the gradient), `adam`, `adamw`, `muon` (makes each
+    matrix orthogonal), or `hizoo` (divides by a measured curvature). Default: adam; sgd with --tuning full."""
+
+    directions: int | None = None
+    """How many random directions a step probes. Each costs one forward pass or two, by the estimator; their slopes are
+    averaged. Default: 16 in scope activated, 4 in scope everywhere, 1 with --tuning full."""
+
+    noise: NoiseKind | None = None
+    """What the directions are drawn from: `gaussian`, `rademacher` (each number is -1 or 1), `sphere` (uniform on a
+    sphere, for each tensor) or `low_rank` (matrices of low rank, as in LOZO). Default: rademacher with --estimator
+    fzoo, else gaussian."""
+
+    noise_steps: int | None = None
+    """For how many steps --noise low_rank keeps its subspace, or --noise-blocks its block of layers, before it takes
+    the next. Default: 50."""
+
+    noise_blocks: int | None = None
+    """Divide the layers into this many blocks and train one block at a time, in turn. Default: all layers in every
+    step."""
+
+    sparsity: float | None = None
+    """Leave this share of the numbers of each tensor unmoved, those of the largest magnitude (Sparse-MeZO uses 0.75).
+    From 0 to below 1. Default: move all."""
+
+    weight_decay: float = 0.0
+    """Weight decay, as in torch.optim: part of the gradient with sgd and adam, decoupled with the other optimizers."""
+
+    clip: float | None = None
+    """Cut every slope at this multiple of the running median of the slopes' absolute values. Default: never."""
+
+    seed: int = 0
+    """Seed of the adapter's start, of the order of the examples and of the directions."""
+
+    data_seed: int = 0
+    """Seed of what is held out and of which records --max-train-samples and --max-eval-samples draw. It is apart from
+    --seed, so that runs with different seeds train on the same data."""
+
+    tuning: Tuning | None = None
+    """What is trained. `lora` is LoRA. `lora_fa` is LoRA whose A stays frozen. `vera` freezes A and B, which all
+    modules share, and trains vectors that scale them; take a large --lora-rank, such as 256. All three are saved as
+    ordinary LoRA adapters. `prompt_tuning` trains vectors in front of every prompt and changes no layer. `full` trains
+    all parameters of the model, at the memory of inference, and saves a model folder. Default: lora_fa in scope
+    activated, lora in scope everywhere."""
+
+    init_lora_weights: Literal["kaiming", "eva"] | None = None
+    """Where LoRA's A starts, with --tuning lora or lora_fa (B starts at 0). `eva` starts it at the principal components
+    of what goes into each layer, over 256 training examples; `kaiming` at random, as PEFT does by default. Default: eva
+    in scope activated, kaiming in scope everywhere."""
+
+    lora_rank: int = 8
+    """Rank of the LoRA matrices."""
+
+    lora_alpha: float = 16.0
+    """Scale of LoRA: its product is multiplied by lora_alpha / lora_rank."""
+
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear modules to adapt, as in PEFT, or `all-linear`."""
+
+    max_length: int | None = None
+    """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's
+    context, at most 2048."""
+
+    eval_steps: int = 100
+    """The number of steps from one evaluation to the next."""
+
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row without a lower evaluation loss. Default: never."""
+
+    max_train_samples: int | None = None
+    """Train on at most this many records, drawn at random by --data-seed. Default: all."""
+
+    max_eval_samples: int | None = 1000
+    """Evaluate on at most this many records, drawn at random by --data-seed."""
+
+    fields: tuple[str, ...] = ()
+    """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
+
+    template: str | None = None
+    """The prompt, with the data's fields in braces, e.g. "{text}". Default: the task's."""
+
+    invocation: str | None = None
+    """A fixed text that ends every prompt, e.g. " It was". In scope activated the adapter acts from here on. Default:
+    the task's."""
+
+    labels: tuple[str, ...] = ()
+    """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
+    labels as names. Default: the task's."""
+
+    objective: ObjectiveName | None = None
+    """The loss: `cross_entropy` over the label words, or `token_nll`, the mean negative log-likelihood of the
+    completion's tokens. Default: the task's."""
+
+    dtype: Dtype | None = None
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on
+    CUDA."""
+
+    quantization: Quantization | None = None
+    """Quantise the base model as it is loaded, with bitsandbytes: `nf4` to 4 bits, `int8` to 8 bits (LLM.int8()). Needs
+    pip install "zotune[quantization]". A folder that is quantised already needs no flag. Default: no."""
+
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:1, ...; `auto` takes CUDA where there is one."""
+
+    kv_cache_gb: float | None = None
+    """Memory for the kept keys and values of prompts in scope activated, in units of 1e9 bytes. Default: half of the
+    memory that is free when the run starts."""
+
+    num_threads: int | None = None
+    """The number of CPU threads. Default: as PyTorch chooses."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
+
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings that one method or engine alone has, by its name: --adam.beta1 0.9, or [adam] in a TOML file."""
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """--fields as {task's field: data's field}."""
+        return dict(pair.split("=", 1) for pair in self.fields)
