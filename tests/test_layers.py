@@ -84,7 +84,8 @@ def test_plots_read_run_folders_only():
 
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys, zotune.cli\n{statement}\nprint(*(name for name in sys.modules if '.' not in name))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    return set(printed.splitlines()[-1].split())
 
 
 def test_a_command_line_is_read_before_pytorch_is_loaded():

@@ -17,28 +17,32 @@ class Analyze:
     """Hub id or local folder of a causal LM of transformers."""
 
     task: str | None = None
-    """A built-in task (see `zotune tasks`)."""
+    """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
+    is given."""
 
     train_data: str | None = None
     """Data to measure on, as for training; default: the task's own."""
 
     template: str | None = None
-    """The prompt, with fields in braces."""
+    """The prompt, with the data's fields in braces, e.g. "{text}". Default: the task's."""
 
     invocation: str | None = None
-    """Fixed text that ends every prompt."""
+    """A fixed text that ends every prompt, e.g. " It was". In scope activated the adapter acts from here on. Default:
+    the task's."""
 
     labels: tuple[str, ...] = ()
-    """Label words in the order of the label ids; name=word where the data's labels are strings."""
+    """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
+    labels as names. Default: the task's."""
 
     fields: tuple[str, ...] = ()
-    """Names of the data's fields where they differ from the task's: e.g. text=body label=stars."""
+    """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     """Linear modules to adapt, as in PEFT; or all-linear."""
 
     max_length: int | None = None
-    """Most tokens of an example; longer prompts lose tokens on the left."""
+    """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's
+    context, at most 2048."""
 
     batch_size: int = 16
     """Examples to measure on."""
@@ -50,13 +54,13 @@ class Analyze:
     """Seed of the adapter's start and the directions."""
 
     dtype: Dtype | None = None
-    """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on CUDA."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto is CUDA where there is one."""
+    """Where the model runs: cpu, cuda, cuda:1, ...; `auto` takes CUDA where there is one."""
 
     num_threads: int | None = None
-    """CPU threads; default: PyTorch's choice."""
+    """The number of CPU threads. Default: as PyTorch chooses."""
 
     output_dir: str = "analysis"
     """Where to write analysis.json and the plot."""

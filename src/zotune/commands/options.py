@@ -4,9 +4,13 @@ Settings that one method alone has are flags of its table, `--adam.beta1 0.9`; s
 names only the engine knows.
 """
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -34,7 +38,7 @@ def parse_command(command: Any, name: str, words: list[str]) -> Any:
     given = {} if default is None else {"default": command.from_toml(default)}
     parsed = tyro.cli(
         _with_plain_help(command), args=words, prog=f"zotune {name}", config=(tyro.conf.FlagCreatePairsOff,),
-        description=command.__doc__, **given,
+        description=inspect.cleandoc(command.__doc__), **given,
     )  # fmt: skip
     if not options and not hasattr(parsed, "tables"):
         return parsed
@@ -112,15 +116,33 @@ def _merged(parsed: Any, options: dict[str, dict[str, Any]]) -> dict[str, dict[s
     return tables
 
 
+@cache
 def _with_plain_help(command: Any) -> Any:
-    """The command, whose help does not speak of None: where that is a default, the docstring says what it means."""
-    hints = get_type_hints(command, include_extras=True)
+    """The command, whose help is the text below each field, and does not speak of None where that is a default."""
+    hints, texts = get_type_hints(command, include_extras=True), _texts(command)
     for option in fields(command):
+        hint = hints[option.name]
         if option.name == "tables":  # they have flags of their own
             command.__annotations__["tables"] = Annotated[dict[str, Any], tyro.conf.Suppress]
-        elif option.default is None and get_origin(hints[option.name]) is not Annotated:
-            kind = next(kind for kind in get_args(hints[option.name]) if kind is not type(None))
+        elif option.default is None and get_origin(hint) is not Annotated:
+            kind = next(kind for kind in get_args(hint) if kind is not type(None))
             metavar = METAVARS.get(kind) or "{" + ",".join(get_args(kind)) + "}"
-            argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-            command.__annotations__[option.name] = Annotated[hints[option.name], argument]
+            argument = tyro.conf.arg(help=texts[option.name], metavar=metavar, help_behavior_hint="")
+            command.__annotations__[option.name] = Annotated[hint, argument]
+        elif option.name in texts:
+            command.__annotations__[option.name] = Annotated[hint, tyro.conf.arg(help=texts[option.name])]
     return command
+
+
+def _texts(command: Any) -> dict[str, str]:
+    """The text below each field of a dataclass and of those that it inherits from, in one line."""
+    found: dict[str, str] = {}
+    for made in reversed(command.__mro__):
+        if not hasattr(made, "__dataclass_fields__") or made.__module__ == "types":  # such as one with tables
+            continue
+        (declared,) = ast.parse(textwrap.dedent(inspect.getsource(made))).body
+        assert isinstance(declared, ast.ClassDef)
+        for item, text in pairwise(declared.body):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(text, ast.Expr):
+                found[item.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found

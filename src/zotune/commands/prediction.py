@@ -14,46 +14,50 @@ class Inference:
     """What evaluate and predict share. Beside a run's config.toml, the adapter's run gives the defaults."""
 
     model: str | None = None
-    """Hub id or local folder of the base model; default: that of the adapter's run, or demo."""
+    """The base model: hub id or local folder. Default: that of the adapter's run, else demo."""
 
     engine: EngineName | None = None
-    """What computes the forward passes, as for training; default: that of the adapter's run, or torch."""
+    """What computes the forward passes, as in train. Default: that of the adapter's run, else torch."""
 
     adapter: str | None = None
-    """An adapter folder, such as RUN/adapter; default: none, the bare model."""
+    """An adapter folder, such as RUN/adapter or RUN/best. Default: none; the bare model answers."""
 
     task: str | None = None
-    """A built-in task (see `zotune tasks`)."""
+    """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
+    is given."""
 
     template: str | None = None
-    """The prompt, with fields in braces."""
+    """The prompt, with the data's fields in braces, e.g. "{text}". Default: the task's."""
 
     invocation: str | None = None
-    """Fixed text that ends every prompt."""
+    """A fixed text that ends every prompt, e.g. " It was". In scope activated the adapter acts from here on. Default:
+    the task's."""
 
     labels: tuple[str, ...] | None = None
-    """Label words in the order of the label ids; name=word where the data's labels are strings."""
+    """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
+    labels as names. Default: the task's."""
 
     fields: tuple[str, ...] | None = None
-    """Names of the data's fields where they differ from the task's: e.g. text=body label=stars."""
+    """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 
     max_length: int | None = None
-    """Most tokens of an example; longer prompts lose tokens on the left."""
+    """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's
+    context, at most 2048."""
 
     dtype: Dtype | None = None
-    """Of the model's weights. Default: float32 on CPU, bfloat16 on CUDA."""
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on CUDA."""
 
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Quantise the base model, as in train; `none` takes it as it is. Default: as in the adapter's run."""
 
     device: str | None = None
-    """cpu, cuda, cuda:1, ...; default: CUDA where there is one."""
+    """Where the model runs: cpu, cuda, cuda:1, ...; `auto` takes CUDA where there is one."""
 
     num_threads: int | None = None
-    """CPU threads; default: PyTorch's choice."""
+    """The number of CPU threads. Default: as PyTorch chooses."""
 
     trust_remote_code: bool = False
-    """Run code that comes with a model from the hub."""
+    """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
 
     tables: dict[str, Any] = field(default_factory=dict)
     """Options that an engine alone has, as for training: --sglang.NAME VALUE."""
@@ -68,13 +72,13 @@ class Evaluate(Inference):
     """Accuracy and loss of an adapter, or of the bare model, on labelled data."""
 
     eval_data: str | None = None
-    """Labelled data, as for training; default: that of the adapter's run, or the task's own."""
+    """Labelled data, as in train. Default: that of the adapter's run, else the task's own."""
 
     max_eval_samples: int | None = None
-    """Evaluate on at most this many records; default: all."""
+    """Evaluate on at most this many records. Default: all."""
 
     output_file: str | None = None
-    """Write the metrics and predictions to this JSON file too."""
+    """Also write the metrics and the predictions to this JSON file."""
 
     def run(self) -> None:
         from zotune.commands.console import set_up_logging
@@ -106,13 +110,13 @@ class Predict(Inference):
     """A label or completion for each line of a file or of standard input, one a line on standard output."""
 
     data: str = "-"
-    """A data file, or - for standard input: lines of text, or of JSON objects with the task's fields."""
+    """A file, or - for standard input. Each line is a text, or a JSON object with the task's fields."""
 
     max_new_tokens: int = 64
-    """Most tokens of a completion."""
+    """The most tokens of a completion."""
 
     temperature: float = 0.0
-    """0 completes greedily, above it samples."""
+    """0 always takes the likeliest token; above 0, tokens are sampled."""
 
     def run(self) -> None:
         import json

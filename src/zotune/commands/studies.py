@@ -48,7 +48,7 @@ class Sweep:
     """Where the run folders go; default: the study's output_dir, or output/NAME."""
 
     keep: int = 3
-    """One in so many goes on to the next round."""
+    """After each round, one in this many settings goes on."""
 
     def run(self) -> None:
         if self.keep < 2:

@@ -79,8 +79,8 @@ class Fields:
     """The number of examples in a step."""
 
     epsilon: float = 1e-2
-    """How far the probes lie from the current weights along a direction: theta + epsilon * z. No unit: z has about
-    length 1 per number. Not used by the estimators jvp and backprop."""
+    """How far the probes lie from the current weights along a direction z: at theta + epsilon * z, where each number of
+    z has variance 1. Not used by the estimators jvp and backprop."""
 
     learning_rate: float | None = None
     """The learning rate. Default: chosen by the optimizer and the size of the model; the log names it and
