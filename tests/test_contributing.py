@@ -1,20 +1,22 @@
-"""The estimator of CONTRIBUTING.md is added as it says, keeps the contract, and trains by its name."""
+"""What CONTRIBUTING.md adds works as it stands there: an estimator, a reward, and two engines, by one row each."""
 
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import test_estimator_contract as contract
+from tests.conftest import REVIEWS
 from zotune.run.journal import read_journal
 from zotune.zo import estimators
 from zotune.zo.noise import GAUSSIAN
 
-CODE, ROW = re.findall(
+CODE, ROW, REWARD, PRIOR, REMOTE = re.findall(
     r"^```python\n(.*?)^```", (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(), re.M | re.S
 )
 
@@ -71,3 +73,74 @@ def test_it_trains_resumes_and_replays_by_its_name(opt_dir, reviews_file, tmp_pa
     assert [len(entry.slopes) for entry in read_journal(run / "journal.jsonl")[1]] == [2, 2, 2]
     weights = "adapter_model.safetensors"
     assert (run / "replayed" / weights).read_bytes() == (run / "adapter" / weights).read_bytes()
+
+
+# ---- a reward and engines: each in a process of its own, since a row is there before the settings are read
+
+
+def train(code: str, **settings: Any) -> Path:
+    """Run what the page adds, then train, resume and replay with it."""
+    script = (
+        "import json, sys\n"
+        "exec(sys.argv[1], globals())\n"
+        "from zotune import mezo_finetune, replay_run, resume\n"
+        "settings = json.loads(sys.argv[2])\n"
+        "mezo_finetune(**settings)\n"
+        "resume(settings['output_dir'])\n"
+        "replay_run(settings['output_dir'], settings['output_dir'] + '/replayed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, code, json.dumps(settings)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = Path(settings["output_dir"])
+    weights = "adapter_model.safetensors"
+    assert (run / "replayed" / weights).read_bytes() == (run / "adapter" / weights).read_bytes()
+    return run
+
+
+@pytest.fixture
+def settings(opt_dir, reviews_file, tmp_path) -> dict[str, Any]:
+    return {
+        "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"), "num_steps": 4,
+        "batch_size": 4, "directions": 2, "tuning": "lora", "init_lora_weights": "kaiming", "num_threads": 1,
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+def test_the_reward_is_trained_on_by_its_name_and_counts_words(settings, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": review["text"], "completion": "a b c d"} for review in REVIEWS]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run = train(REWARD, **{**settings, "train_data": str(data), "labels": (), "objective": "brevity", "epsilon": 0.5})
+    entries = read_journal(run / "journal.jsonl")[1]
+    assert len(entries) == 4
+    assert {entry.loss * 4 * 4 * 3 % 1 for entry in entries} == {0.0}  # whole words, over 4, of 3 probes and 4 examples
+    assert any(slope.value for entry in entries for slope in entry.slopes)
+
+
+def test_the_reward_is_refused_where_the_engine_does_not_write(settings, tmp_path):
+    code = (
+        REWARD
+        + PRIOR
+        + "from zotune import InputError, mezo_finetune\nimport json, sys\n"
+        + ("try: mezo_finetune(**json.loads(sys.argv[1]))\nexcept InputError as error: print(error)\n")
+    )
+    asked = {**settings, "labels": (), "objective": "brevity", "engine": "prior", "task": "lm"}
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(asked)], capture_output=True, text=True)
+    assert "--objective brevity: it only scores candidates" in done.stdout
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_the_smallest_engine_learns_the_prior(settings):
+    settings |= {"engine": "prior", "num_steps": 60, "optimizer": "sgd", "learning_rate": 0.5, "epsilon": 1e-3}
+    always_great = Path(settings["output_dir"]).with_name("great.jsonl")
+    always_great.write_text("".join(json.dumps({**review, "label": 1}) + "\n" for review in REVIEWS))
+    run = train(PRIOR, **{**settings, "train_data": str(always_great)})
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final"]["loss"] < 0.3 < 0.69 < summary["initial"]["loss"]
+
+
+def test_the_remote_engine_has_the_plain_engines_journal(settings, tmp_path):
+    remote = train(REMOTE, **{**settings, "engine": "remote"})
+    plain = train("", **{**settings, "engine": "plain", "output_dir": str(tmp_path / "plain")})
+    entries = [read_journal(run / "journal.jsonl")[1] for run in (remote, plain)]
+    assert entries[0] == entries[1]

@@ -55,7 +55,7 @@ def evaluate(
     predictor = _load(config, task, adapter)
     try:
         examples = predictor.encoder.encode(texts).examples
-        objective = OBJECTIVES[config.objective or task.objective]
+        objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.encoder.tokenizer)
         return evaluate_examples(predictor.engine, predictor.theta, objective, examples)
     finally:
         predictor.engine.close()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -73,6 +73,7 @@ def assemble(config: Config, data: Data, model: Model, start: Start | None = Non
     except InputError:
         engine.close()
         raise
+    run = replace(run, objective=run.objective.prepared(model.tokenizer))
     return Parts(run, engine, model.tokenizer, train, evaluation)
 
 

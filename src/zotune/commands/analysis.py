@@ -54,7 +54,8 @@ class Analyze:
     """Seed of the adapter's start and the directions."""
 
     dtype: Dtype | None = None
-    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on CUDA."""
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on
+    CUDA."""
 
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:1, ...; `auto` takes CUDA where there is one."""

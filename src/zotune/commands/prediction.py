@@ -45,7 +45,8 @@ class Inference:
     context, at most 2048."""
 
     dtype: Dtype | None = None
-    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on CUDA."""
+    """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on
+    CUDA."""
 
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Quantise the base model, as in train; `none` takes it as it is. Default: as in the adapter's run."""

@@ -168,10 +168,10 @@ def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]
 
 def _objective(config: Config, task: Task) -> Objective:
     assert config.objective is not None
-    if (config.objective == "cross_entropy") != bool(task.labels):
-        needs = "label words (--labels)" if config.objective == "cross_entropy" else "a completion, not labels"
-        raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
     objective = OBJECTIVES[config.objective]
+    if objective.takes_labels not in (None, bool(task.labels)):
+        needs = "label words (--labels)" if objective.takes_labels else "a completion, not labels"
+        raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
     if config.estimator == "backprop" and not objective.has_gradient:
         raise InputError(
             f"--estimator backprop: --objective {config.objective} has no gradient; take another estimator"

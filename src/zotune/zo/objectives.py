@@ -33,6 +33,12 @@ class Objective(ABC):
 
     needs: ClassVar[tuple[Need, ...]] = ("scores",)
     has_gradient: ClassVar[bool] = False
+    takes_labels: ClassVar[bool | None] = None
+    """Whether it is for examples with label words, for those without, or for both (None)."""
+
+    def prepared(self, tokenizer: Any) -> "Objective":
+        """This objective for a run whose model has that tokenizer; one that reads texts keeps it."""
+        return self
 
     @abstractmethod
     def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
@@ -81,6 +87,8 @@ def candidate_logits(scores: Scores) -> np.ndarray:
 class CrossEntropy(ScoredObjective):
     """-log softmax over the candidates' mean token log-probabilities, at the right one."""
 
+    takes_labels = True
+
     def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         logits = candidate_logits(scores)
         highest = logits.max(axis=-1, keepdims=True)
@@ -101,6 +109,8 @@ class CrossEntropy(ScoredObjective):
 
 class TokenNll(ScoredObjective):
     """Mean negative log-likelihood per token of the only candidate."""
+
+    takes_labels = False
 
     def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         return -candidate_logits(scores)[..., 0]
