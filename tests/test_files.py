@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.conftest import make_model, make_tokenizer
+from zotune.adapter.peft_files import save_adapter
+from zotune.adapter.spec import LoraSpec
+from zotune.engine.torch.weights import ModelWeights
 from zotune.files import LineFile, make_folder, replace_folder, write_together, write_whole
 
 TENSORS = {"a": np.arange(600, dtype=np.float32)}
@@ -99,6 +103,63 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert (error.value.errno, error.value.filename) == (27, str(folder))
     assert names(folder) == ["old"]
     assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_that_cannot_take_its_place_gives_it_back(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    replace_folder(folder, lambda new: (new / "old").write_text("old"))
+    real_rename = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name == "model.new":
+            raise OSError(5, "Input/output error")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_folder(folder, lambda new: (new / "next").write_text("next"))
+    assert names(folder) == ["old"]
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.fixture(scope="module", params=["adapter", "model"])
+def export(request):
+    """A function that writes an adapter or a model at a path, and the main file of it."""
+    if request.param == "adapter":
+        theta = {f"m.{name}.weight": np.ones((2, 2), dtype=np.float32) for name in ("lora_A", "lora_B")}
+        return lambda path: save_adapter(path, theta, LoraSpec(2, 4.0, ("m",)), "a/b"), "adapter_model.safetensors"
+    weights = ModelWeights(make_model("opt"))
+    return lambda path: weights.save(path, make_tokenizer()), "model.safetensors"
+
+
+def test_exports_have_the_permissions_of_any_new_file_and_leave_nothing_beside(tmp_path, umask, export):
+    save, main = export
+    for left in ("best.new", "best.old"):  # of a crash
+        (tmp_path / left).mkdir()
+    for _ in range(2):
+        save(tmp_path / "best")
+    if main == "model.safetensors":
+        assert names(tmp_path) == ["best"]
+    files = names(tmp_path / "best")
+    assert main in files
+    assert not [name for name in files if name.endswith(".new")]
+    for name in files:
+        assert stat.S_IMODE((tmp_path / "best" / name).stat().st_mode) == 0o666 & ~umask, name
+
+
+def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch, export):
+    save, main = export
+    save(tmp_path / "best")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left") as error:
+        save(tmp_path / "best")
+    assert error.value.filename.startswith(str(tmp_path / "best"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
+
+
+def refuse(opened: int) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_what_is_no_file_is_written_to(tmp_path):

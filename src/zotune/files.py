@@ -84,6 +84,8 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
             new.rename(folder)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
+            if old.exists() and not folder.exists():
+                old.rename(folder)
             raise
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,6 @@ PEFT, transformers, SGLang and vLLM load them. Forms with fewer trained numbers 
 they stand for.
 """
 
-import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, AdapterSpec, LoraSpec, PromptSpec
 from zotune.errors import InputError
+from zotune.files import write_together
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -25,19 +25,18 @@ UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modul
 
 
 def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> None:
-    """Write an adapter folder. Each file is replaced whole, so a reader never sees half of one."""
+    """Write an adapter folder, or the next adapter into one. A reader never sees half of a file.
+
+    Raises:
+        OSError: with the name of the file; the adapter that was there is as it was.
+    """
     tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
     config = _peft_config(tensors, spec, base_model)
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    new_config, new_weights = folder / f"{CONFIG_FILE}.new", folder / f"{WEIGHTS_FILE}.new"
-    new_config.write_text(text, encoding="utf-8")
-    try:
-        save_file(tensors, new_weights, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library's own words for a full or unwritable disk
-        raise OSError(errno.EIO, str(error), str(new_weights)) from error
-    new_config.replace(folder / CONFIG_FILE)
-    new_weights.replace(folder / WEIGHTS_FILE)
+    write_together(
+        folder,
+        {CONFIG_FILE: text.encode(), WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"})},
+    )
 
 
 def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:

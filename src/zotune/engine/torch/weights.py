@@ -5,7 +5,6 @@ a tensor of theta like any other, with noise of its own, and the only thing that
 are one. Reading gives float32; writing rounds once to the parameter's dtype.
 """
 
-import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from zotune.files import replace_folder
 
 PIECE_SIZE = 2**20
 SHARD_SIZE = "1GB"  # of files: what saving holds in memory beside the model
@@ -56,11 +57,15 @@ class ModelWeights(MutableMapping[str, np.ndarray]):
         return {name: tuple(view.shape) for name, view in self._views.items()}
 
     def save(self, folder: Path, tokenizer: Tokenizer | None) -> None:
-        """Write a model folder of transformers. It replaces an older one whole, so a reader never sees half of one."""
-        new = folder.with_name(folder.name + ".new")
-        shutil.rmtree(new, ignore_errors=True)
-        self.model.save_pretrained(new, max_shard_size=SHARD_SIZE)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        """Write a model folder of transformers. It replaces an older one whole, so a reader never sees half of one.
+
+        Raises:
+            OSError: with the name of the folder, which is as it was.
+        """
+
+        def write(new: Path) -> None:
+            self.model.save_pretrained(new, max_shard_size=SHARD_SIZE)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+
+        replace_folder(folder, write)
