@@ -32,7 +32,7 @@ from zotune.zo.protocol import AT_THETA, Example, Probe
 
 ZOTUNE = Path(sys.executable).with_name("zotune")
 KINDS, BITS = ("opt", "llama"), (4, 8)
-KINDS = {4: "nf4", 8: "int8"}
+NAMES = {4: "nf4", 8: "int8"}
 TARGETS = ("q_proj", "v_proj")
 EPSILON = 1e-2
 TOLERANCE = 1e-5  # fp32 sums of up to 3 log-probabilities of size 10, in another order of operations
@@ -100,7 +100,7 @@ def zotune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("bits", "layer"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_linear_layers_but_the_head_are_quantised_and_the_rest_has_the_dtype(folders, kind, bits, layer, dtype):
-    model = load_model(folders[kind], dtype, "cpu", quantization=KINDS[bits])
+    model = load_model(folders[kind], dtype, "cpu", quantization=NAMES[bits])
     linear = {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert linear.pop("lm_head") == "Linear"
     assert set(linear.values()) == {layer}
@@ -115,7 +115,7 @@ def test_all_linear_layers_but_the_head_are_quantised_and_the_rest_has_the_dtype
 @pytest.mark.parametrize("scope", ["activated", "everywhere"])
 def test_slopes_of_the_fast_engine_equal_the_plain_engines(folders, kind, bits, scope):
     spec = LoraSpec(4, 8.0, TARGETS, INVOCATION if scope == "activated" else None)
-    engine = TorchEngine(load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]), spec, PrefixCache(1e8))
+    engine = TorchEngine(load_model(folders[kind], "float32", "cpu", quantization=NAMES[bits]), spec, PrefixCache(1e8))
     assert engine.plain_reason is None
     (fast, fast_slopes), (slow, slow_slopes) = slopes(engine), slopes(engine.plain)
     assert np.abs(slow_slopes).max() > 1
@@ -130,9 +130,9 @@ def test_slopes_of_the_fast_engine_equal_the_plain_engines(folders, kind, bits, 
 @pytest.mark.parametrize("bits", BITS)
 def test_an_adapter_moves_scores_as_on_the_dequantised_weights(folders, kind, bits):
     """The same numbers as on an ordinary model that has the dequantised weights: LoRA does not see the format."""
-    quantised = load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits])
+    quantised = load_model(folders[kind], "float32", "cpu", quantization=NAMES[bits])
     plain = load_model(folders[kind], "float32", "cpu")
-    weights = load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]).dequantize()
+    weights = load_model(folders[kind], "float32", "cpu", quantization=NAMES[bits]).dequantize()
     plain.load_state_dict({name: value.float() for name, value in weights.state_dict().items()}, strict=True)
     spec = LoraSpec(4, 8.0, TARGETS, INVOCATION)
     results = [slopes(PlainEngine(model, spec)) for model in (quantised, plain)]
@@ -147,7 +147,7 @@ def test_an_adapter_moves_scores_as_on_the_dequantised_weights(folders, kind, bi
 @pytest.mark.parametrize("bits", BITS)
 def test_scores_equal_peft_on_the_same_quantised_base(folders, kind, bits, tmp_path):
     engine = TorchEngine(
-        load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]),
+        load_model(folders[kind], "float32", "cpu", quantization=NAMES[bits]),
         LoraSpec(4, 8.0, TARGETS, INVOCATION),
         PrefixCache(1e8),
     )
@@ -155,7 +155,7 @@ def test_scores_equal_peft_on_the_same_quantised_base(folders, kind, bits, tmp_p
     assert engine.spec is not None
     save_adapter(tmp_path, theta, engine.spec, folders[kind])
     reference = PeftModel.from_pretrained(
-        load_model(folders[kind], "float32", "cpu", quantization=KINDS[bits]), tmp_path
+        load_model(folders[kind], "float32", "cpu", quantization=NAMES[bits]), tmp_path
     ).eval()
     scores = engine.score(theta, [AT_THETA], batch()).log_probs[0]
     expected = [[naive_log_prob(reference, example, c) for c in example.candidates] for example in batch()]
@@ -167,7 +167,7 @@ def test_scores_equal_peft_on_the_same_quantised_base(folders, kind, bits, tmp_p
 def test_derivatives_are_refused_and_not_zero(folders, bits):
     """bitsandbytes' operator for nf4 would lose them without an error."""
     engine = PlainEngine(
-        load_model(folders["opt"], "float32", "cpu", quantization=KINDS[bits]), LoraSpec(4, 8.0, TARGETS)
+        load_model(folders["opt"], "float32", "cpu", quantization=NAMES[bits]), LoraSpec(4, 8.0, TARGETS)
     )
     assert "quantised weights (bitsandbytes)" in (engine.why_not("tangents") or "")
 
@@ -180,10 +180,10 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
     zotune(
         "train", "--model", folders["opt"], "--task", "demo", "--train-data", str(reviews_file), "--num-steps", "4",
         "--batch-size", "4", "--eval-steps", "2", "--output-dir", "run", "--num-threads", "1",
-        "--quantization", KINDS[bits],        cwd=tmp_path,
+        "--quantization", NAMES[bits],        cwd=tmp_path,
     )  # fmt: skip
     config = read_toml(tmp_path / "run" / "config.toml")
-    assert config.quantization == KINDS[bits]
+    assert config.quantization == NAMES[bits]
     assert config.dtype == "float32"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tokens_reused"] > 0  # by the fast engine
@@ -196,7 +196,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
     assert whole.loss != loss
 
     theta, spec = load_adapter(tmp_path / "run" / "adapter")
-    engine = PlainEngine(load_model(folders["opt"], "float32", "cpu", quantization=KINDS[bits]), spec)
+    engine = PlainEngine(load_model(folders["opt"], "float32", "cpu", quantization=NAMES[bits]), spec)
     example = Example((1, 90, 91, 92), spec.invocation_tokens or (), ((70,), (71, 72)), 0)
     scores = engine.score(theta, [AT_THETA], [example]).log_probs[0, 0]
     loading = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
@@ -212,7 +212,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
 @pytest.mark.parametrize("bits", BITS)
 def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
     common: dict[str, Any] = {
-        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": KINDS[bits],
+        "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": NAMES[bits],
     }  # fmt: skip
     whole = mezo_finetune(folders["opt"], REVIEWS, output_dir=str(tmp_path / "whole"), **common)
     with make_trainer(folders["opt"], REVIEWS, output_dir=str(tmp_path / "cut"), **common) as trainer:
