@@ -148,7 +148,7 @@ def test_exports_have_the_permissions_of_any_new_file_and_leave_nothing_beside(t
 
 
 def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch, export):
-    save, main = export
+    save, _ = export
     save(tmp_path / "best")
     before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
     monkeypatch.setattr(os, "fsync", refuse)
