@@ -1,14 +1,15 @@
 """Pages of the site that are made from the source when it is built: a hook of mkdocs, named in mkdocs.yml.
 
-The reference comes from the dataclasses of the commands and from the names in `zotune.__all__`, with their docstrings;
-the home page from README.md; two pages are files of the root. A page says where its text goes by a line
-`<!-- made: NAME -->`.
+The reference comes from the dataclasses of the commands, the tables of methods and the names in `zotune.__all__`, with
+their docstrings; the home page from README.md; two pages are files of the root. A page says where its text goes by a
+line `<!-- made: NAME -->`.
 """
 
 import re
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,15 @@ import griffe
 
 import zotune
 from zotune.cli import COMMANDS
+from zotune.config.fields import Fields
 from zotune.config.settings import Config
+from zotune.config.tables import ENGINE_TABLES, METHOD_TABLES
+from zotune.zo.setting import Setting
 
 ROOT = Path(__file__).parents[1]
 MADE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+SOURCE = griffe.load("zotune", search_paths=[ROOT / "src"])
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -29,30 +34,27 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def home() -> str:
-    """README.md, with links as they are on the site."""
-    return _as_on_the_site((ROOT / "README.md").read_text(encoding="utf-8"))
+    return _of_the_root("README.md")
 
 
 def changelog() -> str:
-    return _as_on_the_site((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    return _of_the_root("CHANGELOG.md")
 
 
 def contributing() -> str:
-    return _as_on_the_site((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    return _of_the_root("CONTRIBUTING.md")
 
 
 def settings() -> str:
-    """Every setting of `zotune train`, in the order of the source, with a heading that links can name."""
-    return "\n".join(
-        f"## `{option.flag}` {{ #{option.anchor} }}\n\n*{option.kind}*\n\n{option.text}\n"
-        for option in _options(Config)
-    )
+    """Every setting of `zotune train`, each with a heading that links can name: those that all share, then tables."""
+    return "\n".join(_entry(option) for option in _options(Config)) + "\n" + _tables()
 
 
 def commands() -> str:
     """Every command with the options that are not settings of `train`."""
     texts = []
-    for name, command in COMMANDS.items():
+    for name, (file, made, _) in COMMANDS.items():
+        command = getattr(import_module(f"zotune.commands.{file}"), made)
         takes_settings = issubclass(command, Config)
         texts.append(f"## zotune {name}\n\n{_docstring(command)}\n")
         if takes_settings:
@@ -60,7 +62,7 @@ def commands() -> str:
         texts += [
             f"- `{option.flag}` (*{option.kind}*): {' '.join(option.text.split())}"
             for option in _options(command)
-            if not (takes_settings and option.owner is Config)
+            if not (takes_settings and option.owner is Fields)
         ]
         texts.append("")
     return "\n".join(texts)
@@ -77,73 +79,88 @@ PARTS: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 
 
-def _as_on_the_site(text: str) -> str:
-    text = text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
-    return text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+def _of_the_root(name: str) -> str:
+    """A page of the repository's root, with links as they are on the site."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    return text.replace("](CHANGELOG.md", "](changelog.md").replace("](CONTRIBUTING.md", "](contributing.md")
 
 
 class Option(NamedTuple):
-    """A field of a dataclass as the user meets it."""
+    """A setting as the user meets it."""
 
     flag: str
     anchor: str
     kind: str
     text: str
-    owner: type
+    owner: type | None = None
 
 
-def _options(made: type, table: str = "") -> Iterator[Option]:
-    """The options of a dataclass; a field that is itself a dataclass is a table of options, `--table.name`."""
+def _options(made: type) -> Iterator[Option]:
+    """The options of a dataclass; its `tables` are those of engines, whose names only the engine knows."""
     hints = get_type_hints(made, include_extras=True)
     for field in fields(made):
-        name = f"{table}.{field.name}" if table else field.name
         hint, *extras = (
             get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else [hints[field.name]]
         )
-        tables = [part for part in _members(hint) if is_dataclass(part)]
-        for part in tables:
-            assert isinstance(part, type)
-            yield from _options(part, name)
-        if tables:
+        owner = next(owner for owner in made.__mro__ if field.name in _source(owner).members)
+        if field.name == "tables":
+            if not issubclass(made, Config):
+                text = "Options of the engine's own, as for `train`."
+                yield from (Option(f"--{name}.NAME", name, "any option of the engine", text) for name in ENGINE_TABLES)
             continue
-        flag = f"--{name.replace('_', '-')}" + (".NAME" if get_origin(hint) is dict else "")
+        flag = f"--{field.name.replace('_', '-')}"
         if "Positional" in map(str, extras):  # tyro's mark of what has no flag
             flag = next(extra.metavar for extra in extras if hasattr(extra, "metavar"))
         kind = ", ".join(filter(None, (_kind(hint), _default(field))))
-        owner = next(owner for owner in made.__mro__ if field.name in _source(owner).members)
-        yield Option(flag, name.replace(".", "-"), kind, _field_docstring(owner, field.name), owner)
+        yield Option(flag, field.name, kind, _field_docstring(owner, field.name), owner)
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union without None, or the hint itself."""
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return tuple(part for part in parts if part is not type(None))
+def _tables() -> str:
+    """The tables that one method alone has, and those of engines."""
+    texts = []
+    for table, known in METHOD_TABLES.items():
+        for name, setting in known.items():
+            flag = f"--{table}.{name.replace('_', '-')}"
+            texts.append(_entry(Option(flag, f"{table}-{name}", _setting_kind(setting), setting.help)))
+    for table in ENGINE_TABLES:
+        text = f"Any option of {table}'s own, by its name there, with `--engine {table}`."
+        texts.append(_entry(Option(f"--{table}.NAME", table, f"as {table} has it", text)))
+    return "\n".join(texts)
+
+
+def _entry(option: Option) -> str:
+    return f"## `{option.flag}` {{ #{option.anchor} }}\n\n*{option.kind}*\n\n{option.text}\n"
 
 
 def _kind(hint: Any) -> str:
     words = []
-    for part in _members(hint):
-        if get_origin(part) is Literal:
-            words.append("one of " + ", ".join(f"`{value}`" for value in get_args(part)))
-        elif get_origin(part) is tuple:
-            words.append("one or more texts")
-        elif get_origin(part) is dict:
-            words.append("any number of these")
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for member in [member for member in members if member is not type(None)]:
+        if get_origin(member) is Literal:
+            words.append("one of " + ", ".join(f"`{value}`" for value in get_args(member)))
         else:
-            words.append(KINDS[part])
+            words.append("one or more texts" if get_origin(member) is tuple else KINDS[member])
     return " or ".join(words)
 
 
-def _default(field: Any) -> str:
+def _default(field: Field[Any]) -> str:
     """The default where it is a value; where it is None or empty, the docstring says what that means."""
     if field.default is MISSING and field.default_factory is MISSING:
         return "must be given"
-    value = field.default if field.default is not MISSING else field.default_factory()
-    if value is None or (not value and not isinstance(value, int | float)):
+    value = field.default
+    if value is MISSING or value in (None, (), ""):
         return ""
     if isinstance(value, tuple):
         return "default " + " ".join(f"`{item}`" for item in value)
     return f"default `{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _setting_kind(setting: Setting) -> str:
+    facts = ["one of " + ", ".join(f"`{choice}`" for choice in setting.choices)] if setting.choices else []
+    facts = facts or [KINDS[type(setting.default)]]
+    bounds = {"at least": setting.at_least, "above": setting.above, "below": setting.below}
+    facts += [f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None]
+    return ", ".join([*facts, f"default `{setting.default}`"])
 
 
 def _source(made: type) -> griffe.Object:
@@ -163,6 +180,3 @@ def _field_docstring(owner: type, name: str) -> str:
     docstring = _source(owner).members[name].docstring
     assert docstring, f"{owner.__name__}.{name} has no docstring"
     return docstring.value
-
-
-SOURCE = griffe.load("zotune", search_paths=[ROOT / "src"])
