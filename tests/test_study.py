@@ -17,7 +17,8 @@ from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.plain import PlainEngine, peak_resident_bytes
 from zotune.errors import InputError
-from zotune.finetune import make_trainer, resume
+from zotune.finetune import make_trainer, mezo_finetune, resume
+from zotune.replay import replay_run
 from zotune.run.journal import read_journal
 from zotune.run.metrics import StepEvent, read_metrics
 from zotune.study.cells import Budget, read_study, train_cell
@@ -217,3 +218,18 @@ def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_fold
     with pytest.raises(InputError, match=message):
         make_trainer(str(opt_dir), REVIEWS, **new, estimator="backprop", **settings)
     assert not run.exists()
+
+
+def test_a_run_that_kept_no_journal_is_neither_resumed_nor_replayed(tmp_path, opt_dir, reviews_file):
+    """As runs of backpropagation did not, before it was an estimator: their metrics tell of steps that it does not have."""
+    run = tmp_path / "run"
+    new: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(run)}
+    mezo_finetune(str(opt_dir), str(reviews_file), **new, num_steps=3, num_threads=1)
+    first = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (run / "journal.jsonl").write_bytes(first)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for attempt in (lambda: resume(run), lambda: replay_run(run, tmp_path / "replayed")):
+        with pytest.raises(InputError, match=r"tells of 3 steps and journal.jsonl of 0"):
+            attempt()
+    assert kept == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert not (tmp_path / "replayed").exists()

@@ -32,7 +32,7 @@ from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
 from zotune.run.journal import Header, Journal, Point
 from zotune.run.metrics import MetricsFile, write_json
-from zotune.run.rebuild import rebuild
+from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
 from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
 from zotune.zo.estimators import Estimator
@@ -184,6 +184,7 @@ def reopen(
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
+        check_journal_is_whole(folder, entries)
         data = load_data(config)
         start = header.lora.start if header.lora else None
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), start)

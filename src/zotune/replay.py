@@ -12,6 +12,7 @@ from zotune.finetune import reopen
 from zotune.run.checkpoint import digest
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Header, NeedsModel, read_journal, replay
+from zotune.run.rebuild import check_journal_is_whole
 from zotune.zo.protocol import Theta
 
 
@@ -28,6 +29,7 @@ def replay_run(
     """
     folder, output = RunFolder(Path(run_folder)), Path(output_dir)
     header, entries = read_journal(folder.journal)
+    check_journal_is_whole(folder, entries)
     step = len(entries) if step is None else step
     if not 0 <= step <= len(entries):
         raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")

@@ -3,9 +3,31 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from zotune.errors import InputError
+from zotune.run.folder import RunFolder
 from zotune.run.journal import Entry, Header, Point, history, latest
+from zotune.run.metrics import StepEvent, read_metrics
 from zotune.zo.estimators import Estimator
 from zotune.zo.protocol import Theta
+
+
+def check_journal_is_whole(folder: RunFolder, entries: Sequence[Entry]) -> None:
+    """Refuse a run whose metrics tell of steps that its journal does not have.
+
+    A step is in the metrics a moment before it is in the journal, so one more is what a crash leaves. More are of a run
+    that kept no journal, as backpropagation did not in older versions: to go on with it would be another run.
+
+    Raises:
+        InputError: with the two numbers.
+    """
+    if not folder.metrics.is_file():
+        return
+    measured = max((event.step for event in read_metrics(folder.metrics) if isinstance(event, StepEvent)), default=0)
+    if measured > len(entries) + 1:
+        raise InputError(
+            f"{folder.path}: metrics.jsonl tells of {measured} steps and journal.jsonl of {len(entries)}, so theta "
+            "cannot be rebuilt; its adapter/ and best/ are what is left of the run"
+        )
 
 
 def rebuild(
