@@ -1,7 +1,7 @@
 """Theta at any step of a run, rebuilt from its journal with no model, and from its checkpoints where it has some."""
 
 from collections import deque
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def latest(
     point = Point(0, *_beginning(header, start))
     found = nearest(checkpoints, len(entries), digests) if digests and checkpoints else None
     if found is not None:
-        point = Point(found.step, _moved(start, found.theta), found.state)
+        point = Point(found.step, found.theta, found.state)
     rest = entries[point.step :]
     count = next((index for index, entry in enumerate(rest) if isinstance(entry.update, Checkpointed)), len(rest))
     (last,) = deque(_steps(header, rest[:count], point), maxlen=1)
@@ -90,13 +90,3 @@ def _steps(header: Header, entries: Sequence[Entry], point: Point) -> Iterator[P
         assert not isinstance(entry.update, Checkpointed)
         theta, state = optimizer.update(theta, state, entry.update, entry.learning_rate)
         yield Point(entry.step, theta, state)
-
-
-def _moved(start: Theta | None, theta: Theta) -> Theta:
-    """`theta`; where it is the base model's parameters, these, moved there."""
-    if start is None:
-        return theta
-    assert isinstance(start, MutableMapping)
-    for name, value in theta.items():
-        start[name] = value
-    return start
