@@ -43,6 +43,11 @@ def test_texts_are_those_of_one_engine(engines):
     assert pool.generate(theta, probes, prompts, Sampling(4)) == plain.generate(theta, probes, prompts, Sampling(4))
 
 
+def test_it_has_the_base_weights_of_its_engines(engines):
+    plain, pool = engines
+    assert pool.identity() == plain.identity()
+
+
 def test_a_pool_serves_what_its_engines_do_but_derivatives(engines):
     _, pool = engines
     assert pool.why_not("scores") is None

@@ -75,7 +75,7 @@ class TorchEngine:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         return self.plain.tensor_shapes
 
-    def identity(self) -> str:
+    def identity(self) -> str | None:
         return self.plain.identity()
 
     @torch.inference_mode()

@@ -16,8 +16,15 @@ SMALL = 2**14  # a tensor of so many bytes is read whole
 MIN_ROW, BLOCK = 128, 1024  # where rows have fewer bytes, as packed weights do, a sample is of every block
 
 
-def weights_identity(model: PreTrainedModel) -> str:
-    """The digest, in hexadecimal; the same on every device, and after saving and loading."""
+def weights_identity(model: PreTrainedModel) -> str | None:
+    """The digest, in hexadecimal; the same on every device, and after saving and loading.
+
+    None where it is too late to say: on some processors bitsandbytes lays nf4 out anew at the first pass, in a form
+    that it does not turn back into what it was.
+    """
+    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+        return None
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):  # some layers also save settings

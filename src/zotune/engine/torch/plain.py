@@ -8,7 +8,7 @@ Nothing is kept between calls. This form is the measure of correctness for every
 import gc
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,9 +41,6 @@ from zotune.zo.protocol import (
     TokenIds,
 )
 
-Loss = Callable[[torch.Tensor], torch.Tensor]
-"""A scalar from log-probabilities [example, candidate]."""
-
 TRIAL = Example((2, 3), (4,), ((5,), (6,)))  # to find out what a model's own code can do
 
 
@@ -71,7 +68,7 @@ class PlainEngine:
         self.layers = _trained_layers(model, spec)
         self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else spec
         self.scope = "everywhere" if spec is None else spec.scope
-        self._identity = weights_identity(model) if spec is None else None  # before training moves them
+        self._identity = weights_identity(model)  # now: training moves weights, and passes lay quantised ones out
 
     @property
     def weights(self) -> ModelWeights | None:
@@ -82,8 +79,7 @@ class PlainEngine:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         return dict(self.layers.shapes)
 
-    def identity(self) -> str:
-        self._identity = self._identity or weights_identity(self.model)
+    def identity(self) -> str | None:
         return self._identity
 
     @torch.inference_mode()
@@ -185,26 +181,6 @@ class PlainEngine:
                     texts[row.example] = token_ids
             results.append(texts)
         return results
-
-    def backward(self, matrices: Mapping[str, torch.Tensor], batch: Sequence[Example], loss: Loss) -> float:
-        """Loss of a batch and, added to `.grad` of LoRA's `matrices`, its gradient: what training here does without."""
-        assert isinstance(self.layers, LoraLayers)
-        self.model.requires_grad_(False)
-        self.layers.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
-        self.layers.num_slots = 1
-        width = max(len(example.candidates) for example in batch)
-        sums = torch.zeros(len(batch) * width, dtype=torch.float64)
-        for rows in self._forwards(batch):
-            places = [
-                row.example * width + c
-                for row in rows
-                for c in row.candidates
-                for _ in batch[row.example].candidates[c]
-            ]
-            sums = sums.index_add(0, torch.tensor(places), self._log_probs(rows, batch).cpu().double())
-        value = loss(sums.view(len(batch), width))
-        torch.autograd.backward(value)
-        return float(value.detach())
 
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
