@@ -120,7 +120,7 @@ def _tables() -> str:
     texts = []
     for table, known in METHOD_TABLES.items():
         for name, setting in known.items():
-            flag = f"--{table}.{name.replace('_', '-')}"
+            flag = f"--{table}.{name}".replace("_", "-")
             texts.append(_entry(Option(flag, f"{table}-{name}", _setting_kind(setting), setting.help)))
     for table in ENGINE_TABLES:
         text = f"Any option of {table}'s own, by its name there, with `--engine {table}`."
