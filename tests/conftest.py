@@ -1,5 +1,6 @@
 """Tiny models and data made on the spot, so that the tests need neither network nor GPU nor files from elsewhere."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,12 @@ settings.register_profile(
 settings.load_profile("zotune")
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays until the end: a run that collects garbage need not look through it each time."""
+    gc.freeze()
+
 
 SHARED = Path(__file__).parents[2] / "shared"  # real models and data, where they are at hand
 VOCABULARY = 320
