@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+READS_SETTINGS = ("train", "profile")  # a TOML file may stand first, which is read as the line is parsed
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -18,6 +19,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     """The arguments of every `zotune` command in `sh` and `console` blocks, but for those that read a settings file."""
     for block in blocks(page, "sh") + blocks(page, "console"):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["zotune"] and not any(word.endswith(".toml") for word in words):
-                yield words[1:]
+            for part in line.split(" | "):
+                words = shlex.split(part, comments=True)
+                reads_a_file = len(words) > 2 and words[1] in READS_SETTINGS and words[2].endswith(".toml")
+                if words[:1] == ["zotune"] and not reads_a_file:
+                    yield words[1:]
