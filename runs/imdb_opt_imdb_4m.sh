@@ -24,7 +24,7 @@ one_run() {
         zotune train --model "$model" --task imdb --train-data "$data/train.jsonl.gz" --max-train-samples 1000 \
             --max-eval-samples 500 --max-length 256 --target-modules q_proj k_proj v_proj out_proj \
             --scope "$scope" --seed "$seed" --num-steps 600 --estimator spsa --optimizer sgd --directions 1 \
-            --peft-type lora --init-lora-weights kaiming \
+            --tuning lora --init-lora-weights kaiming \
             --learning-rate 1e-3 --lr-scheduler-type constant --num-threads 1 --output-dir "$run"
     fi
     zotune evaluate --adapter "$run/best" --eval-data "$data/test.jsonl.gz" --max-eval-samples 1000 \

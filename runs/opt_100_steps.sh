@@ -18,7 +18,7 @@ mkdir -p "$output"
 
 settings="--model $model --task imdb --train-data $data/train.jsonl.gz --max-train-samples 1000 --max-eval-samples 500
     --max-length 256 --target-modules q_proj k_proj v_proj out_proj --num-steps 100 --batch-size 4 --eval-steps 20
-    --estimator spsa --optimizer sgd --directions 1 --peft-type lora --init-lora-weights kaiming"
+    --estimator spsa --optimizer sgd --directions 1 --tuning lora --init-lora-weights kaiming"
 for scope in activated everywhere; do
     # shellcheck disable=SC2086
     [ -f "$output/$scope/summary.json" ] || zotune train --engine "$engine" --scope $scope $settings --epsilon 1e-3 \

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from page import put
-from zotune.study.first_order import FirstOrderTrainer
 
 from zotune.adapter.forms import initial_theta
-from zotune.assemble.parts import assemble, load_data
-from zotune.config.fields import make_config, read_toml
+from zotune.assemble.data import load_data
+from zotune.assemble.model import find_model
+from zotune.assemble.parts import assemble
+from zotune.config.reading import make_config, read_run_config
 from zotune.config.settings import Config
-from zotune.finetune import make_trainer
+from zotune.finetune import start_run
 from zotune.run.metrics import EvalEvent, StepEvent, kv_reuse, read_metrics
 from zotune.zo.protocol import AT_THETA
 
@@ -28,7 +29,7 @@ SCOPES = ("activated", "everywhere")
 
 def inference_bytes(config: Config) -> int:
     """Peak memory of scoring the held-out examples, a batch at a time."""
-    parts = assemble(config, load_data(config), None, None)
+    parts = assemble(config, load_data(config), find_model(config))
     theta = initial_theta(parts.engine.tensor_shapes, 0, parts.engine.spec)
     for start in range(0, len(parts.evaluation), config.batch_size):
         parts.engine.score(theta, [AT_THETA], parts.evaluation[start : start + config.batch_size])
@@ -39,9 +40,12 @@ def inference_bytes(config: Config) -> int:
 
 def first_order_bytes(config: Config, folder: str) -> int:
     """Peak memory of ten steps of Adam."""
-    plain = replace(config, engine="plain", sglang={}, kv_cache_gb=None, num_steps=10, warmup_steps=0,
-                    lr_scheduler_type="constant", max_eval_samples=1, output_dir=folder, overwrite=True)  # fmt: skip
-    with make_trainer(**vars(plain), kind=FirstOrderTrainer) as trainer:
+    plain = replace(
+        config, engine="plain", kv_cache_gb=None, num_steps=10, warmup_steps=0, lr_scheduler_type="constant",
+        max_eval_samples=1, output_dir=folder, overwrite=True, estimator="backprop", directions=None, noise=None,
+        tuning="lora", init_lora_weights="kaiming", tables={},
+    )  # fmt: skip
+    with start_run(plain) as trainer:
         for _ in range(10):
             trainer.train_step()
         return trainer.engine.peak_memory_bytes()
@@ -55,7 +59,7 @@ def in_a_process_of_its_own(work: Any, *arguments: Any) -> int:
 
 def column(folder: Path) -> dict[str, str]:
     """One run, in the words of the report."""
-    config = make_config({"output_dir": None}, base=read_toml(folder / "config.toml"))
+    config = make_config({"output_dir": None}, base=read_run_config(folder / "config.toml"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     events = read_metrics(folder / "metrics.jsonl")
     steps = [event for event in events if isinstance(event, StepEvent)]

@@ -20,7 +20,7 @@ else
     zotune train --engine sglang --model "$model" --task imdb --train-data "$data/train.jsonl.gz" \
         --max-train-samples 1000 --max-eval-samples 500 --max-length 256 --scope activated --seed 0 \
         --target-modules q_proj k_proj v_proj out_proj --num-steps "$steps" --estimator spsa --optimizer sgd \
-        --directions 1 --peft-type lora --init-lora-weights kaiming \
+        --directions 1 --tuning lora --init-lora-weights kaiming \
         --learning-rate 1e-3 --lr-scheduler-type constant --output-dir "$output/run"
 fi
 zotune evaluate --adapter "$output/run/best" --eval-data "$data/test.jsonl.gz" --max-eval-samples 1000 \

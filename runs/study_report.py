@@ -13,7 +13,7 @@ from page import put
 from study import METHODS, REFERENCE, Kept
 
 from zotune.config.defaults import make_estimator
-from zotune.config.fields import make_config
+from zotune.config.reading import make_config
 from zotune.run.plots import plot_comparison
 from zotune.study.cells import markdown
 from zotune.study.compare import HEADING, first_at, spread, table
@@ -69,7 +69,7 @@ def passes(outcome: Outcome) -> float:
     if method.pop("first_order", False):
         return 3.0
     config = make_config({"estimator": "spsa", "optimizer": "sgd", "directions": 1, **method})
-    return float(len(make_estimator(config).ask(range(config.directions or 1))))
+    return float(make_estimator(config).num_probes(config.directions or 1))
 
 
 def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> str:
