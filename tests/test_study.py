@@ -15,7 +15,8 @@ import pytest
 from tests.conftest import REVIEWS, TARGETS, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
-from zotune.engine.torch.plain import PlainEngine, peak_resident_bytes
+from zotune.engine.memory import peak_resident_bytes
+from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
 from zotune.finetune import make_trainer, mezo_finetune, resume
 from zotune.replay import replay_run
@@ -221,7 +222,7 @@ def test_what_backpropagation_cannot_train_is_refused_before_there_is_a_run_fold
 
 
 def test_a_run_that_kept_no_journal_is_neither_resumed_nor_replayed(tmp_path, opt_dir, reviews_file):
-    """As runs of backpropagation did not, before it was an estimator: their metrics tell of steps that it does not have."""
+    """As runs of backpropagation did not before it was an estimator: only their metrics tell of steps."""
     run = tmp_path / "run"
     new: dict[str, Any] = {"labels": ["terrible", "great"], "invocation": " It was", "output_dir": str(run)}
     mezo_finetune(str(opt_dir), str(reviews_file), **new, num_steps=3, num_threads=1)

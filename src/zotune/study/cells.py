@@ -33,7 +33,7 @@ from typing import Any
 
 from zotune.config.reading import make_config, toml_values
 from zotune.config.settings import Config
-from zotune.engine.torch.plain import reset_peak_memory
+from zotune.engine.memory import reset_peak_memory
 from zotune.errors import InputError, TrainingError
 from zotune.finetune import resume, run, start_run
 from zotune.run.folder import RunFolder

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from zotune.adapter.spec import LoraSpec
+from zotune.engine.scores import empty_scores
 from zotune.engine.sglang import driver, models, slots
 from zotune.engine.sglang.driver import Counts, Driver, Job
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
-from zotune.engine.torch.plain import empty_scores
 from zotune.errors import InputError
 from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
 
@@ -208,7 +208,7 @@ class Worker:
 
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
-        from zotune.engine.torch.plain import peak_resident_bytes
+        from zotune.engine.memory import peak_resident_bytes
 
         return peak_resident_bytes()
 

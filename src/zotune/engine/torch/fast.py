@@ -17,12 +17,13 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from zotune.adapter.spec import AdapterSpec
+from zotune.engine.scores import empty_scores
 from zotune.engine.torch.attention import PromptKV, side_by_side
 from zotune.engine.torch.backward import Part, scores_and_gradient
 from zotune.engine.torch.forward_mode import values_and_tangents
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.plain import PlainEngine, empty_scores
+from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.shared_kv import SharedKV
 from zotune.engine.torch.suffix import Suffix, ancestors, make_suffix
