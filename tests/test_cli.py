@@ -109,7 +109,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_run_folder_holds_everything_about_the_run(run):
-    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "zotune.json"}
     assert set(contents(run.folder)) == {
         "config.toml", "journal.jsonl", "start.safetensors", "metrics.jsonl", "summary.json",
         "plots/training.png", "plots/training.svg",

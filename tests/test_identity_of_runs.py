@@ -3,15 +3,19 @@ how often it is looked at and where its folder lies may change."""
 
 import shutil
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tomli_w
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.test_train import StopAt, durable
-from zotune import InputError, mezo_finetune, resume
+from zotune import InputError, evaluate, mezo_finetune, predict, replay_run, resume
 from zotune.run.journal import read_journal
 
 STEPS, STOPPED = 6, 3
@@ -212,6 +216,18 @@ def two_tensors_exchanged(weights: dict[str, torch.Tensor]) -> None:
     weights[q], weights[v] = weights[v], weights[q]
 
 
+@contextmanager
+def changed_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Iterator[None]:
+    path = model / "model.safetensors"
+    content, weights = path.read_bytes(), load_file(path)
+    change(weights)
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "change", [all_at_random, rows_of_one_tensor, rows_of_the_embedding, two_tensors_exchanged],
     ids=lambda change: change.__name__,
@@ -221,15 +237,47 @@ def test_other_base_weights_are_refused(options, run, model, whole_run, tmp_path
     if tuning == "full":
         rest = {name: value for name, value in options.items() if name not in ("lora_rank", "learning_rate")}
         run = stop({**rest, "tuning": "full"}, tmp_path / "full")
-    path = model / "model.safetensors"
-    content, weights = path.read_bytes(), load_file(path)
-    change(weights)
-    try:
-        save_file(weights, path, metadata={"format": "pt"})
+    with changed_weights(model, change):
         assert_refused(run, "base weights")
-    finally:
-        path.write_bytes(content)
     resume(run)
+
+
+NOT_THOSE = "are not those that the adapter"
+
+
+def test_an_adapter_on_other_base_weights_is_used_with_a_warning(options, model, whole_run, tmp_path, caplog):
+    """Beside its run, and away from it; weights in another dtype are not compared."""
+    shutil.copytree(whole_run / "adapter", tmp_path / "adapter")
+    replay_run(whole_run, tmp_path / "replayed")
+    names = ("model", "labels", "invocation", "num_threads")
+    away = {name: options[name] for name in names} | {"eval_data": options["train_data"], "max_eval_samples": 4}
+    uses = [
+        lambda: evaluate(adapter=whole_run / "adapter"), lambda: predict(["a film"], adapter=whole_run / "best"),
+        lambda: evaluate(adapter=tmp_path / "adapter", **away), lambda: evaluate(adapter=tmp_path / "replayed", **away),
+        lambda: evaluate(adapter=tmp_path / "adapter", **away, engine="plain"),
+    ]  # fmt: skip
+    for use in uses:
+        use()
+    assert NOT_THOSE not in caplog.text
+    with changed_weights(model, rows_of_one_tensor):
+        for use in uses:
+            caplog.clear()
+            use()
+            assert NOT_THOSE in caplog.text
+        caplog.clear()
+        evaluate(adapter=whole_run / "adapter", dtype="bfloat16")
+        (tmp_path / "adapter" / "zotune.json").write_text("torn")
+        evaluate(adapter=tmp_path / "adapter", **away)
+        assert NOT_THOSE not in caplog.text
+
+
+def test_peft_loads_an_adapter_that_names_its_base(model, whole_run):
+    assert (whole_run / "adapter" / "zotune.json").is_file()
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), whole_run / "adapter")
+    tensors = get_peft_model_state_dict(loaded)
+    expected = load_file(whole_run / "adapter" / "adapter_model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
 
 
 # ---- steps of another run

@@ -273,7 +273,7 @@ def _trainer(
         folder=folder,
         journal=journal,
         metrics=metrics,
-        export=_export(parts, header.base_model),
+        export=_export(parts, header),
         theta=point.theta,
         optimizer_state=point.state,
         step=point.step,
@@ -291,7 +291,9 @@ def _plan(run: Run) -> TrainingPlan:
     )  # fmt: skip
 
 
-def _export(parts: Parts, base_model: str) -> Export:
+def _export(parts: Parts, header: Header) -> Export:
     if (weights := parts.engine.weights) is not None:
         return Export("model", lambda folder, theta: weights.save(folder, parts.tokenizer))
-    return Export("adapter", partial(save_adapter, spec=parts.engine.spec, base_model=base_model))
+    return Export(
+        "adapter", partial(save_adapter, spec=parts.engine.spec, base_model=header.base_model, base=header.base)
+    )

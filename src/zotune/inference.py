@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zotune.adapter.base import Base, read_base
 from zotune.adapter.peft_files import load_adapter
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import load_data, own_data
@@ -165,6 +166,7 @@ def _task(config: Config) -> Task:
 def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
     check_installed(config)
     theta, spec = load_adapter(Path(adapter)) if adapter is not None else ({}, BARE)
+    config = _placed(config)
     model = find_model(config)
     max_length = choose_max_length(config.max_length, model.context)
     if model.context is not None and num_new_tokens >= model.context:
@@ -181,7 +183,7 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
         model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens
     )
     try:
-        engine = open_engine(model, _placed(config), spec)
+        engine = open_engine(model, config, spec)
     except InputError as error:
         if "--target-modules" not in str(error):
             raise
@@ -189,4 +191,7 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
     if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:
         engine.close()
         raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: its tensors do not fit")
+    base = read_base(Path(adapter)) if adapter is not None else None
+    if base and base.differs(Base(engine.identity(), config.dtype, config.quantization)):
+        logger.warning("the weights of %s are not those that the adapter %s was trained on", config.model, adapter)
     return _Predictor(engine, theta, encoder)

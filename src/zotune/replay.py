@@ -42,7 +42,7 @@ def replay_run(
             theta, _ = replay(header, entries[:step], checkpoints=folder.checkpoints)
         except NeedsModel:
             theta = _computed_again(folder, entries[step - 1])
-        save_adapter(output, theta, header.lora, header.base_model)
+        save_adapter(output, theta, header.lora, header.base_model, header.base)
     except OSError as error:
         raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
     return step

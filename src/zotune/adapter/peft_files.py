@@ -13,10 +13,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from zotune.adapter.base import BASE_FILE, Base
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, AdapterSpec, LoraSpec, PromptSpec
 from zotune.errors import InputError
-from zotune.files import write_together
+from zotune.files import Content, write_together
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -24,8 +25,13 @@ REQUIRED = {"LORA": ("r", "lora_alpha", "target_modules"), "PROMPT_TUNING": ("nu
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")  # they change the product
 
 
-def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> None:
+def save_adapter(
+    folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str, base: Base | None = None
+) -> None:
     """Write an adapter folder, or the next adapter into one. A reader never sees half of a file.
+
+    Args:
+        base: the base weights that theta was trained on, where they are known.
 
     Raises:
         OSError: with the name of the file; the adapter that was there is as it was.
@@ -33,10 +39,11 @@ def save_adapter(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpe
     tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
     config = _peft_config(tensors, spec, base_model)
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True) + "\n"
-    write_together(
-        folder,
-        {CONFIG_FILE: text.encode(), WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"})},
-    )
+    contents: dict[str, Content] = {BASE_FILE: base.to_json()} if base else {}
+    contents |= {
+        CONFIG_FILE: text.encode(), WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    }  # fmt: skip
+    write_together(folder, contents)
 
 
 def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:

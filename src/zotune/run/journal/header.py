@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from zotune.adapter.base import Base
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.zo.noise import GAUSSIAN, Noise
@@ -39,6 +40,13 @@ class Header:
     def is_chained(self) -> bool:
         """Whether the checksum of a line covers the line before."""
         return self.format > 1
+
+    @property
+    def base(self) -> Base | None:
+        """What an adapter of the run was trained on; None in journals that do not know it."""
+        if self.base_weights is None or self.settings is None:
+            return None
+        return Base(self.base_weights, self.settings.get("dtype"), self.settings.get("quantization"))
 
     def make_optimizer(self) -> Optimizer:
         optimizer = make_optimizer(self.optimizer)
