@@ -151,3 +151,29 @@ def test_the_file_map_has_every_file_and_no_other():
     listed = re.findall(r"^- `(src/zotune/[\w/]+\.py)`: .", text, re.MULTILINE)
     with_code = [path for path in SOURCES if len(ast.parse(path.read_text(encoding="utf-8")).body) > 1]
     assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in with_code)
+
+
+def test_the_way_of_an_example_enters_each_file_once():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    way = re.findall(r"^\| \d+ \| `(src/zotune/[\w/]+\.py)` \|", text, re.MULTILINE)
+    assert len(way) > 10
+    assert len(way) == len(set(way))
+
+
+def test_every_decision_has_a_date_and_is_in_the_index():
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    index, decisions = text.partition("\n## Index\n")[2].split("\n## ", maxsplit=1)
+    headings = re.findall(r"^## (.*)$", "## " + decisions, re.MULTILINE)
+    dates = [heading.partition(": ")[0] for heading in headings]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for date in dates)
+    assert dates == sorted(dates)
+    assert sorted(re.findall(r"^- \[(.*)\]\(#", index, re.MULTILINE)) == sorted(
+        heading.partition(": ")[2] for heading in headings
+    )
+
+
+def test_the_quick_starts_python_runs(tmp_path):
+    (code,) = blocks(ROOT / "docs" / "quick_start.md", "python")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "by-hand" / "adapter").is_dir()

@@ -11,6 +11,7 @@ import pytest
 from tests.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
+QUICK_START = ROOT / "docs" / "quick_start.md"  # goes on with the run that README.md makes
 BIN = Path(sys.executable).parent
 MAX_WORDS = 700  # what a newcomer reads in a minute or two, code and tables counted
 
@@ -22,14 +23,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_shell_commands_run(folder):
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for block in blocks(README, "sh"):
+    printed = ""
+    for block in blocks(README, "sh") + blocks(QUICK_START, "sh"):
         result = subprocess.run(
             ["sh", "-eu", "-c", block], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, result.stderr
-        assert "held-out accuracy" in result.stdout
-        assert re.search(r"^(great|terrible)$", result.stdout, re.MULTILINE)
+        printed += result.stdout
+    assert "held-out accuracy" in printed
+    assert re.findall(r"^(great|terrible)$", printed, re.MULTILINE) == ["great", "terrible"]
     assert (folder / "demo-run" / "plots" / "training.png").is_file()
+    assert (folder / "adapter-at-10" / "adapter_model.safetensors").is_file()
 
 
 def test_the_python_blocks_run_one_after_the_other(folder):
