@@ -361,6 +361,21 @@ def test_what_is_held_for_the_way_back_does_not_grow_with_the_batch(scope):
     assert 0 < peaks[1] <= 1.01 * peaks[0]
 
 
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_goes_into_the_head_is_no_slice(make, scope):
+    """Of a slice, PyTorch would copy the head's weights for each row, in bfloat16 on a CPU."""
+    model = make_model("llama")
+    engine = make(model, make_spec("llama", scope))
+    contiguous = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: contiguous.append(args[0].is_contiguous())
+    )
+    engine.gradient(some_theta(engine), [BATCH[0]] * 3, drawn(1))
+    assert contiguous == [True] * len(contiguous)
+    assert contiguous
+
+
 def test_behind_kept_prompts_nothing_of_their_length_is_held():
     engine = make_fast("llama")
     theta, peaks = some_theta(engine), []

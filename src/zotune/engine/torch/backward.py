@@ -50,7 +50,7 @@ def scores_and_gradient(
     """
     scores = score() if len(parts) > 1 else None
     gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in layers.shapes.items()}
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model), _folded_head(model):
         for part in parts:
             leaves = layers.place_leaves(theta)
             log_probs = part.compute()
@@ -103,3 +103,15 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _folded_head(model: PreTrainedModel) -> Iterator[None]:
+    """Inputs of the language-model head lie side by side: of a slice of them, as models cut the scored positions out,
+    PyTorch would make a product for each row, and in bfloat16 on a CPU a copy of the head's weights for each."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
