@@ -1,0 +1,105 @@
+"""Passes over suffixes: which examples go through the model together, and what comes out at the scored positions.
+
+How the suffixes' tokens lie in a pass, and what they see before them, is up to the scope: `activated.py` and
+`everywhere.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import record_function
+from transformers import PreTrainedModel
+
+from zotune.engine.torch.head import ScoredHead
+from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.suffix import Suffix
+from zotune.zo.protocol import EngineStats, Example
+
+
+class SuffixPasses:
+    """One model, what is trained in it, and the budgets of a pass.
+
+    Args:
+        max_tokens: a pass computes at most this many tokens, unless one example alone has more.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, layers: TrainedLayers, head: ScoredHead, stats: EngineStats, max_tokens: int
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.head = head
+        self.stats = stats
+        self.max_tokens = max_tokens
+
+    def chunks(self, order: list[int], suffixes: list[Suffix], num_probes: int) -> Iterator[list[int]]:
+        """Examples of like length together, as many as the budgets of tokens and of logits allow."""
+        chunk: list[int] = []
+        size = scored = 0
+        for i in order:
+            size, scored = max(size, len(suffixes[i].tokens)), max(scored, len(suffixes[i].scored))
+            rows = (len(chunk) + 1) * num_probes
+            if chunk and (rows * size > self.max_tokens or not self.head.takes(rows * scored)):
+                yield chunk
+                chunk, size, scored = [], len(suffixes[i].tokens), len(suffixes[i].scored)
+            chunk.append(i)
+        yield chunk
+
+    def scored(self, rows: list[int], suffixes: list[Suffix]) -> np.ndarray:
+        """Scored nodes of each row, filled with the first: [rows, scored]."""
+        scored = np.zeros((len(rows), max(len(suffixes[i].scored) for i in rows)), dtype=np.int64)
+        for row, i in enumerate(rows):
+            scored[row, : len(suffixes[i].scored)] = suffixes[i].scored
+        return scored
+
+    def forward(self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, **more: Any) -> torch.Tensor:
+        """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
+        self.layers.token_mask = None
+        self.head.pick(self._tensor(scored))
+        try:
+            with record_function("zotune::forward"):
+                logits = self.model(
+                    input_ids=self._tensor(input_ids),
+                    position_ids=self._tensor(positions),
+                    use_cache=more.get("past_key_values") is not None,
+                    **more,
+                ).logits
+        finally:
+            self.head.pick(None)
+        self.stats.forward_passes += 1
+        return logits
+
+    def log_probs(
+        self, logits: torch.Tensor, places: np.ndarray, rows: list[int], suffixes: list[Suffix]
+    ) -> torch.Tensor:
+        """The log-probabilities of the candidates' tokens [probe, target].
+
+        Args:
+            places: [probes, rows, scored], where the head has the logits of a scored node.
+        """
+        targets = np.array([(row, node, token) for row, i in enumerate(rows) for _, node, token in suffixes[i].targets])
+        row, node, token = targets.T
+        at = places[:, row, node]  # [probes, targets]
+        values = self.head.log_probs(logits, self._tensor(at.ravel()), self._tensor(np.tile(token, len(places))))
+        return values.view(at.shape)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
+
+
+def add_values(values: torch.Tensor, rows: list[int], suffixes: list[Suffix], scores: np.ndarray) -> None:
+    """Add values [probe, target] of the candidates' tokens to scores [probe, example, candidate]."""
+    examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
+    for probe_values, probe_scores in zip(values.cpu().numpy(), scores, strict=True):
+        np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), probe_values)
+
+
+def tokens_needed(batch: Sequence[Example]) -> int:
+    """What the plain engine would compute for one probe: every row whole."""
+    return sum(
+        len(example.prompt) + len(example.invocation) + len(start)
+        for example in batch
+        for start in {candidate[:-1] for candidate in example.candidates}
+    )
