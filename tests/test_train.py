@@ -22,6 +22,8 @@ from tests.conftest import REVIEWS
 from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
 from zotune.adapter.peft_files import load_adapter
 from zotune.config.reading import read_toml
+from zotune.data.digest import examples_digest
+from zotune.finetune import reopen
 from zotune.run.journal import read_journal
 from zotune.run.journal.lines import encode
 from zotune.run.metrics import EvalEvent, read_metrics
@@ -97,9 +99,10 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(options, whole_run, tmp
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
     """The real thing: processes of the installed command killed while they train, until one gets to the end."""
     config = {**options, "num_steps": 300, "eval_steps": 7, "learning_rate": 0.01, "early_stopping_patience": 40}
+    config["sgd.momentum"] = config.pop("sgd")["momentum"]
     flags = [
         part
-        for name, value in {**config, "sgd.momentum": config.pop("sgd")["momentum"]}.items()
+        for name, value in config.items()
         for part in ([f"--{name}", *value] if isinstance(value, tuple) else [f"--{name}={value}"])
     ]
     subprocess.run([ZOTUNE, "train", *flags, "--output-dir", tmp_path / "whole"], check=True, capture_output=True)
@@ -284,7 +287,10 @@ def test_a_run_of_before_there_were_other_optimizers_resumes(options, tmp_path):
     mezo_finetune(**options, output_dir=str(whole_run))
     with pytest.raises(KeyboardInterrupt):
         mezo_finetune(**options, output_dir=str(run), callbacks=[StopAt(5)])
+    with reopen(run) as trainer:
+        examples = {"training": trainer.train_examples, "evaluation": trainer.eval_examples}
     first, *steps = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    first["data"] = {name: examples_digest(some, version=1) for name, some in examples.items()}
     for name in ("peft_type", "frozen_seed", "matrices", "start"):
         del first["lora"][name]
     for name in ("noise", "settings", "base_weights", "examples_version"):
