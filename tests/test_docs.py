@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,16 @@ FOREIGN = {
     "--lora-backend", "--lora-paths", "--max-loras-per-batch", "--model-path", "--sampling-backend",
 }  # fmt: skip
 ENGINE_FLAGS = tuple(f"--{name}." for name in ENGINE_TABLES)
+NO_NETWORK = """
+import socket
+
+
+def refuse(*address):
+    raise AssertionError(f"a connection was opened: {address}")
+
+
+socket.socket.connect = socket.socket.connect_ex = refuse
+"""
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None,
     reason='needs pip install "zotune[docs]"',
@@ -172,8 +183,13 @@ def test_every_decision_has_a_date_and_is_in_the_index():
     )
 
 
-def test_the_quick_starts_python_runs(tmp_path):
-    (code,) = blocks(ROOT / "docs" / "quick_start.md", "python")
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_python_of_the_pages_runs_and_opens_no_connection(tmp_path):
+    code = "\n".join([NO_NETWORK, *blocks(ROOT / "docs" / "faq.md", "python")])
+    code += "\n".join(blocks(ROOT / "docs" / "quick_start.md", "python"))
+    code = code.replace('output_dir="by-hand"', 'output_dir="by-hand", callbacks=[Printed()]')
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "by-hand" / "adapter").is_dir()
