@@ -25,6 +25,7 @@ from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import load_model
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.engine.torch.quantization import keep_dtype
 from zotune.finetune import make_trainer
 from zotune.inference import _config
 from zotune.run.journal import read_journal
@@ -203,6 +204,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
     base = transformers.AutoModelForCausalLM.from_pretrained(
         folders["opt"], dtype=torch.float32, quantization_config=loading, device_map="cpu"
     )
+    keep_dtype(base, "float32")
     reference = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
     for score, candidate in zip(scores, example.candidates, strict=True):
         tolerance = 0.05 if bits == 8 else TOLERANCE * abs(float(score))

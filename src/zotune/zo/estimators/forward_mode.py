@@ -19,6 +19,8 @@ class Jvp(ProbeEstimator):
     directions is the gradient itself. Time and memory of 1 + K forwards.
     """
 
+    needs = ("tangents",)
+
     def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:
         return [Probe(seed, 0.0, noise, derivative=True) for seed in seeds]
 
