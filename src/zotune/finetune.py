@@ -140,9 +140,9 @@ def start_run(
         folder.clear()
         header = _header(parts)
         try:
+            write_toml(parts.run.config, folder.config)  # first: by it a folder is known that a crash leaves here
             for name, content in lines.items():
                 write_whole(Path(kept[name]), content)
-            write_toml(parts.run.config, folder.config)
             journal = Journal.create(folder.journal, header)
         except OSError as error:
             raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
