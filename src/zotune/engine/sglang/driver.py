@@ -1,20 +1,19 @@
 """SGLang's own scheduler in this process, without its event loop, its sockets and its detokenizer.
 
-`Driver` builds `Scheduler`, and with it the model, the LoRA slots, the radix tree and the memory pools, and then calls
-the three steps of its loop by hand: choose a batch, run it, take in the result. Chunked prefill, eviction and
-retraction are SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same decisions.
-
-Requests carry three things that SGLang's own do not: how many of their first tokens may come from the tree, in which
-namespace of it they lie, and whether they enter it.
+`Driver` builds the scheduler (`driven`), and with it the model, the LoRA slots, the radix tree and the memory pools,
+and then calls the three steps of its loop by hand: choose a batch, run it, take in the result. Chunked prefill,
+eviction and retraction are SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same
+decisions.
 """
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from zotune.engine.sglang.driven import request_class, scheduler_class
+from zotune.engine.sglang.jobs import Counts, Job
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
@@ -27,17 +26,11 @@ NAMES = (
     "sglang.srt.runtime_context:SpawnRanks",
     "sglang.srt.server_args:ServerArgs.resolve_once",
     "sglang.srt.server_args:PortArgs",
-    "sglang.srt.managers.scheduler_components.ipc_channels:SchedulerIpcChannels",
-    "sglang.srt.managers.scheduler_components.output_sender:SenderWrapper",
-    "sglang.srt.managers.scheduler_components.output_streamer:SchedulerOutputStreamer.stream_output",
-    _SCHEDULER + "init_ipc_channels",
-    _SCHEDULER + "get_output_streamer_class",
     _SCHEDULER + "get_next_batch_to_run",
     _SCHEDULER + "run_batch",
     _SCHEDULER + "process_batch_result",
     _SCHEDULER + "_add_request_to_queue",
     _SCHEDULER + "flush_cache",
-    _REQ + "_compute_max_prefix_len",
     _REQ + "extend_len",
     "sglang.srt.sampling.sampling_params:SamplingParams.normalize",
     "sglang.srt.mem_cache.radix_cache:RadixKey",
@@ -46,47 +39,6 @@ NAMES = (
     _TREE + "BasePrefixCache.lock",
     _TREE + "BasePrefixCache.unlock",
 )
-
-
-@dataclass
-class Job:
-    """One request. What comes back of it: log-probabilities at its scored positions, or new tokens.
-
-    Args:
-        tokens: what is prefilled.
-        slot: the adapter's slot; None is the base model.
-        max_cached: at most so many of its first tokens come from the tree; `exact`: neither fewer.
-        namespace: where in the tree it looks and is kept; None is the base model's.
-        keep: whether its KV enters the tree.
-        num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
-        sampling: SGLang's sampling parameters, to generate.
-    """
-
-    tokens: TokenIds
-    slot: int | None = None
-    max_cached: int | None = None
-    exact: bool = False
-    namespace: str | None = None
-    keep: bool = False
-    num_scored: int = 0
-    token_ids: tuple[int, ...] = ()
-    sampling: dict[str, Any] | None = None
-    log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
-    new_tokens: TokenIds = ()
-
-
-@dataclass
-class Counts:
-    """From SGLang's own batches and requests."""
-
-    forward_passes: int = 0
-    tokens_computed: int = 0
-    tokens_cached: int = 0
-    retractions: int = 0
-
-    def add(self, other: "Counts") -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
 
 
 class Driver:
@@ -106,9 +58,9 @@ class Driver:
             tokenizer_ipc_name="", scheduler_input_ipc_name="", detokenizer_ipc_name="", nccl_port=port,
             rpc_ipc_name="", metrics_ipc_name="", tokenizer_worker_ipc_name=None, decoupled_spec_ipc_config=None,
         )  # fmt: skip
-        self.scheduler: Any = _scheduler_class()(arguments, ports)
+        self.scheduler: Any = scheduler_class()(arguments, ports)
         self.lora_ids = lora_ids
-        self.request_class: Any = _request_class()
+        self.request_class: Any = request_class()
         self.counts = Counts()
         self._number = 0
 
@@ -247,43 +199,3 @@ def _log_probs(logits: torch.Tensor, token_ids: Sequence[tuple[int, ...]]) -> li
     logits = logits.float()
     values = logits.gather(1, index) - logits.logsumexp(dim=1, keepdim=True)
     return [row[: len(ids)] for row, ids in zip(values.tolist(), token_ids, strict=True)]
-
-
-def _scheduler_class() -> Any:
-    from sglang.srt.managers.scheduler import Scheduler
-    from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
-    from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
-    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
-
-    class Silent(SchedulerOutputStreamer):
-        def stream_output(self, *args: Any, **kwargs: Any) -> None: ...
-
-    class Driven(Scheduler):
-        """Without sockets: requests come from `Driver.run`, and their results stay in them."""
-
-        def init_ipc_channels(self, port_args: Any) -> None:
-            nowhere = SenderWrapper(None)
-            self.ipc_channels = SchedulerIpcChannels(
-                recv_from_tokenizer=None, recv_from_rpc=None, send_to_tokenizer=nowhere, send_to_detokenizer=nowhere,
-                send_metrics_from_scheduler=None,
-            )  # fmt: skip
-            self.load_snapshot_writer = None
-            self.recv_from_tokenizer = None
-
-        def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
-            return Silent
-
-    return Driven
-
-
-def _request_class() -> Any:
-    from sglang.srt.managers.schedule_batch import Req
-
-    class Request(Req):
-        max_cached: int | None = None
-
-        def _compute_max_prefix_len(self, input_len: int) -> int:
-            most = super()._compute_max_prefix_len(input_len)
-            return most if self.max_cached is None else min(most, self.max_cached)
-
-    return Request

@@ -1,6 +1,6 @@
 """The SGLang engine, as the trainer's process sees it: it starts the ranks, gives them theta and asks for numbers.
 
-Nothing of SGLang is imported here. A rank is a process of its own (worker.py); commands go over a pipe to each, and
+Nothing of SGLang is imported here. A rank is a process of its own (rank.py); commands go over a pipe to each, and
 theta, whenever it has changed, into memory that all of them map. In the step nothing else passes but the probes'
 seeds and distances, the examples' token ids, and the scores. Both the memory and the pipes are without names, so
 nothing is left behind however the process ends.
@@ -8,14 +8,9 @@ nothing is left behind however the process ends.
 
 import logging
 import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
-from typing import IO, Any
+from multiprocessing.connection import wait
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -24,7 +19,8 @@ from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.options import check_options, server_options
 from zotune.engine.sglang.plugin import cpu
-from zotune.engine.sglang.worker import Start, mapped_theta
+from zotune.engine.sglang.rank_process import RankProcess, free_port
+from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.torch.loading import empty_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
@@ -83,16 +79,16 @@ class SglangEngine:
             target_modules=targets, num_slots=num_slots, max_tokens=_default_tokens(config, dtype, device),
         )  # fmt: skip
         num_ranks = int(options.get("tp_size", 1))
-        self._ranks: list[_Rank] = []
+        self._ranks: list[RankProcess] = []
         size = max(4 * sum(_count(shape) for shape in shapes.values()), 1)
         theta_file = os.memfd_create("zotune-theta")
         os.truncate(theta_file, size)
         try:
             self._theta = mapped_theta(theta_file, shapes, writable=True)
-            port = _free_port()
+            port = free_port()
             for rank in range(num_ranks):
-                start = Start(rank, port, served, spec, shapes, num_slots, os.getpid())
-                self._ranks.append(_Rank(start, theta_file, cpu.cores_of_ranks(num_ranks)))
+                start = RankStart(rank, port, served, spec, shapes, num_slots, os.getpid())
+                self._ranks.append(RankProcess(start, theta_file, cpu.cores_of_ranks(num_ranks)))
             self.capacity: int = self._answers()["capacity"]
         except BaseException:
             self.close()
@@ -170,54 +166,6 @@ class SglangEngine:
         return answers[0]
 
 
-class _Rank:
-    """A process of one rank, and our ends of its pipes."""
-
-    def __init__(self, start: Start, theta_file: int, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        watched, self._lifeline = os.pipe()
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-        settings = {
-            "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",  # shared memory that nothing here uses
-            "TOKENIZERS_PARALLELISM": "false",
-            **environment,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__.replace(".engine.sglang.engine", ".engine.sglang.worker"),
-             str(theirs.fileno()), str(watched), str(theta_file)],
-            pass_fds=(theirs.fileno(), watched, theta_file), env={**os.environ, **settings},
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        theirs.close()
-        os.close(watched)
-        self.connection = Connection(ours.detach())
-        self.send(start)
-
-    def send(self, message: object) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` says why it is gone
-            self.connection.send(message)
-
-    def receive(self) -> tuple[str, Any]:
-        try:
-            answer: tuple[str, Any] = self.connection.recv()
-            return answer
-        except (EOFError, ConnectionResetError):
-            code = self._process.wait()
-            lines = [line for line in self.log().splitlines() if line.strip()]
-            return "failed", f"it ended with code {code}; its last words: {lines[-1] if lines else 'none'}"
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
-
-    def end(self) -> None:
-        self.connection.close()
-        os.close(self._lifeline)
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-
-
 def adapter_shapes(
     config: PretrainedConfig, spec: LoraSpec, trust_remote_code: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], LoraSpec]:
@@ -247,10 +195,3 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,57 +1,36 @@
-"""One rank of the engine: a process that holds SGLang's scheduler and does what the trainer's process asks.
+"""What a rank of the SGLang engine does: it writes probes into LoRA slots, and scores and generates with them.
 
-Commands come over a pipe, theta over a file in memory that both processes map. Every rank gets the same commands and
-does the same; the first one answers with the numbers. A rank ends with the process that started it, however that
-ends: a thread watches a pipe that nobody else holds open.
+In scope activated the prompts' KV is the base model's (`held_prompts`), and each probe adds what stands behind them.
+Everywhere else each probe has a namespace of the tree of its own, which is flushed when its slot is written again.
 """
 
-import faulthandler
-import mmap
-import os
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from zotune.adapter.spec import LoraSpec
 from zotune.engine.scores import empty_scores
-from zotune.engine.sglang import driver, models, slots
-from zotune.engine.sglang.driver import Counts, Driver, Job
+from zotune.engine.sglang import driven, driver, models, slots
+from zotune.engine.sglang.driver import Driver
+from zotune.engine.sglang.held_prompts import MIN_SHARED, HeldPrompts
+from zotune.engine.sglang.jobs import Counts, Job
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
+from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
-from zotune.errors import InputError
 from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
-
-MIN_SHARED = 16  # tokens that must be shared for a pass of their own to pay off
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a rank needs to begin."""
-
-    rank: int
-    port: int
-    options: dict[str, Any]
-    spec: LoraSpec
-    shapes: dict[str, tuple[int, ...]]
-    num_slots: int
-    parent: int
 
 
 class Worker:
-    def __init__(self, start: Start, theta_file: int) -> None:
-        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *slots.NAMES, *models.NAMES))
+    """What a rank does at each command: its methods are the commands."""
+
+    def __init__(self, start: RankStart, theta_file: int) -> None:
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *driven.NAMES, *slots.NAMES, *models.NAMES))
         lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
         self.driver = Driver(start.options, start.rank, start.port, lora_ids)
         models.check_loaded(self.driver.model)
         self.slots = slots.Slots(self.driver.lora, lora_ids, start.spec, start.shapes) if start.shapes else None
+        self.prompts = HeldPrompts(self.driver)
         self.num_slots = start.num_slots
         self.activated = start.spec.scope == "activated"
         self.theta = mapped_theta(theta_file, start.shapes, writable=False)
@@ -82,9 +61,9 @@ class Worker:
         by_example: dict[int, list[Row]] = {}
         for row in (*plan.trunks, *plan.rows):
             by_example.setdefault(row.example, []).append(row)
-        for chunk in self._chunks([batch[i].prompt for i in range(len(batch))]):
+        for chunk in self.prompts.chunks([batch[i].prompt for i in range(len(batch))]):
             rows = [row for i in chunk for row in by_example[i]]
-            locks = self._hold([batch[i].prompt for i in chunk])
+            locks = self.prompts.hold([batch[i].prompt for i in chunk])
             # A row with nothing after the prompt is the base model's, whatever the probe.
             own = [row for row in rows if len(row.tokens) > row.num_base]
             bare = [row for row in rows if len(row.tokens) == row.num_base]
@@ -114,51 +93,6 @@ class Worker:
                 _add(scores[k], row, job)
         self.driver.flush()
 
-    # ---- prompts in scope activated --------------------------------------------------------------------------------
-
-    def _chunks(self, prompts: Sequence[TokenIds]) -> list[list[int]]:
-        """Examples whose prompts fit into half of the KV memory together, so that their suffixes fit beside them."""
-        chunks: list[list[int]] = [[]]
-        held: set[TokenIds] = set()
-        for index, prompt in enumerate(prompts):
-            size = sum(map(len, held | {prompt}))
-            if chunks[-1] and size > self.driver.capacity // 2:
-                chunks.append([])
-                held = set()
-            chunks[-1].append(index)
-            held.add(prompt)
-        return chunks
-
-    def _hold(self, prompts: Sequence[TokenIds]) -> list[Any]:
-        """Every prompt's KV in the base namespace, computed by the base model, and locked there."""
-        locks: list[Any] = []
-        missing = self._lock_cached(dict.fromkeys(filter(None, prompts)), locks)
-        if missing:
-            shared = common_prefix(missing) if len(missing) > 1 else ()
-            if len(shared) >= MIN_SHARED:
-                self.driver.run([Job(shared, keep=True)])
-            self.driver.run([Job(prompt, keep=True) for prompt in missing])
-            for prompt in self._lock_cached(missing, locks):  # evicted by those that came after it
-                self.driver.run([Job(prompt, keep=True)])
-                if self._lock_cached([prompt], locks):
-                    self.driver.unlock(locks)
-                    raise InputError(
-                        f"--engine sglang: a prompt of {len(prompt)} tokens does not stay in a KV cache of "
-                        f"{self.driver.capacity} tokens; raise --sglang.max-total-tokens"
-                    )
-        return locks
-
-    def _lock_cached(self, prompts: Any, locks: list[Any]) -> list[TokenIds]:
-        """Lock those prompts that are wholly there; the others."""
-        missing = []
-        for prompt in prompts:
-            length, node = self.driver.cached(prompt)
-            if length == len(prompt):
-                locks.append(self.driver.lock(node))
-            else:
-                missing.append(prompt)
-        return missing
-
     # ---- generation ------------------------------------------------------------------------------------------------
 
     def generate(
@@ -176,8 +110,8 @@ class Worker:
             some = probes[start : start + self.num_slots]
             self._write(version, some)
             texts: list[list[TokenIds]] = [[()] * len(prompts) for _ in some]
-            for chunk in self._chunks([example.prompt for example in prompts]):
-                locks = self._hold([prompts[i].prompt for i in chunk]) if self.activated else []
+            for chunk in self.prompts.chunks([example.prompt for example in prompts]):
+                locks = self.prompts.hold([prompts[i].prompt for i in chunk]) if self.activated else []
                 torch.manual_seed(sampling.seed)
                 jobs = [(k, i, self._to_generate(prompts[i], k, parameters)) for k in range(len(some)) for i in chunk]
                 try:
@@ -229,58 +163,3 @@ def _add(scores: np.ndarray, row: Row, job: Job) -> None:
     column = {token: index for index, token in enumerate(job.token_ids)}
     for c, position, token in row.targets:
         scores[row.example, c] += np.float32(job.log_probs[position][column[token]])
-
-
-def mapped_theta(file: int, shapes: Mapping[str, tuple[int, ...]], writable: bool) -> dict[str, np.ndarray]:
-    """Theta's tensors as float32 views of a file in memory, one after the other."""
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    num_bytes = max(4 * sum(sizes.values()), 1)
-    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-    memory = np.frombuffer(mmap.mmap(file, num_bytes, access=access), dtype=np.float32) if sizes else np.empty(0)
-    starts = np.cumsum([0, *sizes.values()])
-    return {
-        name: memory[begin : begin + sizes[name]].reshape(shapes[name])
-        for name, begin in zip(shapes, starts[:-1].tolist(), strict=True)
-    }
-
-
-def _end_with_parent(lifeline: int, parent: int) -> None:
-    """End this process when the other end of the pipe closes, or its parent is no longer its parent."""
-    import select
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            if select.select([lifeline], [], [], 1.0)[0] and not os.read(lifeline, 1):
-                break
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> None:
-    """Started by the engine as `python -m zotune.engine.sglang.worker COMMANDS LIFELINE THETA`, three open files."""
-    commands, lifeline, theta_file = map(int, sys.argv[1:4])
-    connection = Connection(commands)
-    start: Start = connection.recv()
-    _end_with_parent(lifeline, start.parent)
-    faulthandler.register(signal.SIGUSR1)  # kill -USR1 writes where every thread is to the log
-    try:
-        worker = Worker(start, theta_file)
-        connection.send(("ok", {"capacity": worker.driver.capacity}))
-        while True:
-            method, arguments = connection.recv()
-            result = getattr(worker, method)(*arguments)
-            connection.send(("ok", result if start.rank == 0 else None))
-    except EOFError:
-        pass  # the engine was closed
-    except InputError as error:
-        connection.send(("refused", str(error)))
-    except BaseException as error:
-        traceback.print_exc()
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
-    sys.stderr.flush()
-    os._exit(0)  # SGLang's threads and groups of ranks end with the process
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,51 @@
+"""What SGLang is asked to run, and what it counts while it does.
+
+A job carries three things that SGLang's own requests do not: how many of its first tokens may come from the tree, in
+which namespace of it they lie, and whether they enter it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zotune.zo.protocol import TokenIds
+
+
+@dataclass
+class Job:
+    """One request. What comes back of it: log-probabilities at its scored positions, or new tokens.
+
+    Args:
+        tokens: what is prefilled.
+        slot: the adapter's slot; None is the base model.
+        max_cached: at most so many of its first tokens come from the tree; `exact`: neither fewer.
+        namespace: where in the tree it looks and is kept; None is the base model's.
+        keep: whether its KV enters the tree.
+        num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
+        sampling: SGLang's sampling parameters, to generate.
+    """
+
+    tokens: TokenIds
+    slot: int | None = None
+    max_cached: int | None = None
+    exact: bool = False
+    namespace: str | None = None
+    keep: bool = False
+    num_scored: int = 0
+    token_ids: tuple[int, ...] = ()
+    sampling: dict[str, Any] | None = None
+    log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
+    new_tokens: TokenIds = ()
+
+
+@dataclass
+class Counts:
+    """From SGLang's own batches and requests."""
+
+    forward_passes: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+    retractions: int = 0
+
+    def add(self, other: "Counts") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
