@@ -1,6 +1,5 @@
 """Runs that learn by gradients are kept in checkpoints: whole, of this run, and enough to go on to the bit."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -294,8 +293,3 @@ def test_replay_between_checkpoints_computes_the_live_theta_again(whole_run, kep
     assert replay_run(whole_run, tmp_path / "out", step) == step
     assert bits(load_adapter(tmp_path / "out")[0]) == kept.thetas[step]
     assert {path: path.read_bytes() for path in whole_run.rglob("*") if path.is_file()} == before
-
-
-def test_the_summary_of_a_resumed_run_counts_every_step_once(stopped):
-    resume(stopped)
-    assert json.loads((stopped / "summary.json").read_text())["steps"] == STEPS

@@ -148,8 +148,7 @@ def test_the_engine_may_change(options, tmp_path, before, after):
     run = stop({**options, "engine": before}, tmp_path / "run")
     steps = (run / "journal.jsonl").read_bytes()
     edit(run, engine=after)
-    result = resume(run)
-    assert result.summary["steps"] == STEPS
+    assert resume(run).summary["steps"] == STEPS
     assert (run / "journal.jsonl").read_bytes().startswith(steps)
 
 
@@ -249,8 +248,10 @@ def test_an_adapter_on_other_base_weights_is_used_with_a_warning(options, model,
     """Beside its run, and away from it; weights in another dtype are not compared."""
     shutil.copytree(whole_run / "adapter", tmp_path / "adapter")
     replay_run(whole_run, tmp_path / "replayed")
-    names = ("model", "labels", "invocation", "num_threads")
-    away = {name: options[name] for name in names} | {"eval_data": options["train_data"], "max_eval_samples": 4}
+    away = {name: options[name] for name in ("model", "labels", "invocation")} | {
+        "eval_data": options["train_data"],
+        "max_eval_samples": 4,
+    }
     uses = [
         lambda: evaluate(adapter=whole_run / "adapter"), lambda: predict(["a film"], adapter=whole_run / "best"),
         lambda: evaluate(adapter=tmp_path / "adapter", **away), lambda: evaluate(adapter=tmp_path / "replayed", **away),
