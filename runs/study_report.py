@@ -39,7 +39,7 @@ def results(outcomes: Sequence[Outcome]) -> str:
 
 
 def rates(rows: Sequence[Outcome]) -> str:
-    """What was tried of each method, and what came out."""
+    """The learning rates that were tried for each method, and the lowest loss with each."""
     lines = []
     for row in rows:
         tried = ", ".join(f"{rate}: {loss:.3f}" for rate, (loss, _) in row["loss and steps"].items())
@@ -73,7 +73,7 @@ def passes(outcome: Outcome) -> float:
 
 
 def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> str:
-    """What each method spent until its held-out accuracy was the one the reference ended with."""
+    """What each method spent until its held-out accuracy reached that with which the reference ended."""
     rows: list[tuple[str, ...]] = []
     for task, runs in _by_task(reference, REFERENCE).items():
         target = statistics.mean(map(dev_accuracy, runs))
@@ -103,7 +103,7 @@ def to_accuracy(outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> st
 
 
 def at_equal_scope(outcomes: Sequence[Outcome]) -> str:
-    """What finalists of one-sided directions spent to the lowest held-out loss of MeZO in the same scope, beside it."""
+    """What the one-sided finalists spent until they reached the lowest held-out loss of MeZO in the same scope."""
     rows: list[tuple[str, ...]] = []
     for method in [name for name in _methods(outcomes) if "one-sided" in name]:
         other = "MeZO everywhere" if METHODS[method][1].get("scope") == "everywhere" else "MeZO"
@@ -184,7 +184,7 @@ def to_first_order(outcomes: Sequence[Outcome]) -> str:
 
 
 def claims(outcomes: Sequence[Outcome]) -> str:
-    """Published claims beside what was seen against MeZO in the same scope."""
+    """What papers claim of a method, beside its result against MeZO in the same scope here."""
     rows: list[tuple[str, ...]] = []
     for method, claim in CLAIMS.items():
         for task, ours in _by_task(outcomes, method).items():
