@@ -19,6 +19,7 @@ from zotune import InputError, evaluate, mezo_finetune, predict, replay_run, res
 from zotune.run.journal import read_journal
 
 STEPS, STOPPED = 6, 3
+NOT_THOSE = "are not those that the adapter"
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,8 @@ def test_the_engine_may_change(options, tmp_path, before, after):
 def test_how_often_it_is_looked_at_may_change(run, whole_run, settings):
     edit(run, **settings)
     resume(run)
-    name = "adapter/adapter_model.safetensors"
-    assert (run / "journal.jsonl").read_bytes() == (whole_run / "journal.jsonl").read_bytes()
-    assert (run / name).read_bytes() == (whole_run / name).read_bytes()
+    for name in ("journal.jsonl", "adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (whole_run / name).read_bytes()
 
 
 def test_where_its_folder_lies_may_change(run, whole_run, tmp_path):
@@ -241,17 +241,12 @@ def test_other_base_weights_are_refused(options, run, model, whole_run, tmp_path
     resume(run)
 
 
-NOT_THOSE = "are not those that the adapter"
-
-
 def test_an_adapter_on_other_base_weights_is_used_with_a_warning(options, model, whole_run, tmp_path, caplog):
     """Beside its run, and away from it; weights in another dtype are not compared."""
     shutil.copytree(whole_run / "adapter", tmp_path / "adapter")
     replay_run(whole_run, tmp_path / "replayed")
-    away = {name: options[name] for name in ("model", "labels", "invocation")} | {
-        "eval_data": options["train_data"],
-        "max_eval_samples": 4,
-    }
+    away = {name: options[name] for name in ("model", "labels", "invocation")}
+    away |= {"eval_data": options["train_data"], "max_eval_samples": 4}
     uses = [
         lambda: evaluate(adapter=whole_run / "adapter"), lambda: predict(["a film"], adapter=whole_run / "best"),
         lambda: evaluate(adapter=tmp_path / "adapter", **away), lambda: evaluate(adapter=tmp_path / "replayed", **away),
@@ -275,8 +270,8 @@ def test_an_adapter_on_other_base_weights_is_used_with_a_warning(options, model,
 def test_peft_loads_an_adapter_that_names_its_base(model, whole_run):
     assert (whole_run / "adapter" / "zotune.json").is_file()
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), whole_run / "adapter")
-    tensors = get_peft_model_state_dict(loaded)
     expected = load_file(whole_run / "adapter" / "adapter_model.safetensors")
+    tensors = get_peft_model_state_dict(loaded)
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], value) for name, value in expected.items())
 
