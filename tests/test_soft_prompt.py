@@ -217,7 +217,7 @@ def test_too_little_room_beside_the_virtual_tokens_is_refused():
     encode(6)
     with pytest.raises(InputError, match="here: virtual tokens, invocation and completion alone have 12 tokens"):
         encode(9)
-    with pytest.raises(InputError, match=r"--prompt-tuning.num-virtual-tokens: 30 virtual tokens leave no room .* 12 tokens"):
+    with pytest.raises(InputError, match=r"num-virtual-tokens: 30 virtual tokens leave no room .* 12 tokens"):
         encode(30)
 
 

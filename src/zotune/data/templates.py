@@ -57,8 +57,8 @@ class Encoder:
             )
         if len(self.start) + 2 > max_length and virtual_tokens:
             raise InputError(
-                f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text within "
-                f"{max_length} tokens (--max-length)"
+                f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text "
+                f"within {max_length} tokens (--max-length)"
             )
         before = (task.template + task.invocation)[-1:]
         self.words = tuple(
