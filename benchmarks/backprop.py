@@ -133,8 +133,8 @@ def main() -> None:
     table += [
         "",
         f"{options.batch_size} examples of {options.prompt_tokens} + {options.suffix_tokens} tokens, {options.layers} "
-        f"layers, medians of {options.rounds} rounds. A ratio is of time, over that of forward and backward behind kept "
-        f"prompts in the same round. Difference of the two gradients, relative: {', '.join(notes)}.",
+        f"layers, medians of {options.rounds} rounds. A ratio is of time, over that of forward and backward behind "
+        f"kept prompts in the same round. Difference of the two gradients, relative: {', '.join(notes)}.",
         f"{processor()}, threads: {options.threads}, torch {torch.__version__}, {date.today()}"
         f"{', ' + options.note if options.note else ''}",
     ]
