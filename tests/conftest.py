@@ -2,7 +2,9 @@
 
 import gc
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,15 @@ def make_model(kind: str) -> transformers.PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
     return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command says where its messages go; that ends with the test."""
+    logger = logging.getLogger("zotune")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")

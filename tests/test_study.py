@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import REVIEWS, TARGETS, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
+from zotune.cli import main
 from zotune.engine.memory import peak_resident_bytes
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
@@ -119,7 +120,7 @@ def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(t
     assert (first / "outcome.json").is_file()
     assert not (second / "outcome.json").exists()
     done, lines = (first / "journal.jsonl").stat().st_mtime_ns, (second / "journal.jsonl").read_bytes()
-    subprocess.run([ZOTUNE, "compare", path], check=True, capture_output=True)
+    main(["compare", str(path)])
     assert (first / "journal.jsonl").stat().st_mtime_ns == done
     whole = (second / "journal.jsonl").read_bytes()
     assert whole.startswith(lines[: lines.rindex(b"\n") + 1])
@@ -192,8 +193,9 @@ def test_a_wrong_study_is_refused_before_anything_is_run(tmp_path, opt_dir, revi
     with pytest.raises(InputError, match="study") as error:
         read_study(path)
     assert message in str(error.value)
-    done = subprocess.run([ZOTUNE, "compare", path], capture_output=True, text=True)
-    assert done.returncode == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(path)])
+    assert stop.value.code == 2
     assert not (tmp_path / "cells").exists()
 
 
