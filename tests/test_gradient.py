@@ -1,5 +1,6 @@
 """Gradients of the torch engines against autograd on transformers and PEFT, each other, and forward mode."""
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.test_quantized import KINDS
 from zotune.adapter.peft_files import save_adapter
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, LoraSpec, PromptSpec
 from zotune.engine.pool import EnginePool
+from zotune.engine.torch.attention import PromptKV
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.loading import load_model
 from zotune.engine.torch.plain import PlainEngine
@@ -350,7 +352,7 @@ class _Held:
 def test_what_is_held_for_the_way_back_does_not_grow_with_the_batch(scope):
     engine = make_fast("llama", scope)
     theta, one = some_theta(engine), [BATCH[1]] * 4
-    engine.max_tokens_per_forward = 4 * 3  # suffix tokens of `one`
+    engine.passes.max_tokens = 4 * 3  # suffix tokens of `one`
     engine.plain.max_tokens_per_forward = 8 * 7  # rows of `one`, as long as the longest
     peaks = []
     for batch in (one, one * 5):
@@ -376,18 +378,31 @@ def test_what_goes_into_the_head_is_no_slice(make, scope):
     assert contiguous
 
 
-def test_behind_kept_prompts_nothing_of_their_length_is_held():
-    engine = make_fast("llama")
-    theta, peaks = some_theta(engine), []
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_behind_kept_prompts_nothing_of_their_length_is_held(num_runs):
+    """But attention's weights; also where prompts lie in the cache as several runs, since they begin alike."""
+    peaks = []
     for length in (2, 40):
-        batch = [Example(tuple(range(60, 60 + length)), INVOCATION, ((60,), (61,)), 0)]
+        engine = make_fast("llama", cache=PrefixCache(1e8, BLOCK))
+        theta, prompt = some_theta(engine), tuple(range(60, 60 + length))
+        batch = [Example(prompt, INVOCATION, ((60,), (61,)), 0)]
+        others = [Example((*prompt[: BLOCK * n], 70, 71), INVOCATION, ((60,),), 0) for n in range(1, num_runs)]
+        engine.score(theta, [AT_THETA], batch + others)
         with _Recorded(engine.model) as record:
-            engine.score(theta, [AT_THETA], batch)
             record.kept |= {node.kv.untyped_storage().data_ptr() for node in engine.cache._by_use}
             engine.gradient(theta, batch, drawn(1))
         peaks.append(record.peak)
+    assert len(engine.cache._match(prompt)) == num_runs
     weights = 2 * 4 * 2 * 38 * 4  # bytes: two layers' softmax: heads, suffix tokens, prompt tokens more, fp32
     assert peaks[1] - peaks[0] == weights
+
+
+def test_a_pass_that_is_over_is_let_go():
+    """A record that held the pass which holds the record would stay for good."""
+    engine = make_fast("llama")
+    engine.gradient(some_theta(engine), BATCH, drawn(1))
+    gc.collect()
+    assert not [held for held in gc.get_objects() if isinstance(held, PromptKV)]
 
 
 # ---- refused

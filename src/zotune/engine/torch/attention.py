@@ -10,8 +10,9 @@ On CPU rows are taken one by one, straight from the cache where a prompt is one 
 elsewhere a batch is padded once and computed at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from zotune.engine.torch.kept_product import KeptProduct
+from zotune.engine.torch.kept_product import KeptProduct, RegatheredProduct
 
-Group = tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor | None]
+Kept = Callable[[int], torch.Tensor]
+"""Keys (0) or values (1) of prompts, [.., tokens, size]."""
 
 
 class PromptKV:
@@ -49,34 +51,42 @@ class PromptKV:
         self.differentiated = differentiated
         self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
-    def groups(self, layer: int) -> Iterator[Group]:
+    def groups(self, layer: int) -> Iterator[tuple[slice, Kept, torch.Tensor | None]]:
         """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
         if self._padded is not None:
             kv, hidden = self._padded
-            yield slice(None), kv[layer, 0].flatten(0, 1), kv[layer, 1].flatten(0, 1), hidden
+            yield slice(None), lambda which: kv[layer, which].flatten(0, 1), hidden
             return
-        kv_heads = self.computed[layer][0].shape[1]
+        nothing = self.computed[layer][0][:, :, :0]
+        kv_heads = nothing.shape[1]
         if not any(self.prompts):
-            empty = self.computed[layer][0][:, :, :0].flatten(0, 1)
-            yield slice(None), empty, empty, None
+            yield slice(None), partial(_same, nothing.flatten(0, 1)), None
             return
         if self.differentiated:
             kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
-            yield slice(None), kv[0].flatten(0, 1), kv[1].flatten(0, 1), hidden
+            yield slice(None), lambda which: kv[which].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
-            if len(runs) == 1:
-                keys, values = runs[0][layer]
-            elif runs:
-                keys, values = torch.cat([run[layer] for run in runs], dim=2)
-            else:
-                keys = values = self.computed[layer][0][row, :, :0]
-            yield slice(row * kv_heads, (row + 1) * kv_heads), keys, values, None
+            kept = partial(_joined, runs, layer) if runs else partial(_same, nothing[row])
+            yield slice(row * kv_heads, (row + 1) * kv_heads), kept, None
 
     def block(self) -> torch.Tensor:
         """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size]."""
         layers = [torch.stack(self.computed[layer])[:, 0] for layer in range(len(self.computed))]
         return torch.stack(layers)
+
+
+def _joined(runs: Sequence[torch.Tensor], layer: int, which: int) -> torch.Tensor:
+    """One layer's keys or values of a prompt, without a copy where it is one run."""
+    return runs[0][layer, which] if len(runs) == 1 else torch.cat([run[layer, which] for run in runs], dim=1)
+
+
+def _same(keys_and_values: torch.Tensor, which: int) -> torch.Tensor:
+    return keys_and_values
+
+
+def _keys(kept: Kept) -> torch.Tensor:
+    return kept(0).transpose(1, 2)
 
 
 def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,18 +131,27 @@ def attention(
         own_scores = by_probe @ own_keys.transpose(-1, -2) + prompt_kv.own_mask
         own = own_scores.view(rows * kv_heads, -1, count // probes)
         outputs, own_weights = [], []
-        product = KeptProduct.apply if prompt_kv.differentiated else torch.bmm
-        for group, keys, values, hidden in prompt_kv.groups(layer):
-            num_past = keys.shape[1]
-            scores = product(by_head[group], keys.transpose(1, 2))
+        product = _product(prompt_kv.differentiated)
+        for group, kept, hidden in prompt_kv.groups(layer):
+            scores = product(by_head[group], partial(_keys, kept))
+            num_past = scores.shape[-1]
             if hidden is not None:
                 scores = scores.masked_fill(hidden, -torch.inf)
             weights = torch.softmax(torch.cat((scores, own[group]), dim=-1).float(), dim=-1).to(query.dtype)
             own_weights.append(weights[..., num_past:])
-            outputs.append(product(weights[..., :num_past], values))
+            outputs.append(product(weights[..., :num_past], partial(kept, 1)))
         own_output = torch.cat(own_weights).view(own_scores.shape) @ value.reshape(own_keys.shape)
         output = torch.cat(outputs).view(by_probe.shape) + own_output
         return output.view(rows, heads, count, size).transpose(1, 2), None
+
+
+def _product(differentiated: bool) -> Callable[[torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor]:
+    """left @ kept(), by the rule that the pass's derivatives need, if any."""
+    if differentiated:
+        return lambda left, kept: KeptProduct.apply(left, kept())
+    if torch.is_grad_enabled():
+        return RegatheredProduct.apply
+    return lambda left, kept: torch.bmm(left, kept())
 
 
 @contextmanager

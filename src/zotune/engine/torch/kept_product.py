@@ -1,9 +1,10 @@
-"""Products with what does not change with theta (weights, KV of prompts), in forward mode.
+"""Products with what does not change with theta (weights, KV of prompts), differentiated by their other factor alone.
 
-PyTorch's own rule for a product gives both factors a derivative: a factor that has none gets one of zeros, as large as
-itself, and `vmap` copies it for every direction. Here the derivatives of all directions are one product.
+In forward mode PyTorch's own rule gives both factors a derivative: a factor that has none gets one of zeros, as large
+as itself, and `vmap` copies it for every direction. Here the derivatives of all directions are one product.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,23 @@ class KeptProduct(torch.autograd.Function):
         left = left.movedim(in_dims[0], -3)
         product = KeptProduct.apply(left.flatten(-3, -2), kept)
         return product.unflatten(-2, left.shape[-3:-1]), product.dim() - 2
+
+
+class RegatheredProduct(torch.autograd.Function):
+    """left @ kept() in reverse mode: KV that lies in several runs is joined again on the way back, so that no copy of
+    it is held for that."""
+
+    @staticmethod
+    def forward(left: torch.Tensor, kept: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return torch.bmm(left, kept())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, Callable[[], torch.Tensor]], output: torch.Tensor) -> None:
+        ctx.kept = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.bmm(gradient, ctx.kept().transpose(1, 2)), None
 
 
 class KeptWeights(TorchFunctionMode):
