@@ -61,11 +61,13 @@ def shared_settings(config: Fields, made: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
 
 
-def default_learning_rate(num_parameters: int, optimizer: str, tuning: str) -> float:
-    """By the optimizer and the size of the base model. Small models: what the study in docs/results.md found. Large
+def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, tuning: str) -> float:
+    """By the method and the size of the base model. Small models: what the study in docs/results.md found. Large
     ones: with Adam what backpropagation of LoRA takes, else MeZO's range for OPT with LoRA, 5e-5 .. 1e-4. MeZO's range
     for all parameters is 1e-7 .. 1e-6."""
     if tuning == "full":
         return 1e-6
     small, large = (4e-3, 2e-4) if optimizer in ("adam", "adamw") else (2e-3, 1e-4)
+    if estimator == "backprop":
+        small = 1e-3
     return small if num_parameters < SMALL_MODEL else large

@@ -114,7 +114,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
             f"--tuning full: {config.model} is quantised ({facts.quantization}), and such weights stay as they are"
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
-    rate = default_learning_rate(facts.num_parameters, method["optimizer"], method["tuning"])
+    rate = default_learning_rate(facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"])
     noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,

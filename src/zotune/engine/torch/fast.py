@@ -1,8 +1,8 @@
 """The fast engine on transformers models: every number of the plain engine, with fewer tokens computed.
 
 In scope `activated` prompts are base-model KV from the prefix cache (`activated.py`). In scope `everywhere` what all
-prompts of a batch begin with is computed once per probe (`everywhere.py`). In both, candidates share their prompt and
-only scored positions reach the LM head.
+prompts of a batch begin with is computed once per probe (`everywhere.py`). In both, a prompt is computed once for all
+candidates that follow it, and only scored positions reach the LM head.
 """
 
 import logging
