@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "start of all parameters": (
         f"{GOOD} --tuning full --init-lora-weights kaiming", ("--init-lora-weights has no effect with --tuning full",),
     ),
-    "rank of Gaussian noise": (f"{GOOD} --low_rank.rank 3", ("--low_rank.rank has no effect with --noise gaussian",)),
+    "rank of Gaussian noise": (f"{GOOD} --low_rank.rank 3", ("--low-rank.rank has no effect with --noise gaussian",)),
     "period of nothing": (f"{GOOD} --noise-steps 3", ("--noise-steps has no effect without --noise low_rank",)),
     "low rank of vectors": (
         f"{GOOD} --noise low_rank --tuning vera", ("--noise low_rank has no effect with --tuning vera",),

@@ -295,11 +295,11 @@ REFUSED = {
     "alpha": (["--lora-alpha", "4"], "--lora-alpha"),
     "targets": (["--target-modules", "fc1"], "--target-modules"),
     "kept prompts": (["--kv-cache-gb", "1"], "--kv-cache-gb"),
-    "full": (["--tuning", "full"], "--prompt_tuning.num-virtual-tokens has no effect with --tuning full"),
+    "full": (["--tuning", "full"], "--prompt-tuning.num-virtual-tokens has no effect with --tuning full"),
     "blocks": (["--noise-blocks", "2"], "--noise-blocks"),
     "none": (["--prompt_tuning.num-virtual-tokens", "0"], "num-virtual-tokens must be a whole number, 1 or more"),
     "too many": (["--prompt_tuning.num-virtual-tokens", str(CONTEXT)], f"num-virtual-tokens: {CONTEXT}"),
-    "lora": (["--tuning", "lora"], "--prompt_tuning.num-virtual-tokens has no effect with --tuning lora"),
+    "lora": (["--tuning", "lora"], "--prompt-tuning.num-virtual-tokens has no effect with --tuning lora"),
 }
 
 
@@ -324,16 +324,14 @@ def test_what_it_does_not_go_with_is_refused_by_name(more, piece, opt_dir, revie
     assert not (tmp_path / "run").exists()
 
 
-def test_first_order_training_of_it_is_refused_where_the_study_says_so(tmp_path, capsys):
-    path = tmp_path / "study.toml"
-    path.write_text('budget = {steps = 2}\n[methods.adam]\nfirst_order = true\ntuning = "prompt_tuning"\n')
-    with pytest.raises(SystemExit) as stopped:
-        main(["compare", str(path), "--output-dir", str(tmp_path / "cells")])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert "[methods.adam] on [tasks.demo]: first-order training takes" in message
-    assert "--peft-type lora" in message
-    assert not (tmp_path / "cells").exists()
+def test_backpropagation_trains_it_too(opt_dir, reviews_file, tmp_path):
+    result = mezo_finetune(
+        str(opt_dir), str(reviews_file), str(reviews_file), task="demo", tuning="prompt_tuning", estimator="backprop",
+        num_steps=20, learning_rate=0.03, num_threads=1, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.initial
+    assert result.final
+    assert result.final.loss < result.initial.loss - 0.03
 
 
 def test_an_engine_without_soft_prompts_refuses_its_adapter():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from zotune.zo.setting import flag_of
+
 _TABLES = {
     "adam_beta1": ("adam", "beta1"),
     "adam_beta2": ("adam", "beta2"),
@@ -31,7 +33,7 @@ def new_name(name: str) -> str | None:
     if name not in _TABLES:
         return None
     table, key = _TABLES[name]
-    flag = f"--{table}.{key.replace('_', '-')}"
+    flag = flag_of(table, key)
     others = {"momentum": ("sign", "muon")}.get(name, ("adamw",) if name.startswith("adam_") else ())
     return " or ".join([flag, *(f"--{other}.{key}" for other in others)])
 

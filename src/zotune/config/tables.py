@@ -10,7 +10,7 @@ from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.noise import Noise
 from zotune.zo.optimizers import OPTIMIZERS
-from zotune.zo.setting import Setting, checked, settings_of
+from zotune.zo.setting import Setting, checked, flag_of, settings_of
 
 _MADE: dict[str, dict[str, Any]] = {
     "estimator": ESTIMATORS,
@@ -42,7 +42,7 @@ def check_tables(config: Fields, method: Mapping[str, Any]) -> None:
         values = checked(name, table, METHOD_TABLES[name])
         options = [option for option, rows in _MADE.items() if name in rows]
         if name not in [method[option] for option in options]:
-            flag = f"--{name}.{next(iter(values)).replace('_', '-')}"
+            flag = flag_of(name, next(iter(values)))
             chosen = " and ".join(f"--{option} {method[option]}" for option in options)
             raise InputError(f"{flag} has no effect with {chosen}; it is for --{options[0]} {name}")
 

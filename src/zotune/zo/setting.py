@@ -74,6 +74,11 @@ def settings_of(made: Any) -> dict[str, Setting]:
     return {item.name: item.metadata["setting"] for item in fields(made) if "setting" in item.metadata}
 
 
+def flag_of(table: str, name: str) -> str:
+    """The flag of a setting in a table, as the command line has it."""
+    return f"--{table}.{name}".replace("_", "-")
+
+
 def checked(table: str, values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
     """The values of a table, each in its type.
 
@@ -83,7 +88,7 @@ def checked(table: str, values: Mapping[str, Any], known: Mapping[str, Setting])
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
-        flag = f"--{table}.{name.replace('_', '-')}"
+        flag = flag_of(table, name)
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
