@@ -3,8 +3,9 @@ docs/performance.md.
 
 A Llama of SmolLM2-135M's shape with random weights, LoRA of rank 8 on q_proj and v_proj in scope activated, examples
 with two labels of one token. `python benchmarks/backprop.py --write docs/performance.md` takes ten minutes on a core.
-Times are taken in turn in one process (A B C A B C ...), with prompts already kept; the peak of memory (the resident
-set) is that of a fresh process for each, without what building the model took.
+Times are seconds of the processor, so that others on the machine count little, and taken in turn in one process
+(A B C A B C ...), with prompts already kept; the peak of memory (the resident set) is that of a fresh process for each,
+without what building the model took.
 """
 
 import argparse
