@@ -1,15 +1,13 @@
 """Runs that learn by gradients are kept in checkpoints: whole, of this run, and enough to go on to the bit."""
 
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.processes import Process, run_to_end
 from tests.test_train import StopAt, durable
 from zotune import Callback, InputError, mezo_finetune, replay_run, resume
 from zotune.adapter.forms import lora_matrices
@@ -19,7 +17,6 @@ from zotune.run.checkpoint import Checkpoint, checkpoint_steps, digest, nearest,
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, read_journal
 
-ZOTUNE = str(Path(sys.executable).parent / "zotune")
 THETA: dict[str, np.ndarray] = {
     "b": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
     "a": np.array([np.pi], dtype=np.float32),
@@ -190,22 +187,22 @@ def flags(options: dict) -> list[str]:
 
 
 def kill_after(command: list[str], journal: Path, steps: int) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Process(*command)
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > steps):
         time.sleep(0.001)
     assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
 
 
 def test_kill_9_between_checkpoints_and_resume_gives_the_same_bits(options, tmp_path):
     config = {**options, "num_steps": 400, "eval_steps": 50}
     whole, run = tmp_path / "whole", tmp_path / "killed"
     mezo_finetune(**config, output_dir=str(whole))
-    kill_after([ZOTUNE, "train", *flags(config), "--output-dir", str(run)], run / "journal.jsonl", 70)
-    kill_after([ZOTUNE, "resume", str(run)], run / "journal.jsonl", 170)
+    kill_after(["train", *flags(config), "--output-dir", str(run)], run / "journal.jsonl", 70)
+    kill_after(["resume", str(run)], run / "journal.jsonl", 170)
     assert checkpoint_steps(run / "checkpoints")[-1] < len(read_journal(run / "journal.jsonl")[1])
-    done = subprocess.run([ZOTUNE, "resume", str(run)], check=True, capture_output=True, text=True)
+    done = run_to_end("resume", run)
+    assert done.returncode == 0
     assert "resuming" in done.stderr
     assert durable(run) == durable(whole)
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 
 from tests import test_estimator_contract as contract
 from tests.conftest import REVIEWS
+from tests.processes import run_to_end
 from zotune.run.journal import read_journal
 from zotune.zo import estimators
 from zotune.zo.noise import GAUSSIAN
@@ -65,11 +64,8 @@ def test_it_trains_resumes_and_replays_by_its_name(opt_dir, reviews_file, tmp_pa
         "resume(sys.argv[3])\n"
         "replay_run(sys.argv[3], sys.argv[3] + '/replayed')\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script, CODE, json.dumps(settings), str(run)],
-        check=True,
-        capture_output=True,
-    )
+    done = run_to_end(CODE, json.dumps(settings), run, code=script)
+    assert done.returncode == 0, done.stderr
     assert [len(entry.slopes) for entry in read_journal(run / "journal.jsonl")[1]] == [2, 2, 2]
     weights = "adapter_model.safetensors"
     assert (run / "replayed" / weights).read_bytes() == (run / "adapter" / weights).read_bytes()
@@ -89,7 +85,7 @@ def train(code: str, **settings: Any) -> Path:
         "resume(settings['output_dir'])\n"
         "replay_run(settings['output_dir'], settings['output_dir'] + '/replayed')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, code, json.dumps(settings)], capture_output=True, text=True)
+    done = run_to_end(code, json.dumps(settings), code=script)
     assert done.returncode == 0, done.stderr
     run = Path(settings["output_dir"])
     weights = "adapter_model.safetensors"
@@ -125,7 +121,7 @@ def test_the_reward_is_refused_where_the_engine_does_not_write(settings, tmp_pat
         + ("try: mezo_finetune(**json.loads(sys.argv[1]))\nexcept InputError as error: print(error)\n")
     )
     asked = {**settings, "labels": (), "objective": "brevity", "engine": "prior", "task": "lm"}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(asked)], capture_output=True, text=True)
+    done = run_to_end(json.dumps(asked), code=code)
     assert "--objective brevity: it only scores candidates" in done.stdout
     assert not Path(settings["output_dir"]).exists()
 

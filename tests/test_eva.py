@@ -1,8 +1,6 @@
 """A from the data: against a plain decomposition of what transformers' own forward pass puts into each module."""
 
 import json
-import subprocess
-import sys
 import textwrap
 from unittest.mock import patch
 
@@ -13,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, VOCABULARY, make_model
+from tests.processes import run_to_end
 from zotune import mezo_finetune, replay_run, resume
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.peft_files import load_adapter
@@ -202,6 +201,6 @@ def test_a_disk_too_full_for_the_start_is_named(options, tmp_path):
         except InputError as error:
             sys.exit(str(error))
     """)
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    result = run_to_end(code=script)
     assert f"--output-dir: cannot write {tmp_path / 'run'}" in result.stderr
     assert not (tmp_path / "run" / START_FILE).exists()

@@ -1,6 +1,5 @@
 """Forward-mode derivatives against autograd, finite differences and each other; runs with them."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TARGETS, make_model
+from tests.processes import run_to_end
 from tests.test_estimators import BATCH, double_loss
 from tests.test_fast_engine import batches, some_theta
-from tests.test_train import ZOTUNE, StopAt
+from tests.test_train import StopAt
 from zotune import InputError, mezo_finetune, resume
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.spec import LoraSpec
@@ -185,8 +185,7 @@ def test_the_command_trains_with_it(run_options, tmp_path):
         for name, value in run_options.items()
         for part in ([f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else (str(value),))])
     ]
-    command = [ZOTUNE, "train", *flags, "--output-dir", str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_to_end("train", *flags, "--output-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     mezo_finetune(**run_options, output_dir=str(tmp_path / "again"))
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == (tmp_path / "again" / "journal.jsonl").read_bytes()

@@ -1,8 +1,6 @@
 """The journal: durable, checked line by line, and enough to rebuild theta bit for bit."""
 
 import json
-import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processes import run_to_end
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
@@ -347,8 +346,7 @@ def test_a_first_line_is_there_whole_or_not_at_all(path):
         Path.replace = lambda self, target: os._exit(9)
         Journal.create(Path({str(path)!r}), make_header())
     """)
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 9
+    assert run_to_end(code=script).returncode == 9
     assert not path.exists()
 
 
@@ -369,9 +367,7 @@ def test_a_full_disk_leaves_whole_lines_only(path):
         except OSError as error:
             sys.exit(f"{{error.strerror}}: {{error.filename}}")
     """)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
+    result = run_to_end(code=script)
     assert "File too large" in result.stderr
     assert str(path) in result.stderr
     assert read_journal(path) == (make_header(), ENTRIES[:1])

@@ -1,9 +1,6 @@
 """Every estimator, optimizer, kind of noise and form of adapter in a real run: stopped and resumed to the same bits."""
 
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_model
+from tests.processes import run_to_end
 from zotune import Callback, mezo_finetune, replay_run, resume
 from zotune.adapter.forms import FORMS, initial_theta, lora_matrices
 from zotune.adapter.peft_files import load_adapter, save_adapter
@@ -115,10 +113,7 @@ def test_kill_9_and_resume_of_what_remembers_most(name, options, tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
         mezo_finetune(**{settings!r}, output_dir={str(tmp_path / "killed")!r}, callbacks=[Kill()])
     """)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == -signal.SIGKILL
+    assert run_to_end(code=script).returncode == -signal.SIGKILL
     assert len(read_journal(tmp_path / "killed" / "journal.jsonl")[1]) == 9
     resume(tmp_path / "killed")
     mezo_finetune(**settings, output_dir=str(tmp_path / "whole"))

@@ -4,14 +4,13 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Process, run_to_end
 from tests.test_checkpoint import flags
 from tests.test_train import StopAt
 from zotune import InputError, mezo_finetune, replay_run, resume
@@ -19,7 +18,6 @@ from zotune.config.reading import read_toml
 from zotune.run.folder import BEFORE_JOURNAL, RunFolder
 from zotune.run.journal import read_journal
 
-ZOTUNE = str(Path(sys.executable).parent / "zotune")
 FOR_EVER = 1_000_000
 
 
@@ -54,29 +52,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- processes at once
 
 
-class Process:
-    """A zotune of its own; what it says goes to a file."""
-
-    def __init__(self, said: Path, *arguments: str) -> None:
-        self.said = said
-        with said.open("w") as file:
-            self.running = subprocess.Popen([ZOTUNE, *arguments], stdout=subprocess.DEVNULL, stderr=file)
-
-    def end(self) -> None:
-        self.running.send_signal(signal.SIGKILL)
-        self.running.wait()
+class Zotune(Process):
+    """A zotune of its own."""
 
     def refusal(self) -> str:
         """The one sentence with which it was refused."""
-        assert self.running.wait(timeout=240) == 2, self.said.read_text()
-        assert "Traceback" not in self.said.read_text()
-        *_, message = self.said.read_text().splitlines()
+        assert self.wait() == 2, self.stderr
+        assert "Traceback" not in self.stderr
+        *_, message = self.stderr.splitlines()
         return message
 
     def wait_for_steps(self, journal: Path, count: int) -> None:
         give_up = time.monotonic() + 240
         while not (journal.exists() and journal.read_bytes().count(b"\n") > count):
-            assert self.running.poll() is None, self.said.read_text()
+            assert self.poll() is None, self.stderr
             assert time.monotonic() < give_up
             time.sleep(0.01)
 
@@ -84,28 +73,28 @@ class Process:
 def test_of_two_that_overwrite_at_once_one_wins_and_a_running_resume_is_not_deleted(options, run, tmp_path):
     in_use = f"zotune: {run} is in use by another zotune process"
     train = ["train", *flags({**options, "num_steps": FOR_EVER}), "--output-dir", str(run), "--overwrite"]
-    processes = {seed: Process(tmp_path / f"{seed}.err", *train, "--seed", str(seed)) for seed in (7, 8)}
+    processes = {seed: Zotune(*train, "--seed", str(seed)) for seed in (7, 8)}
     try:
-        while all(process.running.poll() is None for process in processes.values()):
+        while all(process.poll() is None for process in processes.values()):
             time.sleep(0.01)
-        (loser,) = [seed for seed, process in processes.items() if process.running.poll() is not None]
+        (loser,) = [seed for seed, process in processes.items() if process.poll() is not None]
         assert processes[loser].refusal() == in_use
         winner, journal = 15 - loser, run / "journal.jsonl"
         processes[winner].wait_for_steps(journal, 20)
-        processes[winner].end()
+        processes[winner].kill()
         header, entries = read_journal(journal)
         assert (header.seed, read_toml(run / "config.toml").seed) == (winner, winner)
 
-        processes[0] = Process(tmp_path / "resume.err", "resume", str(run))
+        processes[0] = Zotune("resume", run)
         processes[0].wait_for_steps(journal, len(entries) + 5)
-        assert Process(tmp_path / "late.err", *train).refusal() == in_use
+        assert Zotune(*train).refusal() == in_use
         processes[0].wait_for_steps(journal, journal.read_bytes().count(b"\n") + 5)
-        processes[0].end()
+        processes[0].kill()
         assert read_journal(journal)[1][: len(entries)] == entries
         replay_run(run, tmp_path / "out")
     finally:
         for process in processes.values():
-            process.end()
+            process.kill()
 
 
 # ---- beginnings
@@ -124,8 +113,7 @@ def test_a_run_killed_before_its_journal_is_taken_by_the_next(options, run, tmp_
     """Also by one that has --overwrite, and also where the killed one overwrote a run itself."""
     folder = run if overwrite else tmp_path / "new"
     script = textwrap.dedent(KILLED).format(options=options, folder=str(folder), more={"overwrite": overwrite})
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_to_end(code=script).returncode == -signal.SIGKILL
     assert {path.name for path in folder.iterdir()} == {"config.toml", ".lock"}
     result = mezo_finetune(**options, output_dir=str(folder), overwrite=overwrite, seed=5)
     assert result.summary["seed"] == 5

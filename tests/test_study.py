@@ -1,10 +1,6 @@
 """Studies: equal budgets, finished cells kept over kill -9, sweeps by successive halving, first-order beside them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REVIEWS, TARGETS, make_model
+from tests.processes import Process
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
@@ -30,7 +27,6 @@ from zotune.zo.draws import gaussian
 from zotune.zo.objectives import cross_entropy, token_nll
 from zotune.zo.protocol import Example, Probe
 
-ZOTUNE = Path(sys.executable).with_name("zotune")
 INVOCATION = (50, 51)
 
 
@@ -108,15 +104,14 @@ def test_peak_memory_of_a_cell_is_not_that_of_what_ran_before(tmp_path, opt_dir,
 def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(tmp_path, opt_dir, reviews_file):
     methods = "[tasks.reviews]\n" + "".join(f"[methods.m{n}]\nlearning_rate = {n}e-4\n" for n in (1, 2, 3))
     path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, methods, budget="steps = 150")
-    process = subprocess.Popen([ZOTUNE, "compare", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Process("compare", path)
     first, second = (tmp_path / "cells" / name / "reviews" / "seed-0" for name in ("m1", "m2"))
     deadline = time.monotonic() + 120
     while not (second / "journal.jsonl").exists() or (second / "journal.jsonl").read_bytes().count(b"\n") < 20:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert (first / "outcome.json").is_file()
     assert not (second / "outcome.json").exists()
     done, lines = (first / "journal.jsonl").stat().st_mtime_ns, (second / "journal.jsonl").read_bytes()

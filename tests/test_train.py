@@ -2,9 +2,6 @@
 
 import json
 import math
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import REVIEWS
+from tests.processes import Process, run_to_end
 from zotune import Callback, InputError, TrainingError, make_trainer, mezo_finetune, replay_run, resume
 from zotune.adapter.peft_files import load_adapter
 from zotune.config.reading import read_toml
@@ -28,7 +26,6 @@ from zotune.run.journal import read_journal
 from zotune.run.journal.lines import encode
 from zotune.run.metrics import EvalEvent, read_metrics
 
-ZOTUNE = str(Path(sys.executable).parent / "zotune")
 STEPS = 12
 
 
@@ -97,7 +94,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(options, whole_run, tmp
 
 
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
-    """The real thing: processes of the installed command killed while they train, until one gets to the end."""
+    """The real thing: processes of the command killed while they train, until one gets to the end."""
     config = {**options, "num_steps": 300, "eval_steps": 7, "learning_rate": 0.01, "early_stopping_patience": 40}
     config["sgd.momentum"] = config.pop("sgd")["momentum"]
     flags = [
@@ -105,18 +102,17 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
         for name, value in config.items()
         for part in ([f"--{name}", *value] if isinstance(value, tuple) else [f"--{name}={value}"])
     ]
-    subprocess.run([ZOTUNE, "train", *flags, "--output-dir", tmp_path / "whole"], check=True, capture_output=True)
-    command = [ZOTUNE, "train", *flags, "--output-dir", tmp_path / "killed"]
+    assert run_to_end("train", *flags, "--output-dir", tmp_path / "whole").returncode == 0
+    command = ["train", *flags, "--output-dir", str(tmp_path / "killed")]
     journal = tmp_path / "killed" / "journal.jsonl"
     for kill_after in (4, 90, 180):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Process(*command)
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > kill_after):
             time.sleep(0.001)
         assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        command = [ZOTUNE, "resume", str(tmp_path / "killed")]
-    subprocess.run(command, check=True, capture_output=True)
+        process.kill()
+        command = ["resume", str(tmp_path / "killed")]
+    assert run_to_end(*command).returncode == 0
     assert durable(tmp_path / "killed") == durable(tmp_path / "whole")
 
 
@@ -136,7 +132,7 @@ def test_a_full_disk_ends_a_run_with_a_message_and_loses_no_step(options, whole_
         except TrainingError as error:
             sys.exit(str(error))
     """)
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    result = run_to_end(code=script)
     assert "cannot write" in result.stderr
     assert "kept up to step 5; make room and go on with: zotune resume" in result.stderr
     resume(tmp_path / "run")
