@@ -1,8 +1,6 @@
 """Base models that bitsandbytes quantises: trained, evaluated, exported and resumed, on a CPU."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, LlamaConfig, OPTConfig
 
 from tests.conftest import CONTEXT, REVIEWS, VOCABULARY, make_tokenizer
+from tests.processes import run_to_end
 from tests.test_engine import INVOCATION, naive_log_prob, some_theta
 from zotune import InputError, evaluate, mezo_finetune, resume
 from zotune.adapter.peft_files import load_adapter, save_adapter
@@ -31,7 +30,6 @@ from zotune.inference import _config
 from zotune.run.journal import read_journal
 from zotune.zo.protocol import AT_THETA, Example, Probe
 
-ZOTUNE = Path(sys.executable).with_name("zotune")
 KINDS, BITS = ("opt", "llama"), (4, 8)
 NAMES = {4: "nf4", 8: "int8"}
 TARGETS = ("q_proj", "v_proj")
@@ -85,13 +83,10 @@ def slopes(engine: PlainEngine | TorchEngine) -> tuple[np.ndarray, np.ndarray]:
     return scores[0], (scores[1::2] - scores[2::2]) / (2 * EPSILON)
 
 
-def zotune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [ZOTUNE, *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def zotune(*arguments: str, cwd: Path) -> None:
+    done = run_to_end(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "MatMul8bitLt" not in done.stderr  # a line for every product
-    return done
 
 
 # ---- the engines
