@@ -201,8 +201,8 @@ def test_a_replay_on_another_base_model_is_refused(options, model_dirs, tmp_path
         ({"scope": "activated"}, "--scope activated has no meaning with --tuning full"),
         ({"optimizer": "adam"}, "--tuning full needs --optimizer sgd"),
         ({"sgd": {"momentum": 0.9}}, "--tuning full needs --optimizer sgd without --sgd.momentum"),
-        ({"estimator": "svrg"}, "--estimator svrg needs --tuning lora"),
-        ({"estimator": "jvp", "epsilon": 1e-2}, "--estimator jvp needs --tuning lora"),
+        ({"estimator": "svrg"}, "--estimator svrg does not go with --tuning full"),
+        ({"estimator": "jvp", "epsilon": 1e-2}, "--estimator jvp does not go with --tuning full"),
     ],
 )
 def test_what_does_not_go_with_all_parameters_is_refused(options, opt_dir, tmp_path, settings, message):
