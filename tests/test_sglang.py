@@ -1,14 +1,18 @@
 """The SGLang engine against the plain one, with the real package. Where it is not installed, that is skipped."""
 
 import importlib.util
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config, Qwen3Config
@@ -66,16 +70,26 @@ def assert_same_scores(engine, plain, theta, probes, batch):
     np.testing.assert_allclose(scores.log_probs, expected.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-CASES = [("opt", "activated", 1), ("llama", "activated", 2), ("opt", "everywhere", 2), ("llama", "everywhere", 1)]
+# Kind, scope, ranks, tokens of KV: the first has room for hardly more than the longest example.
+CASES = [
+    ("opt", "activated", 1, 60),
+    ("llama", "activated", 2, 400),
+    ("opt", "everywhere", 2, 400),
+    ("llama", "everywhere", 1, 400),
+]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
+def case_name(case):
+    return "-".join(map(str, case))
+
+
+@pytest.fixture(scope="module", params=CASES, ids=case_name)
 def pair(request, model_dirs):
     if not INSTALLED:
         pytest.skip("SGLang is not installed")
-    kind, scope, num_ranks = request.param
+    kind, scope, num_ranks, num_tokens = request.param
     folder, spec = model_dirs[kind], make_spec(kind, scope)
-    options = {"tp_size": num_ranks, "max_total_tokens": 400}
+    options = {"tp_size": num_ranks, "max_total_tokens": num_tokens}
     engine = SglangEngine(str(folder), AutoConfig.from_pretrained(folder), spec, num_probes=2, options=options)
     yield engine, PlainEngine(make_model(kind), spec)
     engine.close()
@@ -133,17 +147,12 @@ def test_sampling_is_repeated_by_its_seed(pair):
     assert engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=4)) != first
 
 
-def test_an_example_that_does_not_fit_at_all_is_refused_with_the_option_to_change(opt_dir):
-    if not INSTALLED:
-        pytest.skip("SGLang is not installed")
-    config = AutoConfig.from_pretrained(opt_dir)
-    engine = SglangEngine(str(opt_dir), config, make_spec("opt", "activated"), options={"max_total_tokens": 40})
-    try:
-        example = Example(tuple(range(60, 105)), INVOCATION, ((20,),), 0)
-        with pytest.raises(InputError, match=r"--sglang\.max-total-tokens"):
-            engine.score(some_theta(engine.tensor_shapes), [AT_THETA], [example])
-    finally:
-        engine.close()
+@pytest.mark.parametrize("pair", CASES[:1], indirect=True, ids=case_name)
+def test_an_example_that_does_not_fit_at_all_is_refused_with_the_option_to_change(pair):
+    engine, _ = pair
+    example = Example(tuple(range(60, 121)), INVOCATION, ((20,),), 0)
+    with pytest.raises(InputError, match=r"--sglang\.max-total-tokens"):
+        engine.score(some_theta(engine.tensor_shapes), [AT_THETA], [example])
 
 
 @needs_sglang
@@ -165,102 +174,164 @@ def test_real_models_score_as_in_the_plain_engine(name, kind):
 # ---- whole runs
 
 
-def train(engine, model, data, folder, **settings):
-    mezo_finetune(
-        str(model), str(data), task="demo", engine=engine, num_steps=10, batch_size=4, epsilon=1e-2, learning_rate=1e-2,
-        estimator="spsa", optimizer="sgd", directions=1, eval_steps=10, output_dir=str(folder), **settings,
-    )  # fmt: skip
-    return read_journal(folder / "journal.jsonl")
+@dataclass(frozen=True)
+class Trained:
+    """A run of ten steps on an engine."""
+
+    folder: Path
+
+    @property
+    def journal(self):
+        return read_journal(self.folder / "journal.jsonl")
+
+    @property
+    def slopes(self):
+        return [slope.value for entry in self.journal[1] for slope in entry.slopes]
+
+
+@pytest.fixture(scope="module")
+def train(opt_dir, reviews_file, tmp_path_factory):
+    def run(engine="sglang", **options):
+        settings: dict[str, Any] = {"sglang": {"max_total_tokens": 2000, **options}} if engine == "sglang" else {}
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        mezo_finetune(
+            str(opt_dir), str(reviews_file), task="demo", num_steps=10, batch_size=4, epsilon=1e-2, learning_rate=1e-2,
+            estimator="spsa", optimizer="sgd", directions=2, eval_steps=10, output_dir=str(folder), engine=engine,
+            **settings,
+        )  # fmt: skip
+        return Trained(folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def torch_run(train):
+    return train("torch")
+
+
+@pytest.fixture(scope="module")
+def one_rank(train):
+    return train()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train):
+    return train(tp_size=2)
 
 
 @needs_sglang
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_run_has_the_torch_engines_journal_and_goes_on_there(opt_dir, reviews_file, tmp_path, num_ranks):
-    options = {"max_total_tokens": 2000, "tp_size": num_ranks}
-    header, entries = train("torch", opt_dir, reviews_file, tmp_path / "torch")
-    other, others = train("sglang", opt_dir, reviews_file, tmp_path / "sglang", sglang=options)
+@pytest.mark.parametrize(("ranks", "options"), [("one_rank", {}), ("two_ranks", {"tp_size": 2})], ids=["1", "2"])
+def test_a_run_has_the_torch_engines_journal_and_goes_on_there(torch_run, ranks, options, request, tmp_path):
+    trained = request.getfixturevalue(ranks)
+    (header, entries), (other, others) = torch_run.journal, trained.journal
     assert header.changes(other) == []
     for one, two in zip(entries, others, strict=True):
         assert [slope.seed for slope in one.slopes] == [slope.seed for slope in two.slopes]
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
         # losses to 1e-5, over twice the distance of 1e-2
         assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
-    config = read_toml(tmp_path / "sglang" / "config.toml")
-    assert config.tables["sglang"] == options
+    shutil.copytree(trained.folder, tmp_path / "run")
+    config = read_toml(tmp_path / "run" / "config.toml")
+    assert config.tables["sglang"] == {"max_total_tokens": 2000, **options}
     longer = replace(config, engine="torch", tables={}, num_steps=12)
-    write_toml(longer, tmp_path / "sglang" / "config.toml")
-    assert resume(tmp_path / "sglang").summary["steps"] == 12
+    write_toml(longer, tmp_path / "run" / "config.toml")
+    assert resume(tmp_path / "run").summary["steps"] == 12
 
 
 @needs_sglang
-def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(opt_dir, reviews_file, tmp_path):
-    run = tmp_path / "run"
+def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(train, one_rank):
+    # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
+    np.testing.assert_allclose(train(dp_size=2).slopes, one_rank.slopes, atol=2e-4)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run on two ranks whose trainer was killed, and what the memory of its processes was mapped to before."""
+
+    folder: Path
+    ranks: list[psutil.Process]
+    maps: list[str]
+
+
+@pytest.fixture(scope="module")
+def killed(opt_dir, reviews_file, tmp_path_factory):
+    run = tmp_path_factory.mktemp("killed") / "run"
     command = [
         str(Path(sys.executable).parent / "zotune"), "train", "--engine", "sglang", "--sglang.max-total-tokens", "2000",
-        "--model", str(opt_dir), "--task", "demo", "--train-data", str(reviews_file), "--num-steps", "400",
-        "--batch-size", "4", "--learning-rate", "1e-2", "--output-dir", str(run),
+        "--sglang.tp-size", "2", "--model", str(opt_dir), "--task", "demo", "--train-data", str(reviews_file),
+        "--num-steps", "400", "--batch-size", "4", "--learning-rate", "1e-2", "--output-dir", str(run),
     ]  # fmt: skip
-    trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = run / "journal.jsonl", time.monotonic() + 120
+    trainer = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal, deadline = run / "journal.jsonl", time.monotonic() + 240
     while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
+    ranks = [child for child in trainer.children() if "zotune.engine.sglang.worker" in child.cmdline()]
+    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in (trainer, *ranks)]
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    _, before = read_journal(journal)
-    assert 3 <= len(before) < 400
-    write_toml(replace(read_toml(run / "config.toml"), num_steps=len(before) + 5), run / "config.toml")
-    assert resume(run).summary["steps"] == len(before) + 5
-    _, after = read_journal(journal)
-    assert after[: len(before)] == before
-    there = evaluate(str(reviews_file), adapter=run / "adapter")
-    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch")
-    assert there.predictions == here.predictions
-    assert there.loss == pytest.approx(here.loss, abs=1e-5)
-    texts = ["a fine film", "not so good"]
-    assert predict(texts, adapter=run / "adapter") == predict(texts, adapter=run / "adapter", engine="torch")
-
-
-KILLED = """
-import sys, time
-from transformers import AutoConfig
-from zotune.adapter.spec import LoraSpec
-from zotune.engine.sglang.engine import SglangEngine
-
-spec = LoraSpec(4, 8.0, ("q_proj",), (50, 51))
-options = {"tp_size": 2, "max_total_tokens": 400}
-engine = SglangEngine(sys.argv[1], AutoConfig.from_pretrained(sys.argv[1]), spec, options=options)
-print(*(rank._process.pid for rank in engine._ranks), flush=True)
-time.sleep(600)
-"""
+    return Killed(run, ranks, maps)
 
 
 @needs_sglang
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
-def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(opt_dir):
+def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(killed):
     """Memory that they share has no name in /dev/shm, so that none can be left there."""
-    trainer = subprocess.Popen([sys.executable, "-c", KILLED, str(opt_dir)], stdout=subprocess.PIPE, text=True)
-    assert trainer.stdout
-    ranks = [int(pid) for pid in trainer.stdout.readline().split()]
-    assert len(ranks) == 2
-    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (trainer.pid, *ranks)]
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    trainer.stdout.close()
+    assert len(killed.ranks) == 2
     deadline = time.monotonic() + 20
-    while (alive := [pid for pid in ranks if is_running(pid)]) and time.monotonic() < deadline:
+    while (alive := [rank for rank in killed.ranks if is_alive(rank)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not alive
-    for text in maps:
+    for text in killed.maps:
         assert "memfd:zotune-theta" in text
         assert not [line for line in text.splitlines() if "/dev/shm/" in line and not line.endswith("(deleted)")]
 
 
-def is_running(pid):
-    status = Path(f"/proc/{pid}/stat")
+def is_alive(process):
     try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
+
+
+@needs_sglang
+def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(killed, reviews_file, monkeypatch):
+    run = killed.folder
+    _, before = read_journal(run / "journal.jsonl")
+    assert 3 <= len(before) < 400
+    one_rank = {"sglang": {"max_total_tokens": 2000}}
+    config = replace(read_toml(run / "config.toml"), num_steps=len(before) + 5, tables=one_rank)
+    write_toml(config, run / "config.toml")
+    assert resume(run).summary["steps"] == len(before) + 5
+    _, after = read_journal(run / "journal.jsonl")
+    assert after[: len(before)] == before
+    texts = ["a fine film", "not so good"]
+    with one_process(monkeypatch):
+        there = evaluate(str(reviews_file), adapter=run / "adapter")
+        said = predict(texts, adapter=run / "adapter")
+    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch")
+    assert there.predictions == here.predictions
+    assert there.loss == pytest.approx(here.loss, abs=1e-5)
+    assert said == predict(texts, adapter=run / "adapter", engine="torch")
+
+
+@contextmanager
+def one_process(monkeypatch):
+    """Who asks for an engine that is there already gets that one: its processes are started once, and end here."""
+    engines = {}
+
+    def open_engine(*arguments, **options):
+        key = repr((arguments, options))
+        if key not in engines:
+            engines[key] = SglangEngine(*arguments, **options)
+            monkeypatch.setattr(engines[key], "close", lambda: None)
+        return engines[key]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zotune.engine.sglang.engine.SglangEngine", open_engine)
+        yield
+    assert len(engines) == 1
+    for engine in engines.values():
+        SglangEngine.close(engine)
 
 
 # ---- what is refused, before anything is loaded
@@ -344,21 +415,6 @@ def test_the_common_prefix_is_what_all_begin_with():
     assert common_prefix([(1, 2, 3), (1, 2), (1, 2, 4)]) == (1, 2)
     assert common_prefix([(1,), (2,)]) == ()
     assert common_prefix([]) == ()
-
-
-@needs_sglang
-def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(tmp_path, model_dirs, reviews_file):
-    slopes = {}
-    for name, options in (("one", {}), ("pool", {"dp_size": 2})):
-        mezo_finetune(
-            str(model_dirs["opt"]), str(reviews_file), labels=("terrible", "great"), invocation=" It was", num_steps=3,
-            estimator="spsa", directions=2, batch_size=4, engine="sglang", sglang={"max_total_tokens": 2000, **options},
-            output_dir=str(tmp_path / name),
-        )  # fmt: skip
-        _, entries = read_journal(tmp_path / name / "journal.jsonl")
-        slopes[name] = [slope.value for entry in entries for slope in entry.slopes]
-    # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
-    np.testing.assert_allclose(slopes["pool"], slopes["one"], atol=2e-4)
 
 
 @needs_sglang

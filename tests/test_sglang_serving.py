@@ -31,6 +31,10 @@ INVOCATION = [7, 8]
 NUM_TOKENS = 8
 TARGETS = {"opt": ["q_proj", "k_proj", "v_proj", "out_proj"], "llama": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 ADAPTERS = {"ordinary": None, "activated": INVOCATION, "other": INVOCATION}
+ROOM = (
+    "--max-total-tokens",
+    "16384",
+)  # for every prompt here; otherwise a server fills a share of the memory with zeros
 MIX = (None, "ordinary", "activated", "other")  # one request each for every prompt
 
 
@@ -170,9 +174,20 @@ def cases(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def opt(cases: dict[str, Case]) -> Iterator[tuple[Case, Server]]:
+def run(model_dirs: dict[str, Path], reviews_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    mezo_finetune(
+        str(model_dirs["opt"]), str(reviews_file), task="demo", scope="activated", num_steps=20, batch_size=4,
+        optimizer="sgd", learning_rate=1.0, target_modules=TARGETS["opt"], output_dir=str(folder),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opt(cases: dict[str, Case], run: Path) -> Iterator[tuple[Case, Server]]:
+    """A server of the case's adapters, and of what a run has exported."""
     case = cases["opt"]
-    with serve(case.model, case.adapters, case.folder / "log", "--max-total-tokens", "16384") as server:
+    with serve(case.model, {**case.adapters, "run": run / "adapter"}, case.folder / "log", *ROOM) as server:
         yield case, server
 
 
@@ -233,6 +248,31 @@ def test_a_conversation_is_computed_by_the_base_model_up_to_its_last_invocation(
 
 
 @needs_sglang
+def test_what_a_run_exports_serves_as_peft(opt: tuple[Case, Server], run: Path) -> None:
+    case, server = opt
+    base = AutoModelForCausalLM.from_pretrained(case.model)
+    adapted: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
+    invocation = adapted.peft_config["default"].alora_invocation_tokens
+    rng = np.random.default_rng(0)
+    prompts = [[*rng.integers(20, VOCABULARY - 20, size=size).tolist(), *invocation] for size in (3, 12, 25)]
+
+    def greedy(prompt: list[int]) -> list[int]:
+        ids, more = torch.tensor([prompt]), {"max_new_tokens": NUM_TOKENS, "do_sample": False}
+        with torch.no_grad():
+            output = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
+        return list(output[0, len(prompt) :].tolist())
+
+    adapted.generation_config.eos_token_id = None
+    expected = [greedy(prompt) for prompt in prompts]
+    with adapted.disable_adapter():
+        assert [greedy(prompt) for prompt in prompts] != expected
+    server.flush()
+    for _ in range(2):
+        results = server.generate(prompts, ["run"] * len(prompts))
+        assert [result["output_ids"] for result in results] == expected
+
+
+@needs_sglang
 def test_a_damaged_invocation_is_refused_by_name(opt: tuple[Case, Server], tmp_path: Path) -> None:
     case, server = opt
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -255,7 +295,7 @@ def test_plain_requests_see_no_trace_of_an_adapter(opt: tuple[Case, Server]) -> 
         start = case.start(prompt)
         if start is not None:
             assert result["meta_info"]["cached_tokens"] <= start
-    with serve(case.model, {}, case.folder / "plain.log") as never_adapted:
+    with serve(case.model, {}, case.folder / "plain.log", *ROOM) as never_adapted:
         expected = never_adapted.generate(longer, return_logprob=True)
     assert [result["output_ids"] for result in after] == [result["output_ids"] for result in expected]
     logprobs = [
@@ -270,7 +310,7 @@ def test_plain_requests_see_no_trace_of_an_adapter(opt: tuple[Case, Server]) -> 
 @needs_sglang
 def test_two_ranks_chunks_of_a_prompt_and_decoding_beside_them_change_no_token(cases: dict[str, Case]) -> None:
     case = cases["opt"]
-    flags = ("--chunked-prefill-size", "16", "--enable-mixed-chunk", "--max-total-tokens", "16384")
+    flags = ("--chunked-prefill-size", "16", "--enable-mixed-chunk", *ROOM)
     prompts = case.prompts(50)
     case.expected(prompts)  # before the server takes its share of the cores
     with serve(case.model, case.adapters, case.folder / "tp.log", *flags, num_ranks=2) as server:
@@ -304,35 +344,6 @@ def test_a_trained_model_serves_as_peft(tmp_path: Path) -> None:
     case = Case("opt", SHARED / "models" / "opt-imdb-4m", tmp_path, [40, 41], 8192, std=0.05)
     prompts = case.prompts(50, longest=120)
     case.expected(prompts)
-    with serve(case.model, case.adapters, tmp_path / "log") as server:
+    with serve(case.model, case.adapters, tmp_path / "log", *ROOM) as server:
         case.check(server, prompts)
         case.check(server, prompts)
-
-
-@needs_sglang
-def test_what_a_run_exports_serves_as_peft(model_dirs: dict[str, Path], reviews_file: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    mezo_finetune(
-        str(model_dirs["opt"]), str(reviews_file), task="demo", scope="activated", num_steps=20, batch_size=4,
-        optimizer="sgd", learning_rate=1.0, target_modules=TARGETS["opt"], output_dir=str(run),
-    )  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(model_dirs["opt"])
-    adapted: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
-    invocation = adapted.peft_config["default"].alora_invocation_tokens
-    rng = np.random.default_rng(0)
-    prompts = [[*rng.integers(20, VOCABULARY - 20, size=size).tolist(), *invocation] for size in (3, 12, 25)]
-
-    def greedy(prompt: list[int]) -> list[int]:
-        ids, more = torch.tensor([prompt]), {"max_new_tokens": NUM_TOKENS, "do_sample": False}
-        with torch.no_grad():
-            output = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
-        return list(output[0, len(prompt) :].tolist())
-
-    adapted.generation_config.eos_token_id = None
-    expected = [greedy(prompt) for prompt in prompts]
-    with adapted.disable_adapter():
-        assert [greedy(prompt) for prompt in prompts] != expected
-    with serve(model_dirs["opt"], {"run": run / "adapter"}, tmp_path / "log") as server:
-        for _ in range(2):
-            results = server.generate(prompts, ["run"] * len(prompts))
-            assert [result["output_ids"] for result in results] == expected
