@@ -91,6 +91,14 @@ def own_logging() -> Iterator[None]:
     logger.handlers, logger.level, logger.propagate = before
 
 
+@pytest.fixture(scope="module")
+def quick_start() -> Iterator[None]:
+    """Processes that are started here spend less time on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).with_name("quick_start")), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny models with their tokenizer, by architecture."""

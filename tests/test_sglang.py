@@ -34,6 +34,7 @@ from zotune.run.journal import read_journal
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
+pytestmark = pytest.mark.usefixtures("quick_start")
 INSTALLED = importlib.util.find_spec("sglang") is not None
 needs_sglang = pytest.mark.skipif(not INSTALLED, reason="SGLang is not installed (sh test.sh --all)")
 INVOCATION = (50, 51)

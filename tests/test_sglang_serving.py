@@ -25,6 +25,7 @@ from zotune.engine.sglang.names import VERSIONS, installed_version
 from zotune.engine.sglang.plugin.alora import last_occurrence
 from zotune.engine.sglang.plugin.segments import InvokedId, Segment, split
 
+pytestmark = pytest.mark.usefixtures("quick_start")
 needs_sglang = pytest.mark.skipif(installed_version() not in VERSIONS, reason="SGLang is not installed")
 
 INVOCATION = [7, 8]
