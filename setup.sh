@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make an environment with zotune installed; does nothing where it is up to date.
 #   sh setup.sh [EXTRAS [FOLDER]]      e.g. `sh setup.sh dev` adds the test tools to .venv
-# SGLang pins PyTorch and transformers, so it gets its own: `sh setup.sh sglang,dev .venv-sglang` (about 11 GB).
+# SGLang pins PyTorch and transformers, so it gets its own: `sh setup.sh sglang .venv-sglang` (about 11 GB).
 set -eu
 cd "$(dirname "$0")"
 extras=${1:-}
@@ -20,13 +20,14 @@ done
 
 echo "setting up $folder (once; some minutes)" >&2
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
+# Python compiles the modules that are used at their first import: a few of all that is installed.
 pip="$folder/bin/python -m pip --disable-pip-version-check --quiet"
 case ",$extras," in
     *,sglang,*) ;; # SGLang names its own PyTorch
     *)
         # The version is named so that the build for this machine is taken, not the newest for another accelerator.
-        "$folder/bin/python" -c 'import torch' 2>/dev/null || $pip install torch==2.13.0
+        "$folder/bin/python" -c 'import torch' 2>/dev/null || $pip install --no-compile torch==2.13.0
         ;;
 esac
-$pip install -e ".${extras:+[$extras]}"
+$pip install --no-compile -e ".${extras:+[$extras]}"
 touch "$stamp"

@@ -1,17 +1,27 @@
 #!/bin/sh
-# Set up .venv with the test tools and run lint, types and tests. Arguments go to pytest.
-# `sh test.sh --all` then runs the tests of the SGLang engine and plugin in an environment of its own (about 11 GB, some minutes).
+# Set up .venv with the test tools, and run lint, types and tests. Arguments go to pytest.
+#   sh test.sh           all but SGLang
+#   sh test.sh --fast    without the tests marked slow: under a minute on two cores, where .venv is up to date
+#   sh test.sh --all     and then SGLang's engine and plugin, in an environment of their own (about 11 GB)
+# Tests run on as many cores as there are, up to four; `-n 0` is this process alone.
 set -eu
 cd "$(dirname "$0")"
-if [ "${1:-}" = --all ]; then
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a core for each
+cores="-n logical --maxprocesses 4 --dist loadfile"
+case "${1:-}" in
+--fast)
+    shift
+    set -- -m "not slow" "$@"
+    ;;
+--all)
     shift
     sh "$0" "$@"
-    sh setup.sh sglang,dev .venv-sglang
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two ranks and the tests share the cores
-    exec .venv-sglang/bin/pytest tests/test_sglang.py tests/test_sglang_serving.py
-fi
+    sh setup.sh sglang,test .venv-sglang
+    exec .venv-sglang/bin/pytest $cores tests/test_sglang.py tests/test_sglang_serving.py
+    ;;
+esac
 sh setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/pytest "$@"
+exec .venv/bin/pytest $cores "$@"
