@@ -148,4 +148,5 @@ def _check_tuning(config: Fields, tuning: str) -> None:
             "the memory of a model"
         )
     if config.estimator in ("svrg", "jvp"):
-        raise InputError(f"--estimator {config.estimator} does not go with {option}: it holds a second theta")
+        why = "it holds a second theta" if config.estimator == "svrg" else "only LoRA's matrices have derivatives"
+        raise InputError(f"--estimator {config.estimator} does not go with {option}: {why}; use spsa")
