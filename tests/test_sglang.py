@@ -266,7 +266,7 @@ def killed(opt_dir, reviews_file, tmp_path_factory):
     journal, deadline = run / "journal.jsonl", time.monotonic() + 240
     while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
-    ranks = [child for child in trainer.children() if "zotune.engine.sglang.worker" in child.cmdline()]
+    ranks = trainer.children()
     maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in (trainer, *ranks)]
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
