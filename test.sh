@@ -17,7 +17,7 @@ case "${1:-}" in
     shift
     sh "$0" "$@"
     sh setup.sh sglang,test .venv-sglang
-    exec .venv-sglang/bin/pytest $cores tests/test_sglang.py tests/test_sglang_serving.py
+    exec .venv-sglang/bin/pytest $cores tests/test_sglang*.py
     ;;
 esac
 sh setup.sh dev

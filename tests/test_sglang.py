@@ -1,18 +1,8 @@
 """The SGLang engine against the plain one, with the real package. Where it is not installed, that is skipped."""
 
 import importlib.util
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config, Qwen3Config
@@ -21,16 +11,12 @@ from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.cli import main, parse
-from zotune.config.reading import read_toml, write_toml
 from zotune.engine.sglang.engine import SglangEngine
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.options import check_options
 from zotune.engine.sglang.rows import common_prefix, plan_rows
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
-from zotune.finetune import mezo_finetune, resume
-from zotune.inference import evaluate, predict
-from zotune.run.journal import read_journal
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
@@ -170,169 +156,6 @@ def test_real_models_score_as_in_the_plain_engine(name, kind):
         assert engine.counts.tokens_cached > 0
     finally:
         engine.close()
-
-
-# ---- whole runs
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run of ten steps on an engine."""
-
-    folder: Path
-
-    @property
-    def journal(self):
-        return read_journal(self.folder / "journal.jsonl")
-
-    @property
-    def slopes(self):
-        return [slope.value for entry in self.journal[1] for slope in entry.slopes]
-
-
-@pytest.fixture(scope="module")
-def train(opt_dir, reviews_file, tmp_path_factory):
-    def run(engine="sglang", **options):
-        settings: dict[str, Any] = {"sglang": {"max_total_tokens": 2000, **options}} if engine == "sglang" else {}
-        folder = tmp_path_factory.mktemp("runs") / "run"
-        mezo_finetune(
-            str(opt_dir), str(reviews_file), task="demo", num_steps=10, batch_size=4, epsilon=1e-2, learning_rate=1e-2,
-            estimator="spsa", optimizer="sgd", directions=2, eval_steps=10, output_dir=str(folder), engine=engine,
-            **settings,
-        )  # fmt: skip
-        return Trained(folder)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def torch_run(train):
-    return train("torch")
-
-
-@pytest.fixture(scope="module")
-def one_rank(train):
-    return train()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(train):
-    return train(tp_size=2)
-
-
-@needs_sglang
-@pytest.mark.parametrize(("ranks", "options"), [("one_rank", {}), ("two_ranks", {"tp_size": 2})], ids=["1", "2"])
-def test_a_run_has_the_torch_engines_journal_and_goes_on_there(torch_run, ranks, options, request, tmp_path):
-    trained = request.getfixturevalue(ranks)
-    (header, entries), (other, others) = torch_run.journal, trained.journal
-    assert header.changes(other) == []
-    for one, two in zip(entries, others, strict=True):
-        assert [slope.seed for slope in one.slopes] == [slope.seed for slope in two.slopes]
-        assert two.loss == pytest.approx(one.loss, abs=1e-5)
-        # losses to 1e-5, over twice the distance of 1e-2
-        assert [s.value for s in two.slopes] == pytest.approx([s.value for s in one.slopes], abs=1e-3)
-    shutil.copytree(trained.folder, tmp_path / "run")
-    config = read_toml(tmp_path / "run" / "config.toml")
-    assert config.tables["sglang"] == {"max_total_tokens": 2000, **options}
-    longer = replace(config, engine="torch", tables={}, num_steps=12)
-    write_toml(longer, tmp_path / "run" / "config.toml")
-    assert resume(tmp_path / "run").summary["steps"] == 12
-
-
-@needs_sglang
-def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(train, one_rank):
-    # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
-    np.testing.assert_allclose(train(dp_size=2).slopes, one_rank.slopes, atol=2e-4)
-
-
-@dataclass(frozen=True)
-class Killed:
-    """A run on two ranks whose trainer was killed, and what the memory of its processes was mapped to before."""
-
-    folder: Path
-    ranks: list[psutil.Process]
-    maps: list[str]
-
-
-@pytest.fixture(scope="module")
-def killed(opt_dir, reviews_file, tmp_path_factory):
-    run = tmp_path_factory.mktemp("killed") / "run"
-    command = [
-        str(Path(sys.executable).parent / "zotune"), "train", "--engine", "sglang", "--sglang.max-total-tokens", "2000",
-        "--sglang.tp-size", "2", "--model", str(opt_dir), "--task", "demo", "--train-data", str(reviews_file),
-        "--num-steps", "400", "--batch-size", "4", "--learning-rate", "1e-2", "--output-dir", str(run),
-    ]  # fmt: skip
-    trainer = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = run / "journal.jsonl", time.monotonic() + 240
-    while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    ranks = trainer.children()
-    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in (trainer, *ranks)]
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    return Killed(run, ranks, maps)
-
-
-@needs_sglang
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
-def test_a_killed_trainer_leaves_no_process_and_no_shared_memory(killed):
-    """Memory that they share has no name in /dev/shm, so that none can be left there."""
-    assert len(killed.ranks) == 2
-    deadline = time.monotonic() + 20
-    while (alive := [rank for rank in killed.ranks if is_alive(rank)]) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not alive
-    for text in killed.maps:
-        assert "memfd:zotune-theta" in text
-        assert not [line for line in text.splitlines() if "/dev/shm/" in line and not line.endswith("(deleted)")]
-
-
-def is_alive(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@needs_sglang
-def test_a_run_killed_in_the_middle_goes_on_and_its_adapter_is_used(killed, reviews_file, monkeypatch):
-    run = killed.folder
-    _, before = read_journal(run / "journal.jsonl")
-    assert 3 <= len(before) < 400
-    one_rank = {"sglang": {"max_total_tokens": 2000}}
-    config = replace(read_toml(run / "config.toml"), num_steps=len(before) + 5, tables=one_rank)
-    write_toml(config, run / "config.toml")
-    assert resume(run).summary["steps"] == len(before) + 5
-    _, after = read_journal(run / "journal.jsonl")
-    assert after[: len(before)] == before
-    texts = ["a fine film", "not so good"]
-    with one_process(monkeypatch):
-        there = evaluate(str(reviews_file), adapter=run / "adapter")
-        said = predict(texts, adapter=run / "adapter")
-    here = evaluate(str(reviews_file), adapter=run / "adapter", engine="torch")
-    assert there.predictions == here.predictions
-    assert there.loss == pytest.approx(here.loss, abs=1e-5)
-    assert said == predict(texts, adapter=run / "adapter", engine="torch")
-
-
-@contextmanager
-def one_process(monkeypatch):
-    """Who asks for an engine that is there already gets that one: its processes are started once, and end here."""
-    engines = {}
-
-    def open_engine(*arguments, **options):
-        key = repr((arguments, options))
-        if key not in engines:
-            engines[key] = SglangEngine(*arguments, **options)
-            monkeypatch.setattr(engines[key], "close", lambda: None)
-        return engines[key]
-
-    with monkeypatch.context() as patched:
-        patched.setattr("zotune.engine.sglang.engine.SglangEngine", open_engine)
-        yield
-    assert len(engines) == 1
-    for engine in engines.values():
-        SglangEngine.close(engine)
 
 
 # ---- what is refused, before anything is loaded
