@@ -76,6 +76,7 @@ class Tree:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("other", type=Path, help="the src folder of the other tree")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
     parser.add_argument("--shape", default="opt-125m", choices=SHAPES)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=310)
@@ -97,7 +98,8 @@ def main() -> None:
             "init_lora_weights": "kaiming", "num_threads": options.threads,
         }  # fmt: skip
         print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-        for name, row in ROWS.items():
+        for name in options.rows:
+            row = ROWS[name]
             trees = [
                 Tree(source, {**shared, **row, "output_dir": f"{place}/{name} {index}"})
                 for index, source in enumerate((ours, options.other))
