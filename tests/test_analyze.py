@@ -54,6 +54,7 @@ def test_reused_kv_is_exact_where_the_adapter_cannot_change_it(tmp_path):
     assert all(path.stat().st_size > 1000 for path in save(result, tmp_path))
 
 
+@pytest.mark.slow
 def test_the_commands_print_their_tables(opt_dir, reviews_file, tmp_path, capsys):
     data = ["--model", str(opt_dir), "--train-data", str(reviews_file), "--labels", "terrible", "great"]
     data += ["--invocation", " It was", "--batch-size", "2"]

@@ -395,6 +395,7 @@ def test_misuse_is_explained_by_the_parser(command, pieces, places, capsys, tmp_
 
 
 @pytest.mark.parametrize("case", ["unknown setting", "epsilon 0", "broken JSON"])
+@pytest.mark.slow
 def test_the_installed_command_refuses_with_exit_code_2(case, places, tmp_path):
     command, pieces = REFUSED[case]
     done = subprocess.run(

@@ -194,6 +194,7 @@ def kill_after(command: list[str], journal: Path, steps: int) -> None:
     process.kill()
 
 
+@pytest.mark.slow
 def test_kill_9_between_checkpoints_and_resume_gives_the_same_bits(options, tmp_path):
     config = {**options, "num_steps": 400, "eval_steps": 50}
     whole, run = tmp_path / "whole", tmp_path / "killed"

@@ -50,6 +50,7 @@ def test_its_error_is_of_fourth_order(row):
     assert large / small == pytest.approx(10**row.order, rel=0.1)
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_replays_by_its_name(opt_dir, reviews_file, tmp_path):
     run = tmp_path / "run"
     settings = {
@@ -102,6 +103,7 @@ def settings(opt_dir, reviews_file, tmp_path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_reward_is_trained_on_by_its_name_and_counts_words(settings, tmp_path):
     data = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": review["text"], "completion": "a b c d"} for review in REVIEWS]
@@ -113,6 +115,7 @@ def test_the_reward_is_trained_on_by_its_name_and_counts_words(settings, tmp_pat
     assert any(slope.value for entry in entries for slope in entry.slopes)
 
 
+@pytest.mark.slow
 def test_the_reward_is_refused_where_the_engine_does_not_write(settings, tmp_path):
     code = (
         REWARD
@@ -126,6 +129,7 @@ def test_the_reward_is_refused_where_the_engine_does_not_write(settings, tmp_pat
     assert not Path(settings["output_dir"]).exists()
 
 
+@pytest.mark.slow
 def test_the_smallest_engine_learns_the_prior(settings):
     settings |= {"engine": "prior", "num_steps": 60, "optimizer": "sgd", "learning_rate": 0.5, "epsilon": 1e-3}
     always_great = Path(settings["output_dir"]).with_name("great.jsonl")
@@ -135,6 +139,7 @@ def test_the_smallest_engine_learns_the_prior(settings):
     assert summary["final"]["loss"] < 0.3 < 0.69 < summary["initial"]["loss"]
 
 
+@pytest.mark.slow
 def test_the_remote_engine_has_the_plain_engines_journal(settings, tmp_path):
     remote = train(REMOTE, **{**settings, "engine": "remote"})
     plain = train("", **{**settings, "engine": "plain", "output_dir": str(tmp_path / "plain")})

@@ -55,6 +55,7 @@ def test_the_model_is_small_and_of_opts_architecture():
     assert len(tokenizer) == model.config.vocab_size
 
 
+@pytest.mark.slow
 def test_a_short_run_lowers_the_held_out_loss(tmp_path):
     """A hundred steps of six hundred. The margin is half of the smallest fall seen over seeds 0, 1 and 2."""
     result = mezo_finetune(num_steps=100, eval_steps=100, max_eval_samples=200, output_dir=str(tmp_path / "run"))
@@ -64,6 +65,7 @@ def test_a_short_run_lowers_the_held_out_loss(tmp_path):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_pretraining_runs_on_a_folder_of_text(tmp_path):
     """Too few tokens to learn from: shows that the script goes from text to a model that loads."""
     texts = tmp_path / "texts"

@@ -77,6 +77,7 @@ def known_flags() -> set[str]:
 
 
 @needs_mkdocs
+@pytest.mark.slow
 def test_the_site_has_every_setting_every_command_and_every_public_name(site):
     settings = (site / "settings.html").read_text(encoding="utf-8")
     for flag in [f"--{field.name.replace('_', '-')}" for field in fields(Fields) if field.name != "tables"]:
@@ -100,6 +101,7 @@ def test_the_home_page_is_the_readme_and_its_picture_is_there(site):
 
 @needs_mkdocs
 @pytest.mark.parametrize("link", ["[a page](no_such_page.md)", "[a heading](#no-such-heading)"])
+@pytest.mark.slow
 def test_a_broken_link_ends_the_build(tmp_path, link):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n{link}\n", encoding="utf-8")
@@ -183,6 +185,7 @@ def test_every_decision_has_a_date_and_is_in_the_index():
     )
 
 
+@pytest.mark.slow
 def test_python_of_the_pages_runs_and_opens_no_connection(tmp_path):
     code = "\n".join([NO_NETWORK, *blocks(ROOT / "docs" / "faq.md", "python")])
     code += "\n".join(blocks(ROOT / "docs" / "quick_start.md", "python"))

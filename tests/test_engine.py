@@ -178,6 +178,7 @@ def test_a_prompt_as_long_as_the_context_is_scored():
     assert np.isfinite(scores.log_probs).all()
 
 
+@pytest.mark.slow
 def test_peak_memory_is_this_process_alone(tmp_path):
     """A child of a large process reports its own peak, and the peak stays after what made it is gone."""
     ballast = np.ones(400_000_000, dtype=np.uint8)

@@ -189,6 +189,7 @@ def test_a_start_that_is_gone_or_changed_is_refused(options, tmp_path, damage, m
             use()
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_start_is_named(options, tmp_path):
     script = textwrap.dedent(f"""
         import resource, signal, sys

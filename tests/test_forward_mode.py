@@ -169,6 +169,7 @@ def run_options(opt_dir: Path, reviews_file: Path) -> dict:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits(run_options, tmp_path, scope):
     options = {**run_options, "scope": scope}
     mezo_finetune(**options, output_dir=str(tmp_path / "whole"))
@@ -179,6 +180,7 @@ def test_a_run_resumes_to_the_same_bits(run_options, tmp_path, scope):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_it(run_options, tmp_path):
     flags = [
         part

@@ -147,6 +147,7 @@ def options(reviews_file: Path) -> dict:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.slow
 def test_the_trained_model_equals_the_replay_to_the_bit_also_after_a_resume(
     options, model_dirs, tmp_path, kind, dtype, monkeypatch
 ):
@@ -211,6 +212,7 @@ def test_what_does_not_go_with_all_parameters_is_refused(options, opt_dir, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_step_takes_less_than_a_tenth_more_memory_than_inference(tmp_path):
     """In fresh processes, on an OPT whose table of embeddings (147 MiB) is most of its 46 million parameters."""
     config = OPTConfig(

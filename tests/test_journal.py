@@ -336,6 +336,7 @@ def test_only_steps_from_one_on_that_no_journal_holds_can_be_forgotten(path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_first_line_is_there_whole_or_not_at_all(path):
     """A process that ends as it writes one leaves no journal."""
     script = textwrap.dedent(f"""
@@ -350,6 +351,7 @@ def test_a_first_line_is_there_whole_or_not_at_all(path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_lines_only(path):
     """A file size limit makes the kernel take part of a line and refuse the rest, as a full disk does."""
     script = textwrap.dedent(f"""

@@ -83,6 +83,7 @@ def files_of(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@pytest.mark.slow
 def test_a_run_stopped_twice_resumes_and_replays_to_the_same_bits(row, options, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     mezo_finetune(**{**options, **row}, output_dir=str(whole))
@@ -102,6 +103,7 @@ def test_a_run_stopped_twice_resumes_and_replays_to_the_same_bits(row, options, 
 
 
 @pytest.mark.parametrize("name", ["svrg", "adaptive"])
+@pytest.mark.slow
 def test_kill_9_and_resume_of_what_remembers_most(name, options, tmp_path):
     settings = {**options, **ROWS[name]}
     script = textwrap.dedent(f"""
@@ -120,6 +122,7 @@ def test_kill_9_and_resume_of_what_remembers_most(name, options, tmp_path):
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_adaptive_run_did_change_its_eps(options, tmp_path):
     """Read off the journal: a two-sided slope at another eps has another value from the first measurement on."""
     for name, row in (("adaptive", {"estimator": "adaptive"}), ("spsa", {"estimator": "spsa"})):

@@ -172,6 +172,7 @@ def test_derivatives_are_refused_and_not_zero(folders, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.slow
 def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(folders, bits, reviews_file, tmp_path):
     zotune(
         "train", "--model", folders["opt"], "--task", "demo", "--train-data", str(reviews_file), "--num-steps", "4",
@@ -207,6 +208,7 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
     common: dict[str, Any] = {
         "task": "demo", "num_steps": 6, "batch_size": 4, "eval_steps": 3, "num_threads": 1, "quantization": NAMES[bits],
@@ -222,6 +224,7 @@ def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):
     assert resumed.final == whole.final
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_quantised_loads_by_itself(folders, tmp_path):
     common: dict[str, Any] = {"task": "demo", "num_steps": 3, "batch_size": 4, "num_threads": 1}
     kept = mezo_finetune(folders["opt-4"], REVIEWS, output_dir=str(tmp_path / "kept"), **common)

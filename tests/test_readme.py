@@ -21,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.mark.slow
 def test_the_shell_commands_run(folder):
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     printed = ""
@@ -36,6 +37,7 @@ def test_the_shell_commands_run(folder):
     assert (folder / "adapter-at-10" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_python_blocks_run_one_after_the_other(folder):
     code = "\n".join(blocks(README, "python"))
     result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)

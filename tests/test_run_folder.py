@@ -70,6 +70,7 @@ class Zotune(Process):
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_two_that_overwrite_at_once_one_wins_and_a_running_resume_is_not_deleted(options, run, tmp_path):
     in_use = f"zotune: {run} is in use by another zotune process"
     train = ["train", *flags({**options, "num_steps": FOR_EVER}), "--output-dir", str(run), "--overwrite"]
@@ -109,6 +110,7 @@ KILLED = """
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.slow
 def test_a_run_killed_before_its_journal_is_taken_by_the_next(options, run, tmp_path, overwrite):
     """Also by one that has --overwrite, and also where the killed one overwrote a run itself."""
     folder = run if overwrite else tmp_path / "new"

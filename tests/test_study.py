@@ -58,6 +58,7 @@ learning_rate = 1e-3
 """
 
 
+@pytest.mark.slow
 def test_every_cell_gets_its_budget_and_the_table_is_read_off_the_folders(tmp_path, opt_dir, reviews_file):
     text = "seeds = [0, 1]\n" + TWO_METHODS.replace("REVIEWS", str(reviews_file))
     head, _, rest = text.partition("\n")
@@ -89,6 +90,7 @@ def test_every_cell_gets_its_budget_and_the_table_is_read_off_the_folders(tmp_pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peak memory anew on demand")
+@pytest.mark.slow
 def test_peak_memory_of_a_cell_is_not_that_of_what_ran_before(tmp_path, opt_dir, reviews_file):
     path = write_study(
         tmp_path / "study.toml", opt_dir, reviews_file, TWO_METHODS.replace("REVIEWS", str(reviews_file))
@@ -101,6 +103,7 @@ def test_peak_memory_of_a_cell_is_not_that_of_what_ran_before(tmp_path, opt_dir,
     assert json.loads(cell.folder.summary.read_text())["peak_memory_bytes"] < before - 2**28
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(tmp_path, opt_dir, reviews_file):
     methods = "[tasks.reviews]\n" + "".join(f"[methods.m{n}]\nlearning_rate = {n}e-4\n" for n in (1, 2, 3))
     path = write_study(tmp_path / "study.toml", opt_dir, reviews_file, methods, budget="steps = 150")
@@ -123,6 +126,7 @@ def test_a_study_killed_at_any_moment_goes_on_without_repeating_finished_cells(t
     assert "| m3 | 1 |" in (tmp_path / "cells" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_path, opt_dir, reviews_file):
     mezo = 'estimator = "spsa"\noptimizer = "sgd"\ndirections = 1\nlr_scheduler_type = "constant"\n'
     mezo += 'tuning = "lora"\ninit_lora_weights = "kaiming"\n'
@@ -136,6 +140,7 @@ def test_a_sweep_gives_more_to_what_does_better_and_computes_nothing_twice(tmp_p
     assert run_sweep(read_study(path), keep=3) == rows
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_to_a_larger_budget_as_if_it_had_had_it_at_once(tmp_path, opt_dir, reviews_file):
     text = "[tasks.reviews]\n[methods.a]\n[methods.b]\nlearning_rate = 4e-3"
     cells = read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, text)).cells
