@@ -11,6 +11,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+gc.disable()  # while modules are imported
+
 import pytest
 import torch
 import transformers
@@ -29,6 +31,7 @@ transformers.utils.logging.set_verbosity_error()
 def pytest_collection_finish() -> None:
     """What the imports made stays until the end: a run that collects garbage need not look through it each time."""
     gc.freeze()
+    gc.enable()
 
 
 SHARED = Path(__file__).parents[2] / "shared"  # real models and data, where they are at hand

@@ -217,6 +217,7 @@ def test_a_resume_computes_the_steps_after_the_last_checkpoint_again(stopped, wh
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut_short, flip_in_theta, another_steps])
+@pytest.mark.slow
 def test_a_resume_whose_last_checkpoint_is_lost_goes_on_from_the_one_before(stopped, whole_run, damage):
     damage(stopped / "checkpoints" / "step-000006.safetensors")
     with reopen(stopped) as trainer:

@@ -92,6 +92,7 @@ def test_the_site_has_every_setting_every_command_and_every_public_name(site):
 
 
 @needs_mkdocs
+@pytest.mark.slow
 def test_the_home_page_is_the_readme_and_its_picture_is_there(site):
     text = (site / "index.html").read_text(encoding="utf-8")
     (picture,) = re.findall(r'<img [^>]*src="([^"]+)"', text)

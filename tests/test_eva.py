@@ -66,6 +66,7 @@ def explained(inputs: np.ndarray, rows: np.ndarray) -> float:
 @given(batch=st.lists(examples, min_size=4, max_size=20), rank=st.integers(1, 6))
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.slow
 def test_rows_explain_as_much_as_the_best_of_their_number(kind, scope, batch, rank):
     model = make_model(kind)
     with patch.object(eva, "MAX_TOKENS", 10**6):
@@ -142,6 +143,7 @@ class StopAt3(Callback):
 
 
 @pytest.mark.parametrize("tuning", ["lora", "lora_fa"])
+@pytest.mark.slow
 def test_a_run_keeps_its_start_and_resumes_from_it(options, tmp_path, tuning):
     whole, run = tmp_path / "whole", tmp_path / "run"
     mezo_finetune(**options, tuning=tuning, output_dir=str(whole))

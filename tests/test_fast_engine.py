@@ -144,6 +144,7 @@ def test_prompts_that_begin_alike_keep_their_shared_blocks_once():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs a model with a longer context")
+@pytest.mark.slow
 def test_real_models_share_blocks_and_equal_the_plain_engine():
     from transformers import AutoModelForCausalLM
 

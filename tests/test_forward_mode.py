@@ -84,6 +84,7 @@ def test_slopes_of_other_forms_equal_autograds(peft_type):
 @settings(max_examples=10)
 @given(batch=batches(), seeds=st.lists(st.integers(0, 99), min_size=1, max_size=5))
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
 def test_scores_and_tangents_of_any_batch_equal_the_plain_engines(fast_and_plain, scope, batch, seeds):
     fast, plain, theta = fast_and_plain[scope]
     probes = Jvp().ask(seeds)
@@ -105,6 +106,7 @@ def fast_and_plain():
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.slow
 def test_in_bfloat16_the_error_is_smaller_than_spsas_at_every_epsilon(kind, scope):
     """Root of the mean square over 16 directions, against autograd in float64 on the same rounded weights."""
     spec, seeds = LoraSpec(4, 8.0, TARGETS[kind], SCOPES[scope]), range(16)

@@ -17,6 +17,7 @@ import pytest
 from tests import golden
 from zotune import mezo_finetune, replay_run, resume
 
+pytestmark = pytest.mark.slow
 RUNS = json.loads((golden.FOLDER / "runs.json").read_text())
 SAME_MACHINE = RUNS.pop("fingerprint") == golden.fingerprint()
 

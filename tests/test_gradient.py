@@ -141,6 +141,7 @@ def test_the_same_call_gives_the_same_bits_whatever_was_cached_before(batch, oth
 @settings(max_examples=10)
 @given(batch=batches(), budget=st.integers(1, 60), seed=st.integers(0, 99))
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
 def test_neither_packs_nor_pieces_of_the_head_change_it(scope, batch, budget, seed):
     whole = make_fast(scope=scope)
     theta = some_theta(whole)

@@ -204,6 +204,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
 def test_quantised_weights_pass_the_gradient_of_dequantised_ones_or_are_refused(
     folders, kind, quantization, dtype, scope
 ):

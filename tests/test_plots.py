@@ -15,6 +15,8 @@ from zotune.errors import InputError
 from zotune.run.metrics import EvalEvent, StepEvent
 from zotune.run.plots import moving_average, plot_runs
 
+pytestmark = pytest.mark.slow
+
 
 def write_run(folder: Path, num_steps: int = 40, accuracy: float | None = 0.6, reused: int = 300) -> Path:
     """A folder that holds metrics.jsonl and nothing else."""
