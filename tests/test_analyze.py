@@ -16,6 +16,8 @@ from zotune.zo.estimators import Spsa
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import Example, Probe
 
+pytestmark = pytest.mark.slow
+
 BATCH = [
     Example((1, 9, 30, 41, 7), (50, 51), ((60,), (61, 62)), 0),
     Example((1, 12, 13), (50, 51), ((60,), (61, 62)), 1),
@@ -54,7 +56,6 @@ def test_reused_kv_is_exact_where_the_adapter_cannot_change_it(tmp_path):
     assert all(path.stat().st_size > 1000 for path in save(result, tmp_path))
 
 
-@pytest.mark.slow
 def test_the_commands_print_their_tables(opt_dir, reviews_file, tmp_path, capsys):
     data = ["--model", str(opt_dir), "--train-data", str(reviews_file), "--labels", "terrible", "great"]
     data += ["--invocation", " It was", "--batch-size", "2"]

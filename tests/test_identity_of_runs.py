@@ -18,6 +18,8 @@ from tests.test_train import StopAt, durable
 from zotune import InputError, evaluate, mezo_finetune, predict, replay_run, resume
 from zotune.run.journal import read_journal
 
+pytestmark = pytest.mark.slow
+
 STEPS, STOPPED = 6, 3
 NOT_THOSE = "are not those that the adapter"
 
@@ -133,7 +135,6 @@ def test_a_value_that_was_chosen_may_be_taken_out_where_it_would_be_chosen_again
 
 
 @pytest.mark.parametrize("settings", [{"num_threads": 2}, {"num_threads": None}, {"kv_cache_gb": 0.0}], ids=str)
-@pytest.mark.slow
 def test_where_it_is_computed_may_change(run, whole_run, settings):
     """The last bits of a loss depend on the number of threads."""
     steps = (run / "journal.jsonl").read_bytes()
@@ -177,7 +178,6 @@ def test_where_its_model_lies_may_change(run, model, whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
-@pytest.mark.slow
 def test_it_may_go_on_for_more_steps_than_it_began_with(options, tmp_path, schedule):
     """At a constant rate it is then the longer run; else its further steps have the rates of the longer schedule."""
     options = {**options, "lr_scheduler_type": schedule}
@@ -234,7 +234,6 @@ def changed_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], Non
     ids=lambda change: change.__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("tuning", ["lora_fa", "full"])
-@pytest.mark.slow
 def test_other_base_weights_are_refused(options, run, model, whole_run, tmp_path, tuning, change):
     if tuning == "full":
         rest = {name: value for name, value in options.items() if name not in ("lora_rank", "learning_rate")}

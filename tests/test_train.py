@@ -26,6 +26,8 @@ from zotune.run.journal import read_journal
 from zotune.run.journal.lines import encode
 from zotune.run.metrics import EvalEvent, read_metrics
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 
@@ -81,7 +83,6 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_others(options, w
 
 @settings(max_examples=6)
 @given(stops=st.sets(st.integers(1, STEPS - 1), min_size=1, max_size=3))
-@pytest.mark.slow
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(options, whole_run, tmp_path_factory, stops):
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     first, *others = sorted(stops)
@@ -94,7 +95,6 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(options, whole_run, tmp
     assert durable(folder) == durable(whole_run)
 
 
-@pytest.mark.slow
 def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
     """The real thing: processes of the command killed while they train, until one gets to the end."""
     config = {**options, "num_steps": 300, "eval_steps": 7, "learning_rate": 0.01, "early_stopping_patience": 40}
@@ -118,7 +118,6 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_bits(options, tmp_path):
     assert durable(tmp_path / "killed") == durable(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_a_message_and_loses_no_step(options, whole_run, tmp_path):
     script = textwrap.dedent(f"""
         import resource, signal, sys
