@@ -72,6 +72,11 @@ CONFIGS = {
     ),
 }  # fmt: skip
 TARGETS = {"opt": ("q_proj", "v_proj"), "llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}
+KINDS_AND_SCOPES = [  # where each takes long, the fast tests leave one kind out
+    pytest.param((kind, scope), marks=[pytest.mark.slow] if kind == "gpt2" else [], id=f"{kind}-{scope}")
+    for kind in TARGETS
+    for scope in ("activated", "everywhere")
+]
 
 
 def make_model(kind: str) -> transformers.PreTrainedModel:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.conftest import SHARED, TARGETS, VOCABULARY, make_model
+from tests.conftest import KINDS_AND_SCOPES, SHARED, TARGETS, VOCABULARY, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
@@ -45,7 +45,7 @@ def some_theta(engine):
     return {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
 
 
-@pytest.fixture(scope="module", params=[(kind, scope) for kind in TARGETS for scope in ("activated", "everywhere")])
+@pytest.fixture(scope="module", params=KINDS_AND_SCOPES)
 def engines(request):
     """A plain engine and its theta, and a way to make fast ones."""
     kind, scope = request.param

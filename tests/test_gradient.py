@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from tests.conftest import TARGETS, make_model
+from tests.conftest import KINDS_AND_SCOPES, TARGETS, make_model
 from tests.gradients import (
     BATCH,
     ENGINES,
@@ -64,7 +64,7 @@ def test_gradient_equals_autograds_on_peft(make, scope, kind, tmp_path):
     assert float(ours) == pytest.approx(loss.item(), rel=TOLERANCE)
 
 
-@pytest.fixture(scope="module", params=[(kind, scope) for kind in TARGETS for scope in SCOPES], ids="-".join)
+@pytest.fixture(scope="module", params=KINDS_AND_SCOPES)
 def pair(request):
     kind, scope = request.param
     fast, plain = make_fast(kind, scope), PlainEngine(make_model(kind), make_spec(kind, scope))
