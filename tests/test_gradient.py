@@ -86,6 +86,7 @@ def test_gradient_through_the_suffix_equals_that_of_whole_sequences(pair, batch,
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+@pytest.mark.slow
 def test_gradient_along_directions_equals_the_slopes_of_forward_mode(make, scope, kind, form):
     engine = make(make_model(kind), make_spec(kind, scope, form))
     theta, weights = some_theta(engine), drawn(3)
@@ -124,6 +125,7 @@ def test_gradient_of_a_soft_prompt_equals_autograds(make, kind):
 
 @settings(max_examples=10)
 @given(batch=batches(), other=batches(), seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bits_whatever_was_cached_before(batch, other, seed):
     engine, none = make_fast(cache=PrefixCache(1e9, BLOCK)), make_fast(cache=NoPrefixCache(BLOCK))
     tiny = make_fast(cache=PrefixCache(3 * BLOCK_BYTES, BLOCK))
