@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import ROOT, blocks, commands
+from tests.processes import run_to_end
 
 README = ROOT / "README.md"
 QUICK_START = ROOT / "docs" / "quick_start.md"  # goes on with the run that README.md makes
@@ -40,7 +41,7 @@ def test_the_shell_commands_run(folder):
 @pytest.mark.slow
 def test_the_python_blocks_run_one_after_the_other(folder):
     code = "\n".join(blocks(README, "python"))
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    result = run_to_end(code=code, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "->" in result.stdout
     assert (folder / "my-run" / "best").is_dir()

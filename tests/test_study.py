@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REVIEWS, TARGETS, make_model
 from tests.processes import Process
+from tests.test_train import StopAt
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
@@ -150,7 +151,9 @@ def test_a_cell_goes_on_to_a_larger_budget_as_if_it_had_had_it_at_once(tmp_path,
     slopes = [[entry.slopes for entry in read_journal(cell.folder.journal)[1]] for cell in cells]
     assert len(slopes[0]) == 12
     assert slopes[0] == slopes[1]
-    resume(cells[0].folder.path)  # and a cell is an ordinary run
+    with pytest.raises(KeyboardInterrupt):
+        resume(cells[0].folder.path, callbacks=[StopAt(15)])  # and a cell is an ordinary run
+    assert len(read_journal(cells[0].folder.journal)[1]) == 15
 
 
 BATCH = [
