@@ -20,14 +20,13 @@ done
 
 echo "setting up $folder (once; some minutes)" >&2
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
-# Python compiles the modules that are used at their first import: a few of all that is installed.
 pip="$folder/bin/python -m pip --disable-pip-version-check --quiet"
 case ",$extras," in
     *,sglang,*) ;; # SGLang names its own PyTorch
     *)
         # The version is named so that the build for this machine is taken, not the newest for another accelerator.
-        "$folder/bin/python" -c 'import torch' 2>/dev/null || $pip install --no-compile torch==2.13.0
+        "$folder/bin/python" -c 'import torch' 2>/dev/null || $pip install torch==2.13.0
         ;;
 esac
-$pip install --no-compile -e ".${extras:+[$extras]}"
+$pip install -e ".${extras:+[$extras]}"
 touch "$stamp"

@@ -7,6 +7,7 @@
 set -eu
 cd "$(dirname "$0")"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a core for each
+export PYTHONDONTWRITEBYTECODE= # or each process compiles every module again
 cores="-n logical --maxprocesses 4 --dist loadfile"
 case "${1:-}" in
 --fast)
