@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "without a prefix cache": ("opt", {"kv_cache_gb": 0.0}),
     "completion": ("llama", {**NO_TASK, "task": "completion"}),
     "completion activated": ("llama", {"labels": (), "invocation": "\nAnswer:", "task": "completion"}),
-    "plain text": ("opt", {**NO_TASK, "task": "lm"}),
+    "plain text": ("opt without an end token", {**NO_TASK, "task": "lm"}),
     "nf4": ("llama", {"quantization": "nf4"}),
 }  # fmt: skip
 STOPPED = ("defaults", "svrg", "adaptive", "full", "prompt_tuning", "blocks", "vera")
@@ -99,6 +99,10 @@ def make_places(root: Path) -> None:
     for kind in CONFIGS:
         make_model(kind).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
+    endless = make_tokenizer()
+    endless.eos_token = None  # plain texts had no end token then
+    make_model("opt").save_pretrained(root / "opt without an end token")
+    endless.save_pretrained(root / "opt without an end token")
     pairs = [{"prompt": review["text"], "completion": f" {'great' if review['label'] else 'terrible'} film"}
              for review in REVIEWS]  # fmt: skip
     for name, records in (("reviews", REVIEWS), ("pairs", pairs)):

@@ -2,6 +2,7 @@
 
 import fcntl
 import gzip
+import io
 import json
 import logging
 import os
@@ -108,7 +109,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gzip damaged": (f"{DATA} $BAD/damaged.jsonl.gz", ("--train-data", "cannot read", "damaged.jsonl.gz")),
     "gzip that is none": (f"{DATA} $BAD/plain.jsonl.gz", ("--train-data", "cannot read", "Not a gzipped file")),
     "parquet that is none": (f"{DATA} $BAD/text.parquet", ("--train-data", "text.parquet is not parquet")),
-    "not UTF-8": (f"{DATA} $BAD/utf16.jsonl", ("--train-data", "utf16.jsonl", "utf-8")),
+    "not UTF-8": (f"{DATA} $BAD/utf16.jsonl", ("utf16.jsonl:1", "not UTF-8 (byte 0xff)")),
     "folder without data": (f"{DATA} $BAD/no_files", ("--train-data", "no_files", "doesn't contain any data files")),
     "damaged saved data set": (f"{DATA} $BAD/saved", ("--train-data", "saved", "could not be loaded")),
     "--fields of no pair": (f"{GOOD} --fields text", ("--fields", "text=body", "got 'text'")),
@@ -410,13 +411,15 @@ def test_the_installed_command_refuses_with_exit_code_2(case, places, tmp_path):
 
 
 def test_a_broken_line_on_standard_input_is_refused_with_its_number(places, capsys, monkeypatch, tmp_path):
-    class Input:
-        def read(self) -> str:
-            return '{"text": "a"}\n\n{"text": oops}\n'
-
-    monkeypatch.setattr(sys, "stdin", Input())
-    message = refusal(arguments_of("predict --adapter $RUN/adapter", places), capsys)
-    assert "--data: line 3 of standard input" in message
+    for line, reason in (
+        (b'{"text": oops}', "standard input:3: not JSON: Expecting value at column 10"),
+        (b"caf\xe9", "standard input:3: not UTF-8 (byte 0xe9)"),
+        (b'{"text": "half of \\ud83d"}', "standard input:3: field 'text' has half a character in it"),
+        (b'{"text": "a", "text": "b"}', "standard input:3: an object has the key 'text' twice"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\r\n\n' + line + b"\n")))
+        message = refusal(arguments_of("predict --adapter $RUN/adapter", places), capsys)
+        assert reason in message
 
 
 def test_a_run_in_use_is_not_resumed(places, capsys):

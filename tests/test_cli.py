@@ -285,7 +285,8 @@ def test_a_completion_task_trains_and_completes(run, tmp_path, capsys, monkeypat
     for options in ([], ["--temperature", "2"]):
         main([*complete, *options, "--data", "pairs.jsonl"])
         from_file = capsys.readouterr().out
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(pair["prompt"] + "\n" for pair in pairs)))
+        prompts = "".join(pair["prompt"] + "\n" for pair in pairs)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompts.encode())))
         main([*complete, *options])
         assert capsys.readouterr().out == from_file
         assert from_file.count("\n") == 8

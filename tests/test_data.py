@@ -279,7 +279,8 @@ def test_the_training_seed_does_not_change_the_data(tmp_path):
     [
         ({"prompt": "a", "completion": "b"}, "completion"),
         ({"instruction": "a", "response": "b"}, "completion"),
-        ({"instruction": "a", "input": "", "output": "b"}, "completion"),
+        ({"instruction": "a", "input": "", "output": "b"}, "alpaca"),
+        ({"instruction": "a", "output": "b"}, "alpaca"),
         ({"question": "a", "answer": "b"}, "completion"),
         ({"prompt": "a", "completion": "b", "text": "c", "label": 1}, "completion"),
         ({"text": "a"}, "lm"),

@@ -51,6 +51,8 @@ def like_llama() -> Tokenizer:
 
 
 PLAIN, STARTING = make_tokenizer(), with_start(make_tokenizer())
+ENDLESS = make_tokenizer()
+ENDLESS.eos_token = None
 DEMO = AutoTokenizer.from_pretrained(demo_path("model"))
 TOKENIZERS: dict[str, Tokenizer | Path] = {
     "tiny": PLAIN,
@@ -102,7 +104,14 @@ SNAPSHOTS: dict[str, tuple[dict[str, Any], str, str, tuple[str, ...]]] = {
         (" Abbreviation", " Entity", " Description", " Person", " Location", " Number"),
     ),
     "completion": ({"prompt": "Two and two\n", "completion": "is four."}, "Two and two\n", "", ("is four.</s>",)),
-    "lm": ({"text": "Once upon a time"}, "", "", ("Once upon a time",)),
+    "alpaca": (
+        {"instruction": "Name a city.", "input": "In France", "output": "Paris"},
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nName a city.\n\n### Input:\nIn France"
+        "\n\n### Response:\n",
+        "", ("Paris</s>",),
+    ),
+    "lm": ({"text": "Once upon a time"}, "", "", ("Once upon a time</s>",)),
 }  # fmt: skip
 
 REVIEW_CANDIDATES = ((1620,), (602,))
@@ -117,7 +126,8 @@ TOKEN_IDS = {  # of the same records: prompt, invocation, candidates
         ((3233, 69, 266, 89, 7348), (495, 531, 522), (2851, 70, 974, 330), (441, 919), (440, 900, 466), (476, 6573)),
     ),
     "completion": ((1, 55, 90, 82, 287, 729, 202), (), ((269, 2193, 17, 1),)),
-    "lm": ((1,), (), ((50, 5590, 2510, 261, 540),)),
+    "alpaca": (tuple(DEMO(SNAPSHOTS["alpaca"][1]).input_ids), (), (tuple(DEMO("\nParis</s>").input_ids[2:]),)),
+    "lm": ((1,), (), ((50, 5590, 2510, 261, 540, 1),)),
 }
 
 
@@ -267,7 +277,7 @@ def test_no_example_is_longer_than_max_length(tokenizer, name, text, completion,
     encoder = Encoder(tokenizer, task, max_length, activated=bool(task.invocation))
     body = (*encode_fragment(tokenizer, completion), tokenizer.eos_token_id)
     needed = len(encoder.start) + 1 + len(encoder.invocation) + max(map(len, encoder.words or (body,)))
-    refused = len(tokenizer(text).input_ids) < 2 if name == "lm" else needed > max_length
+    refused = name != "lm" and needed > max_length
     if refused:
         with pytest.raises(InputError, match=f"--max-length {max_length}"):
             encoder.encode([example_text])
@@ -279,9 +289,8 @@ def test_no_example_is_longer_than_max_length(tokenizer, name, text, completion,
 
 @given(tokenizer=st.sampled_from([PLAIN, STARTING]), text=WORDS, max_length=st.integers(2, 30))
 def test_plain_text_is_cut_in_blocks_that_predict_every_token_once(tokenizer, text, max_length):
-    token_ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    token_ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
     encoder = Encoder(tokenizer, TASKS["lm"], max_length, activated=False)
-    assume(len(encoder.start + token_ids) > 1)
     examples = encoder.encode([TextExample("", None, text, "here")]).examples
     predicted = tuple(token for example in examples for token in example.candidates[0])
     assert predicted == (token_ids if encoder.start else token_ids[1:])
@@ -290,14 +299,13 @@ def test_plain_text_is_cut_in_blocks_that_predict_every_token_once(tokenizer, te
     assert all(example.invocation == () for example in examples)
 
 
-def test_a_text_of_one_token_has_nothing_to_predict_without_a_start_token():
+def test_a_text_of_one_token_has_nothing_to_predict_without_a_start_or_an_end_token():
     (letter,) = PLAIN("x").input_ids
     with pytest.raises(InputError, match="file:1: the text has 1 tokens; at least 2 are needed"):
-        Encoder(PLAIN, TASKS["lm"], 8, activated=False).encode([TextExample("", None, "x", "file:1")])
-    (example,) = (
-        Encoder(STARTING, TASKS["lm"], 8, activated=False).encode([TextExample("", None, "x", "here")]).examples
-    )
-    assert example.candidates == ((letter,),)
+        Encoder(ENDLESS, TASKS["lm"], 8, activated=False).encode([TextExample("", None, "x", "file:1")])
+    for tokenizer, prompt, candidate in ((PLAIN, (letter,), (1,)), (STARTING, (1,), (letter, 1))):
+        example = encode_one(tokenizer, TASKS["lm"], TextExample("", None, "x", "here"))
+        assert (example.prompt, example.candidates) == (prompt, (candidate,))
 
 
 def test_examples_stand_in_the_order_of_the_texts():

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from zotune.adapter.base import Base, read_base
 from zotune.adapter.peft_files import load_adapter
 from zotune.adapter.spec import LoraSpec
-from zotune.assemble.data import load_data, own_data
-from zotune.assemble.model import check_installed, find_model, open_engine
+from zotune.assemble.data import check_used, load_data, own_data
+from zotune.assemble.model import Model, check_installed, find_model, open_engine
 from zotune.config.reading import make_config, read_run_config
 from zotune.config.run import choose_max_length, default_dtype
 from zotune.config.settings import Config
-from zotune.data.records import Record, load_records, sample_records
+from zotune.data.records import load_records, sample_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder, encode_fragment
@@ -87,10 +86,9 @@ def predict(
         raise InputError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise InputError(f"--temperature must be 0 or more, got {temperature}")
-    role = next((name for name in task.fields if name != "completion"), "prompt")
-    if isinstance(data, Sequence) and not isinstance(data, str):
-        data = [{config.field_names.get(role, role): item} if isinstance(item, str) else item for item in data]
-    records: list[Record] = load_records(data, "--data", "test")
+    role = task.prompt_fields[0]
+    records = load_records(data, "--data", "test", text_field=config.field_names.get(role, role))
+    check_used(records, task, config)
     texts = to_texts(records, task, config.field_names, need_labels=False)
     predictor = _load(config, task, adapter, num_new_tokens=0 if task.labels else max_new_tokens)
     try:
@@ -100,8 +98,7 @@ def predict(
             answers = candidate_logits(engine.score(theta, [AT_THETA], examples))[0].argmax(axis=-1)
             return [task.label_words[answer] for answer in answers]
         tokenizer = predictor.encoder.tokenizer
-        stop = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        sampling = Sampling(max_new_tokens, temperature, config.seed, stop)
+        sampling = Sampling(max_new_tokens, temperature, config.seed, predictor.model.stop_token_ids)
         (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
         return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
     finally:
@@ -112,13 +109,15 @@ def _labelled(config: Config, task: Task, source: Any, limit: int | None) -> lis
     """The evaluation records, in the task's words."""
     if source is None and config.train_data is not None:  # what the adapter's run has held out of it
         return sample_records(load_data(config).evaluation, limit, config.data_seed, "eval")
-    split = "test"
-    if source is None:
+    split, own = "test", source is None
+    if own:
         _, source = own_data(task)
         split = task.hub.evaluation if task.hub else split
     if source is None:
         raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
     records = sample_records(load_records(source, "--eval-data", split), limit, config.data_seed, "eval")
+    if not own:
+        check_used(records, task, config)
     return to_texts(records, task, config.field_names)
 
 
@@ -127,6 +126,7 @@ class _Predictor:
     engine: Engine
     theta: Theta
     encoder: Encoder
+    model: Model
 
 
 def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
@@ -148,8 +148,9 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
         base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, tables=tables)
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
-            base, template=None, invocation=None, labels=(), objective=None, fields=(), train_data=None, eval_data=None
-        )
+            base, template=None, invocation=None, labels=(), label_separator=None, objective=None, fields=(),
+            train_data=None, eval_data=None,
+        )  # fmt: skip
     return make_config(given, base)
 
 
@@ -160,7 +161,10 @@ def _placed(config: Config) -> Config:
 
 
 def _task(config: Config) -> Task:
-    return choose_task(config.task, template=config.template, invocation=config.invocation, labels=config.labels)
+    return choose_task(
+        config.task, template=config.template, invocation=config.invocation, labels=config.labels,
+        separator=config.label_separator,
+    )  # fmt: skip
 
 
 def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
@@ -180,8 +184,9 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
             f"{model.tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
         )
     encoder = Encoder(
-        model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens
-    )
+        model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens,
+        num_embeddings=model.num_embeddings,
+    )  # fmt: skip
     try:
         engine = open_engine(model, config, spec)
     except InputError as error:
@@ -194,4 +199,4 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
     base = read_base(Path(adapter)) if adapter is not None else None
     if base and base.differs(Base(engine.identity(), config.dtype, config.quantization)):
         logger.warning("the weights of %s are not those that the adapter %s was trained on", config.model, adapter)
-    return _Predictor(engine, theta, encoder)
+    return _Predictor(engine, theta, encoder, model)

@@ -10,6 +10,7 @@ from zotune.data.records import Record, load_records, sample_records, split_reco
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
 from zotune.data.texts import TextExample, to_texts
+from zotune.data.unused import unused_fields
 from zotune.errors import InputError
 
 HELD_OUT_SHARE = 0.1
@@ -49,12 +50,23 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
             raise InputError("--train-data: one record cannot be split; give --eval-data too")
         train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
         logger.info("no evaluation data given: %d of the training records are held out for it", len(evaluation))
+    for source, records in ((train_source, train), (eval_source, evaluation)):
+        if source is not None:
+            check_used(records, task, config)
     train = sample_records(train, config.max_train_samples, config.data_seed, "train")
     if config.max_eval_samples and config.max_eval_samples < len(evaluation):
         logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
     evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
     names = config.field_names
     return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names))
+
+
+def check_used(records: list[Record], task: Task, config: Config) -> None:
+    """Refuse to leave out content, and name what else is left out."""
+    names = config.field_names
+    chosen = config.task is not None or config.template is not None or bool(set(names) & set(task.prompt_fields))
+    if (sentence := unused_fields(records, task, names, chosen)) is not None:
+        logger.warning(sentence)
 
 
 def own_data(task: Task) -> tuple[Any, Any]:
@@ -69,5 +81,6 @@ def _choose_task(config: Config, train: list[Record]) -> Task:
     if sample:  # under the names that --fields gives them
         sample |= {role: sample.pop(name) for role, name in config.field_names.items() if name in sample}
     return choose_task(
-        config.task, template=config.template, invocation=config.invocation, labels=config.labels, sample=sample
-    )
+        config.task, template=config.template, invocation=config.invocation, labels=config.labels,
+        separator=config.label_separator, sample=sample,
+    )  # fmt: skip

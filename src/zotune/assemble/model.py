@@ -26,12 +26,13 @@ from zotune.engine.torch.loading import (
     context_length,
     empty_model,
     load_config,
+    load_generation_config,
     load_model,
     load_tokenizer,
 )
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
 from zotune.errors import InputError
-from zotune.zo.protocol import Engine, Example
+from zotune.zo.protocol import Engine, Example, TokenIds
 
 logger = logging.getLogger("zotune")
 
@@ -49,6 +50,24 @@ class Model:
     def context(self) -> int | None:
         """The most tokens it takes, where its configuration says."""
         return context_length(self.config)
+
+    @property
+    def num_embeddings(self) -> int | None:
+        """How many tokens it has embeddings for, where its configuration says."""
+        if self.loaded is not None:
+            return getattr(self.loaded.get_input_embeddings(), "num_embeddings", None)
+        return getattr(self.config.get_text_config(), "vocab_size", None)
+
+    @property
+    def stop_token_ids(self) -> TokenIds:
+        """The tokens that end a text: the tokenizer's, and those that the model's generation settings name."""
+        if self.loaded is not None:
+            settings = self.loaded.generation_config
+        else:
+            settings = load_generation_config(self.path, self.config)
+        ends = getattr(settings, "eos_token_id", None)
+        listed = ends if isinstance(ends, list) else [ends]
+        return tuple(dict.fromkeys(token for token in (self.tokenizer.eos_token_id, *listed) if token is not None))
 
 
 def check_installed(config: Config) -> None:

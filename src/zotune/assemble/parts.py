@@ -58,7 +58,7 @@ def assemble(config: Config, data: Data, model: Model, start: Start | None = Non
     assert settings.max_length
     encoder = Encoder(
         model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",
-        virtual_tokens=prompt.virtual_tokens if prompt else (),
+        virtual_tokens=prompt.virtual_tokens if prompt else (), num_embeddings=model.num_embeddings,
     )  # fmt: skip
     train = _encode(encoder, data.train, "training")
     evaluation = _encode(encoder, data.evaluation, "evaluation")

@@ -37,6 +37,10 @@ class Inference:
     """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
     labels as names. Default: the task's."""
 
+    label_separator: str | None = None
+    """What stands between the invocation and a label word, as in train. Default: that of the adapter's run, else a
+    space where one belongs."""
+
     fields: tuple[str, ...] | None = None
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 
@@ -120,23 +124,11 @@ class Predict(Inference):
     """0 always takes the likeliest token; above 0, tokens are sampled."""
 
     def run(self) -> None:
-        import json
-
         from zotune.commands.console import set_up_logging
         from zotune.inference import predict
 
         set_up_logging()
-        data: Any = self.data
-        if data == "-":
-            data = []
-            for number, line in enumerate(sys.stdin.read().split("\n"), start=1):
-                try:
-                    data += [json.loads(line) if line.lstrip().startswith("{") else line] if line.strip() else []
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"--data: line {number} of standard input starts with a brace but is not JSON: {error.msg} "
-                        f"at column {error.colno}"
-                    ) from error
+        data = sys.stdin.buffer if self.data == "-" else self.data
         for text in predict(
             data,
             adapter=self.adapter,

@@ -189,6 +189,10 @@ class Fields:
     """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
     labels as names. Default: the task's."""
 
+    label_separator: str | None = None
+    """What stands between the invocation and a label word, e.g. "". Default: a space where one belongs: not behind a
+    space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""
+
     objective: ObjectiveName | None = None
     """The loss: `cross_entropy` over the label words, or `token_nll`, the mean negative log-likelihood of the
     completion's tokens. Default: the task's."""

@@ -154,7 +154,10 @@ def choose_max_length(asked: int | None, context: int | None) -> int:
 
 def absolute(name: str | None) -> str | None:
     """Local paths made independent of the working directory, so that a run can be resumed from anywhere."""
-    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+    if name and not Path(name).expanduser().exists():
+        folder, colon, configuration = name.rpartition(":")  # a configuration of a data set
+        return f"{absolute(folder)}{colon}{configuration}" if folder else name
+    return str(Path(name).expanduser().resolve()) if name else name
 
 
 def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]]:

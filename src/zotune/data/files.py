@@ -6,13 +6,14 @@ A row is whatever the file holds there. Whether it will do as a record is for th
 import csv
 import gzip
 import io
-import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from zotune.data.class_names import class_names_in_parquet, named
+from zotune.data.json_text import parse_json
 from zotune.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -35,32 +36,42 @@ def read_file(source: str, option: str) -> Iterator[tuple[Any, str]]:
             raise InputError(
                 f"{option}: {source} ends in {kind or 'nothing'}; expected one of {', '.join(SUFFIXES)} (or .gz)"
             )
-        yield from readers[kind](source, _read_text(path))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        yield from readers[kind](source, _decode(_read_bytes(path), source))
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{option}: cannot read {source}: {error}") from error
 
 
-def _read_text(path: Path) -> str:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return raw.decode("utf-8-sig")
+def read_lines(raw: bytes, name: str) -> Iterator[tuple[Any, str]]:
+    """(row, place) pairs of lines that are a text each, or a JSON object."""
+    for number, line in enumerate(_decode(raw, name).split("\n"), start=1):
+        if line.strip():
+            place = f"{name}:{number}"
+            yield parse_json(line, place) if line.lstrip().startswith("{") else line.removesuffix("\r"), place
+
+
+def _read_bytes(path: Path) -> bytes:
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw
+
+
+def _decode(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save it as UTF-8, or convert it with iconv"
+        ) from error
 
 
 def _from_json_lines(name: str, text: str) -> Iterator[tuple[Any, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{name}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-            yield value, f"{name}:{number}"
+            yield parse_json(line, f"{name}:{number}"), f"{name}:{number}"
 
 
 def _from_json(name: str, text: str) -> Iterator[tuple[Any, str]]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object a line is JSON lines, name it .jsonl" if error.msg == "Extra data" else ""
-        raise InputError(f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}") from error
+    values = parse_json(text, name, whole_file=True)
     if not isinstance(values, list):
         raise InputError(f"{name}: expected a list of objects, got {type(values).__name__}")
     for index, value in enumerate(values):
@@ -71,6 +82,7 @@ def _from_csv(name: str, text: str) -> Iterator[tuple[Any, str]]:
     csv.field_size_limit(sys.maxsize)  # a text may well be longer than the 128 KiB that csv allows
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        _check_unique(reader.fieldnames or (), f"{name}:{reader.line_num}")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(
@@ -86,7 +98,16 @@ def _from_parquet(source: str, option: str) -> Iterator[tuple[Any, str]]:
     import pyarrow.parquet
 
     try:
+        schema = pyarrow.parquet.read_schema(source)
+        _check_unique(schema.names, source)
         rows = pyarrow.parquet.read_table(source).to_pylist()
     except pyarrow.lib.ArrowException as error:
         raise InputError(f"{option}: {source} is not parquet: {error}") from error
-    yield from ((row, f"{source}[{index}]") for index, row in enumerate(rows))
+    names = class_names_in_parquet(schema.metadata)
+    yield from ((named(row, names), f"{source}[{index}]") for index, row in enumerate(rows))
+
+
+def _check_unique(columns: Sequence[str], place: str) -> None:
+    double = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    if double:
+        raise InputError(f"{place}: the column {double[0]!r} is there twice; rename one of them")

@@ -1,6 +1,7 @@
 """Records, each with the place it came from: read from what the user names, sampled and split.
 
-A source is a file (`files`), a folder or id of HuggingFace datasets (`hub`), a `datasets.Dataset`, or a list of dicts.
+A source is a file (`files`), a folder or id of HuggingFace datasets (`hub`), a `datasets.Dataset`, a list of dicts, or
+an open file, such as standard input.
 """
 
 import json
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zotune.data.files import SUFFIXES, read_file
+from zotune.data.class_names import class_names, named
+from zotune.data.files import SUFFIXES, read_file, read_lines
 from zotune.data.hub import read_folder, read_hub
 from zotune.data.tasks import HubSource
 from zotune.errors import InputError
@@ -26,8 +28,12 @@ class Record:
     where: str
 
 
-def load_records(source: Any, option: str, split: str = "train") -> list[Record]:
-    """All records of `source`; `option` is its name in messages.
+def load_records(source: Any, option: str, split: str = "train", text_field: str | None = None) -> list[Record]:
+    """All records of `source`.
+
+    Args:
+        option: the name of the source in messages.
+        text_field: the field of a record that is a text alone; None: there may be no such record.
 
     Raises:
         InputError: nothing there, an unknown format, a record that is not an object; with file and line.
@@ -41,16 +47,24 @@ def load_records(source: Any, option: str, split: str = "train") -> list[Record]
             f"{option}: expected one data set, got a {type(source).__name__} of {', '.join(map(str, source))}; "
             "pick one of them"
         )
+    elif hasattr(source, "read"):
+        rows = read_lines(source.read(), "standard input")
     elif isinstance(source, Iterable):
-        rows = ((value, f"{option}[{index}]") for index, value in enumerate(source))
+        rows = ((value, f"{option}[{index}]") for index, value in enumerate(_named_rows(source)))
     else:
         raise InputError(
             f"{option}: expected a path, a list of dicts or a datasets.Dataset, got {type(source).__name__}"
         )
-    records = [_record(value, where) for value, where in rows]
+    records = [_record(value, where, text_field) for value, where in rows]
     if not records:
         raise InputError(f"{option}: {_name(source)} holds no records")
     return records
+
+
+def _named_rows(source: Iterable[Any]) -> Iterable[Any]:
+    """Rows from Python; a `datasets.Dataset` may have names for its classes."""
+    names = class_names(getattr(source, "features", None))
+    return (named(row, names) for row in source)
 
 
 def sample_records(records: list[T], limit: int | None, seed: int, name: str) -> list[T]:
@@ -75,12 +89,17 @@ def _from_path(source: str, option: str, split: str) -> Iterator[tuple[Any, str]
         return read_folder(path, option, split)
     if path.is_file():
         return read_file(source, option)
+    name, _, configuration = source.rpartition(":")
+    if name and Path(name).expanduser().is_dir():
+        return read_folder(Path(name).expanduser(), option, split, configuration)
     if path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"{option}: there is no file {source}")
-    return read_hub(source, option, split)
+    return read_hub(name or source, option, split, configuration=configuration if name else None)
 
 
-def _record(value: Any, where: str) -> Record:
+def _record(value: Any, where: str, text_field: str | None) -> Record:
+    if isinstance(value, str) and text_field is not None:
+        return Record({text_field: value}, where)
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: expected an object with fields, got {type(value).__name__}")
     return Record(value, where)
@@ -90,13 +109,20 @@ def _name(source: Any) -> str:
     return source.path if isinstance(source, HubSource) else str(source) if isinstance(source, str | Path) else "it"
 
 
-def json_lines(name: str, records: Iterable[Any]) -> bytes:
-    """Records given from Python as a file of JSON lines.
+def json_lines(name: str, rows: Iterable[Any]) -> bytes:
+    """Records given from Python as a file of JSON lines; a value that JSON does not have, such as a date, as its text.
 
     Raises:
-        InputError: a value that JSON does not have.
+        InputError: records that are no objects, or that hold themselves.
     """
     try:
-        return "".join(json.dumps(dict(record)) + "\n" for record in records).encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: records must hold plain values, as JSON has them: {error}") from error
+        return "".join(json.dumps(dict(row), default=_plain) + "\n" for row in _named_rows(rows)).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{name}: records must be objects that JSON can hold: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """What stands for a value that JSON does not have: arrays and their numbers as lists and numbers, else its text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return dict(value) if isinstance(value, Mapping) else str(value)

@@ -10,6 +10,7 @@ from string import Formatter
 from typing import Any
 
 from zotune.data.tasks import ALIASES, TASKS, Task
+from zotune.data.texts import is_torn
 from zotune.errors import InputError
 
 
@@ -19,11 +20,13 @@ def choose_task(
     template: str | None = None,
     invocation: str | None = None,
     labels: Sequence[str] = (),
+    separator: str | None = None,
     sample: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task of a run: a built-in one, changed by the options given, or one made of the options alone.
 
     Args:
+        separator: what stands between the invocation and a label word; None: a space where one belongs.
         sample: the first record of the data, to choose by where no option does.
 
     Raises:
@@ -43,10 +46,16 @@ def choose_task(
         task = TASKS["demo"]
     if labels and task.completion and name is not None:
         raise InputError(f"--labels: task {name} has no labels; leave out --task for a classification of your own")
+    if separator is not None and not (labels or task.labels):
+        raise InputError(
+            f"--label-separator: task {task.name} has no label words that {separator!r} could stand before"
+        )
     changes: dict[str, Any] = {
         "template": template,
         "invocation": invocation,
         "labels": tuple(labels) or None,
+        "separator": separator,
+        "shorter": None if template is None else "",
     }
     task = replace(task, **{key: value for key, value in changes.items() if value is not None})
     _check(task)
@@ -59,6 +68,8 @@ def _detect(sample: Mapping[str, Any]) -> Task:
 
     if "prompt" in sample and "completion" in sample:
         return TASKS["completion"]
+    if "instruction" in sample and "output" in sample:
+        return TASKS["alpaca"]
     if has("text") and has("label"):
         raise InputError(
             "--labels: the data has texts with labels; give a word for each label id, e.g. "
@@ -75,6 +86,12 @@ def _detect(sample: Mapping[str, Any]) -> Task:
 
 
 def _check(task: Task) -> None:
+    for option, text in (
+        ("template", task.template), ("invocation", task.invocation), ("label-separator", task.separator or ""),
+        *(("labels", label) for label in task.labels),
+    ):  # fmt: skip
+        if is_torn(text):
+            raise InputError(f"--{option}: {text!r} has half a character in it (a lone surrogate)")
     try:
         pieces = [piece for piece in Formatter().parse(task.template) if piece[1] is not None]
     except ValueError as error:

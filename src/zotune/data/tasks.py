@@ -24,9 +24,10 @@ class HubSource:
 class Task:
     """How records become examples.
 
-    `template` is the prompt, with fields in braces; `invocation` the fixed text that ends it. A task with `labels`
-    (one word per label id, `name=word` where the data's labels are strings) is a classification; else `completion`
-    is the text to learn, with fields in braces.
+    `template` is the prompt, with fields in braces; `shorter` stands for it where a field that only `template` has is
+    absent or empty; `invocation` is the fixed text that ends the prompt. A task with `labels` (one word per label id,
+    `name=word` where the data's labels are strings) is a classification; else `completion` is the text to learn, with
+    fields in braces. `separator` stands between the invocation and a label word; None: a space where one belongs.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Task:
     invocation: str = ""
     labels: tuple[str, ...] = ()
     completion: str = ""
+    shorter: str = ""
+    separator: str | None = None
     label_field: str = "label"
     hub: HubSource | None = None
     demo: bool = False
@@ -52,10 +55,27 @@ class Task:
         return tuple(name for name, _ in map(_name_and_word, self.labels))
 
     @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """The fields that the prompt is made of, in order."""
+        return _fields(self.template)
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]:
+        """Those that a record need not have."""
+        return tuple(name for name in self.prompt_fields if name not in _fields(self.shorter)) if self.shorter else ()
+
+    @property
+    def completion_fields(self) -> tuple[str, ...]:
+        return _fields(self.completion)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The fields that the texts are made of, in order."""
-        found = [name for _, name, _, _ in Formatter().parse(self.template + self.completion) if name]
-        return tuple(dict.fromkeys(found))
+        return _fields(self.template + self.completion)
+
+
+def _fields(template: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
 
 
 def _name_and_word(label: str) -> tuple[str, str]:
@@ -63,17 +83,33 @@ def _name_and_word(label: str) -> tuple[str, str]:
     return (name, word) if name and word else (label, label)
 
 
-def _reviews(name: str, hub: HubSource | None = None) -> Task:
-    return Task(name, "{text}", " It was", ("terrible", "great"), hub=hub, demo=hub is None)
+def _reviews(name: str, hub: HubSource | None = None, classes: tuple[str, ...] = ()) -> Task:
+    """Reviews; `classes` are what the data set calls terrible and great."""
+    labels = tuple(f"{name}={word}" for name, word in zip(classes, WORDS, strict=True)) if classes else WORDS
+    return Task(name, "{text}", " It was", labels, hub=hub, demo=hub is None)
 
+
+WORDS = ("terrible", "great")
+
+
+# The prompts of Stanford's Alpaca (github.com/tatsu-lab/stanford_alpaca), with a line break after the last mark.
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         _reviews("demo"),
-        _reviews("sst2", HubSource("stanfordnlp/sst2", evaluation="validation")),
-        _reviews("imdb", HubSource("stanfordnlp/imdb")),
-        _reviews("mr", HubSource("cornell-movie-review-data/rotten_tomatoes")),
+        _reviews("sst2", HubSource("stanfordnlp/sst2", evaluation="validation"), ("negative", "positive")),
+        _reviews("imdb", HubSource("stanfordnlp/imdb"), ("neg", "pos")),
+        _reviews("mr", HubSource("cornell-movie-review-data/rotten_tomatoes"), ("neg", "pos")),
         Task(
             "trec",
             template="Question: {text}\n",
@@ -91,6 +127,7 @@ TASKS: dict[str, Task] = {
             hub=HubSource("CogComp/trec", revision="refs/convert/parquet"),
         ),
         Task("completion", template="{prompt}", completion="{completion}"),
+        Task("alpaca", template=_ALPACA_INPUT, shorter=_ALPACA, completion="{output}"),
         Task("lm", template="", completion="{text}"),
     )
 }
@@ -102,4 +139,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "coarse_label": ("coarse_label", "label", "labels"),
     "prompt": ("prompt", "instruction", "input", "question"),
     "completion": ("completion", "response", "output", "answer"),
+    "input": ("input", "context"),
+    "output": ("output", "response", "completion"),
 }

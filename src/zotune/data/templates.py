@@ -10,12 +10,15 @@ from types import MappingProxyType
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from zotune.data.spacing import separator
 from zotune.data.tasks import Task
 from zotune.data.texts import TextExample
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 
-_ANCHOR = "\n"  # stands before a fragment, so that a tokenizer adds no space of its own to its start
+# One stands before a fragment, so that a tokenizer adds no space of its own to its start: the first that stays a token
+# of its own there.
+_ANCHORS = ("\n", "a", ":")
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,28 @@ class Encoder:
         max_length: the most tokens of prompt + invocation + longest candidate.
         activated: the adapter will act from the invocation on; candidates that contain it are refused.
         virtual_tokens: ids of a soft prompt, which begin every prompt and count towards `max_length`.
+        num_embeddings: how many tokens the model knows; None: as many as the tokenizer.
 
     Raises:
         InputError: label words or an invocation that cannot be used with this tokenizer.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, task: Task, max_length: int, activated: bool, virtual_tokens: TokenIds = ()
+        self,
+        tokenizer: Tokenizer,
+        task: Task,
+        max_length: int,
+        activated: bool,
+        virtual_tokens: TokenIds = (),
+        num_embeddings: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
         self.max_length = max_length
         self.virtual_tokens = virtual_tokens
-        self.start = virtual_tokens + _special_start(tokenizer)
+        self.num_embeddings = num_embeddings
+        self._own_start = _special_start(tokenizer)
+        self.start = virtual_tokens + self._own_start
         self.invocation = encode_fragment(tokenizer, task.invocation)
         self.activated = activated
         if task.invocation and not self.invocation:
@@ -60,12 +72,13 @@ class Encoder:
                 f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text "
                 f"within {max_length} tokens (--max-length)"
             )
-        before = (task.template + task.invocation)[-1:]
+        before = task.template + task.invocation
         self.words = tuple(
-            encode_fragment(tokenizer, word if not before or before.isspace() or word[:1].isspace() else " " + word)
+            encode_fragment(tokenizer, (separator(before, word) if task.separator is None else task.separator) + word)
             for word in task.label_words
         )
         self._check_words()
+        self._check_known(self.invocation, "--invocation")
 
     def encode(self, texts: Sequence[TextExample]) -> Encoded:
         """Examples in the order of `texts`; a text of task `lm` longer than `max_length` becomes several."""
@@ -76,7 +89,7 @@ class Encoder:
                 examples.extend(self._blocks(text))
                 continue
             candidates = self.words or (self._completion(text),)
-            prompt = self.start + self._prompt(text.prompt)
+            prompt = self.start + self._body(text.prompt)
             room = self.max_length - len(self.invocation) - max(map(len, candidates))
             if room < len(self.start) + 1:
                 fixed = self.max_length - room + len(self.virtual_tokens)
@@ -89,19 +102,30 @@ class Encoder:
                 prompt = self.start + prompt[len(prompt) - room + len(self.start) :]
                 num_truncated += 1
             self._check_first(prompt, text)
+            self._check_known(prompt, text.where)
+            if not self.words:
+                self._check_known(candidates[0], text.where)
             examples.append(
                 Example(prompt, self.invocation, candidates, text.label, MappingProxyType(dict(text.columns)))
             )
         return Encoded(examples, num_truncated)
 
-    def _prompt(self, text: str) -> TokenIds:
+    def _body(self, text: str) -> TokenIds:
+        """The tokens of a prompt or of a plain text behind the start token, which the text may have of its own."""
         # The first fragment keeps what the tokenizer does to the start of a text.
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        token_ids = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        own = len(self._own_start)
+        return token_ids[own:] if own and token_ids[:own] == self._own_start else token_ids
+
+    def _ended(self, token_ids: TokenIds) -> TokenIds:
+        """With one end token, where the tokenizer has one."""
+        end = self.tokenizer.eos_token_id
+        return token_ids if end is None or token_ids[-1:] == (end,) else (*token_ids, end)
 
     def _completion(self, text: TextExample) -> TokenIds:
         token_ids = encode_fragment(self.tokenizer, text.completion)
-        if self.tokenizer.eos_token_id is not None and text.completion:
-            token_ids += (self.tokenizer.eos_token_id,)
+        if text.completion:
+            token_ids = self._ended(token_ids)
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
             raise InputError(
                 f"{text.where}: the completion contains the invocation {self.task.invocation!r} (--invocation)"
@@ -110,7 +134,7 @@ class Encoder:
 
     def _blocks(self, text: TextExample) -> list[Example]:
         """Pieces of a plain text, every token but the very first of a text without start token predicted once."""
-        token_ids = self._prompt(text.completion)
+        token_ids = self._ended(self._body(text.completion))
         head = self.start or token_ids[:1]
         body = token_ids if self.start else token_ids[1:]
         size = self.max_length - len(head)
@@ -119,6 +143,7 @@ class Encoder:
                 f"{text.where}: the text has {len(token_ids)} tokens; at least 2 are needed "
                 f"(--max-length {self.max_length})"
             )
+        self._check_known(token_ids, text.where)
         columns = MappingProxyType(dict(text.columns))
         return [Example(head, (), (body[i : i + size],), None, columns) for i in range(0, len(body), size)]
 
@@ -132,11 +157,22 @@ class Encoder:
                 )
             if not word:
                 raise InputError(f"--labels: {self.task.label_words[index]!r} is no token for this tokenizer")
+            self._check_known(word, "--labels")
             if self.activated and _last_start(self.invocation + word, self.invocation) > 0:
                 raise InputError(
                     f"--labels: {self.task.label_words[index]!r} contains the invocation {self.task.invocation!r}, "
                     "so it could not be told where the adapter starts to act"
                 )
+
+    def _check_known(self, token_ids: TokenIds, place: str) -> None:
+        """Refuse a token that the tokenizer has and the model has not, such as one that was added to the tokenizer."""
+        if self.num_embeddings is not None and token_ids and (highest := max(token_ids)) >= self.num_embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(
+                f"{place}: the token {token!r} has the number {highest}, and the model has embeddings for "
+                f"{self.num_embeddings} tokens: the tokenizer is of another model, or tokens were added to it alone "
+                "(see resize_token_embeddings in transformers)"
+            )
 
     def _check_first(self, prompt: TokenIds, text: TextExample) -> None:
         if not prompt and not self.invocation:
@@ -145,10 +181,11 @@ class Encoder:
 
 def encode_fragment(tokenizer: Tokenizer, text: str) -> TokenIds:
     """The ids of a text that continues another one."""
-    anchor = tokenizer(_ANCHOR, add_special_tokens=False).input_ids
-    whole = tokenizer(_ANCHOR + text, add_special_tokens=False).input_ids
-    if whole[: len(anchor)] == anchor:
-        return tuple(whole[len(anchor) :])
+    for before in _ANCHORS:
+        anchor = tokenizer(before, add_special_tokens=False).input_ids
+        whole = tokenizer(before + text, add_special_tokens=False).input_ids
+        if anchor and whole[: len(anchor)] == anchor:
+            return tuple(whole[len(anchor) :])
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 

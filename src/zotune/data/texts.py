@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zotune.data.class_names import ClassName
 from zotune.data.records import Record
 from zotune.data.tasks import ALIASES, Task
 from zotune.errors import InputError
@@ -45,47 +46,98 @@ def to_texts(
 
 
 def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> TextExample:
-    values = {name: _text_field(record, name, names) for name in task.fields if need_labels or name != "completion"}
-    prompt = task.template.format_map(values)
+    values = _prompt_values(record, task, names)
+    shorter = not all(values[name] for name in task.optional_fields)
+    prompt = (task.shorter if shorter else task.template).format_map(values)
     if not task.labels:
-        return TextExample(
-            prompt, None, task.completion.format_map(values) if need_labels else "", record.where, record.fields
-        )
+        completion = {name: _text_field(record, name, names) for name in task.completion_fields} if need_labels else {}
+        text = task.completion.format_map(completion) if need_labels else ""
+        return TextExample(prompt, None, text, record.where, record.fields)
     label = _label(record, task, names) if need_labels else None
     return TextExample(prompt, label, "", record.where, record.fields)
 
 
-def _find(record: Record, role: str, names: Mapping[str, str]) -> str:
+def _prompt_values(record: Record, task: Task, names: Mapping[str, str]) -> dict[str, str]:
+    """The texts of a prompt's fields. Where there are several, some may be empty."""
+    optional, several = task.optional_fields, len(task.prompt_fields) > 1
+    values = {
+        name: ""
+        if name in optional and find_field(record, name, names) is None
+        else _text_field(record, name, names, may_be_empty=several)
+        for name in task.prompt_fields
+    }
+    needed = [name for name in values if name not in optional]
+    if needed and not any(values[name] for name in needed):
+        raise InputError(f"{record.where}: {' and '.join(f'field {name!r}' for name in needed)} is empty")
+    return values
+
+
+def find_field(record: Record, role: str, names: Mapping[str, str]) -> str | None:
+    """The record's own name of a task's field; None: it has no such field."""
     if role in names:
-        if names[role] not in record.fields:
-            raise InputError(
-                f"{record.where}: no field {names[role]!r} (--fields {role}={names[role]}); "
-                f"it has {', '.join(record.fields)}"
-            )
-        return names[role]
-    for alias in dict.fromkeys((role, *ALIASES.get(role, ()))):
-        if alias in record.fields:
-            return alias
+        return names[role] if names[role] in record.fields else None
+    return next((alias for alias in dict.fromkeys((role, *ALIASES.get(role, ()))) if alias in record.fields), None)
+
+
+def used_fields(record: Record, task: Task, names: Mapping[str, str]) -> set[str]:
+    """The record's fields that its texts and its label are made of."""
+    found = {find_field(record, role, names) for role in task.fields}
+    if task.labels:
+        found.add(find_field(record, task.label_field, _label_name(task, names)))
+    return {name for name in found if name is not None}
+
+
+def _label_name(task: Task, names: Mapping[str, str]) -> dict[str, str]:
+    """What the data calls the label, where --fields says it: as the task does, or as `label`."""
+    renamed = names.get(task.label_field, names.get("label"))
+    return {task.label_field: renamed} if renamed else {}
+
+
+def _find(record: Record, role: str, names: Mapping[str, str]) -> str:
+    found = find_field(record, role, names)
+    if found is not None:
+        return found
+    if role in names:
+        raise InputError(
+            f"{record.where}: no field {names[role]!r} (--fields {role}={names[role]}); "
+            f"it has {', '.join(map(str, record.fields))}"
+        )
     raise InputError(
         f"{record.where}: no field {role!r}; it has {', '.join(map(str, record.fields)) or 'no fields'}. "
         f"Name it with --fields {role}=NAME"
     )
 
 
-def _text_field(record: Record, role: str, names: Mapping[str, str]) -> str:
+def _text_field(record: Record, role: str, names: Mapping[str, str], may_be_empty: bool = False) -> str:
     field = _find(record, role, names)
     value = record.fields[field]
+    if may_be_empty and value is None:
+        return ""
     if not isinstance(value, str):
         raise InputError(f"{record.where}: field {field!r} should be text, got {type(value).__name__}")
+    if is_torn(value):
+        raise InputError(f"{record.where}: field {field!r} has half a character in it (a lone surrogate)")
     if not value.strip():
+        if may_be_empty:
+            return ""
         raise InputError(f"{record.where}: field {field!r} is empty")
     return value if role in ("prompt", "completion") else value.strip()
 
 
+def is_torn(text: str) -> bool:
+    """Whether a text holds half a character, as JSON can write it and no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
-    renamed = names.get(task.label_field, names.get("label"))
-    field = _find(record, task.label_field, {task.label_field: renamed} if renamed else {})
+    field = _find(record, task.label_field, _label_name(task, names))
     value = record.fields[field]
+    if isinstance(value, ClassName):
+        return _label_of_class(value, task, record.where)
     label = _whole_number(value)
     if isinstance(value, str | int | float):
         # Names come before ids: with --labels 2=great 1=terrible a 1 is terrible, whether the data quotes it or not.
@@ -104,6 +156,21 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
             f"{', '.join(task.label_names)} (--labels)"
         )
     return label
+
+
+def _label_of_class(value: ClassName, task: Task, where: str) -> int:
+    """The label of a class that the data know by name: not by its number, unless --labels names numbers."""
+    if value in task.label_names:
+        return task.label_names.index(value)
+    if not set(task.label_names) & set(value.names):
+        for known, name in ((task.label_words, str(value)), (task.label_names, str(value.number))):
+            if name in known:
+                return known.index(name)
+    pairs = " ".join(f"{name}=WORD" for name in value.names)
+    raise InputError(
+        f"{where}: the data names its labels {', '.join(value.names)}, and --labels has {', '.join(task.label_names)}; "
+        f"say which word belongs to which: --labels {pairs}"
+    )
 
 
 def _whole_number(value: Any) -> int | None:

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -50,6 +51,14 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Tokenizer:
     _check_path(model)
     with _explained(model):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def load_generation_config(model: str, config: PretrainedConfig) -> GenerationConfig:
+    """How the model's makers generate with it: its generation_config.json, else what its configuration says."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except (OSError, ValueError):  # most often it has no such file
+        return GenerationConfig.from_model_config(config)
 
 
 def load_model(

@@ -1,0 +1,65 @@
+"""Fields of the data that no text is made of: refused where they are content that a model should read, else named.
+
+Nobody asked for a passage to be left out where the prompt was made of the question alone, because that is the name that
+zotune looks for. Where the user chose the prompt's fields (--template, --task or --fields), it is their choice.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from zotune.data.class_names import ClassName
+from zotune.data.records import Record
+from zotune.data.tasks import Task
+from zotune.data.texts import find_field, used_fields
+from zotune.errors import InputError
+
+CONTENT = frozenset((
+    "article", "background", "context", "dialogue", "document", "evidence", "history", "hypothesis", "input",
+    "paragraph", "passage", "premise", "question", "question1", "question2", "sentence", "sentence1", "sentence2",
+    "source", "story", "system", "text1", "text2", "text_a", "text_b", "text_pair",
+))  # fmt: skip
+"""Names that data sets use for a text that belongs to the question, beside the one that is read."""
+
+
+def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str], chosen: bool) -> str | None:
+    """A sentence about the fields with texts, or lists of them, that are not used; None: there are none.
+
+    Args:
+        names: what the data calls the task's fields, where it differs.
+        chosen: the user said what the prompt is made of.
+
+    Raises:
+        InputError: the prompt was not chosen, and would leave out content.
+    """
+    found: dict[str, str] = {}
+    used: dict[tuple[str, ...], set[str]] = {}
+    for record in records:
+        fields = tuple(record.fields)
+        if fields not in used:
+            used[fields] = used_fields(record, task, names)
+        for name, value in record.fields.items():
+            content = isinstance(value, str | list | Mapping) and not isinstance(value, ClassName) and bool(value)
+            if name in used[fields] or name in found or not content:
+                continue
+            if task.template and not chosen and name in CONTENT and isinstance(value, str) and value.strip():
+                raise InputError(_refusal(record, name, task, names))
+            found[name] = re.sub(r"(:\d+|\[\d+\])$", "", record.where)
+    if not found:
+        return None
+    fields_of = f"field{'s' if len(found) > 1 else ''} {', '.join(found)} of {next(iter(found.values()))}"
+    is_not = f"{'are' if len(found) > 1 else 'is'} not used"
+    if not task.template:
+        return f"{fields_of} {is_not}"
+    return (
+        f"{fields_of} {is_not} by the template; add {', '.join(f'{{{name}}}' for name in found)} to --template, or "
+        "ignore this"
+    )
+
+
+def _refusal(record: Record, name: str, task: Task, names: Mapping[str, str]) -> str:
+    role = task.prompt_fields[0]
+    read = find_field(record, role, names) or role
+    return (
+        f"{record.where}: field {name!r} would be left out, since the prompt is made of {read!r}; say what it is to be "
+        f"made of, e.g. --template '{{{name}}} {{{read}}}', or that {name} is not needed: --fields {role}={read}"
+    )
