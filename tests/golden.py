@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 
 from tests.conftest import CONFIGS, REVIEWS, make_model, make_tokenizer
 from zotune import Callback, mezo_finetune, replay_run
@@ -119,10 +120,7 @@ def record(run: Path) -> dict[str, Any]:
     """Everything about a run that must not change: all but times."""
     events = read_metrics(run / "metrics.jsonl")
     exported = run / ("adapter" if (run / "adapter").exists() else "model")
-    weights = {
-        folder.name: hashlib.sha256(next(folder.glob("*.safetensors")).read_bytes()).hexdigest()
-        for folder in (exported, run / "best")
-    }
+    weights = {folder.name: tensors_digest(next(folder.glob("*.safetensors"))) for folder in (exported, run / "best")}
     config = {}
     if exported.name == "adapter":
         config = json.loads((exported / "adapter_config.json").read_text())
@@ -141,6 +139,11 @@ def record(run: Path) -> dict[str, Any]:
         "weights": weights,
         "peft": config,
     }  # fmt: skip
+
+
+def tensors_digest(path: Path) -> str:
+    """Of the names, shapes and numbers in a file; what else its header says is not the run's."""
+    return hashlib.sha256(save(load_file(path), metadata={"format": "pt"})).hexdigest()
 
 
 def main() -> None:
@@ -171,7 +174,7 @@ def stop(root: Path, row: str) -> str:
     shutil.copytree(run / "best", kept / "best")
     replay_run(run, root / "replayed" / row)
     (weights,) = (root / "replayed" / row).glob("*.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return tensors_digest(weights)
 
 
 if __name__ == "__main__":

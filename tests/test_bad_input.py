@@ -278,7 +278,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "plot to nowhere": ("plot $RUN --output-dir /proc/plots", ("--output-dir", "cannot write plots to /proc/plots")),
     # adapters
     "no adapter folder": (f"{USE} --adapter nothing", ("--adapter", "nothing is not an adapter folder")),
-    "adapter of another kind": (f"{USE} --adapter $BAD/foreign_adapter", ("foreign_adapter has peft_type 'IA3'",)),
+    "adapter of another kind": (f"{USE} --adapter $BAD/foreign_adapter", ("has peft_type 'IA3'",)),
     "adapter of another architecture": (f"{USE} --model $GPT2", ("--adapter", "another model than $GPT2")),
     "adapter of another model": (f"{USE} --model $LLAMA", ("--adapter", "another model than $LLAMA")),
     "another invocation": (f"{USE} --invocation ' Was'", ("--invocation", "' Was'", "' It was'")),

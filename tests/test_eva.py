@@ -19,7 +19,7 @@ from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import START_FILE, Start
 from zotune.engine.torch import eva
 from zotune.engine.torch.eva import principal_components
-from zotune.engine.torch.lora import adapted_modules
+from zotune.engine.torch.targets import resolve_targets
 from zotune.errors import InputError
 from zotune.run.trainer import Callback
 from zotune.zo.protocol import Example
@@ -38,7 +38,7 @@ def inputs_of_modules(model, targets, batch, scope) -> dict[str, np.ndarray]:
     """[tokens, inputs] of each module, a candidate without its last token at a time, no padding, no cache."""
     found: dict[str, list[torch.Tensor]] = {}
     hooks = []
-    for name, module in adapted_modules(model, targets):
+    for name, module in resolve_targets(model, LoraSpec(4, 8.0, targets))[1].items():
         rows = found.setdefault(name, [])
         hooks.append(module.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0][0])))
     counts = []

@@ -186,8 +186,7 @@ def reopen(
     try:
         check_journal_is_whole(folder, entries)
         data = load_data(config)
-        start = header.lora.start if header.lora else None
-        parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), start)
+        parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), header.lora)
         if changed := header.changes(_header(parts, header.examples_version)):
             parts.engine.close()
             raise InputError(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zotune.adapter.base import Base, read_base
-from zotune.adapter.peft_files import load_adapter
+from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
+from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, own_data
 from zotune.assemble.model import Model, check_installed, find_model, open_engine
 from zotune.config.reading import make_config, read_run_config
@@ -17,7 +17,7 @@ from zotune.config.settings import Config
 from zotune.data.records import load_records, sample_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
-from zotune.data.templates import Encoder, encode_fragment
+from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample, to_texts
 from zotune.engine import ENGINES
 from zotune.engine.torch.loading import choose_device
@@ -134,6 +134,11 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
     base = read_run_config(run) if run and run.is_file() else None
     given = {name: value for name, value in settings.items() if value is not None and value != {}}
+    if adapter is not None and base is None and "model" not in given:
+        named = base_model_of(Path(adapter))
+        if named is None:
+            raise InputError(f"--model: the adapter {adapter} does not name the model that it is for")
+        given["model"] = named
     if given.get("quantization") == "none":  # the base model as it is, where the adapter's run quantised it
         del given["quantization"]
         base = base and replace(base, quantization=None)
@@ -169,7 +174,8 @@ def _task(config: Config) -> Task:
 
 def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
     check_installed(config)
-    theta, spec = load_adapter(Path(adapter)) if adapter is not None else ({}, BARE)
+    given = Adapter.read(adapter) if adapter is not None else None
+    theta, spec = (given.theta, given.spec) if given else ({}, BARE)
     config = _placed(config)
     model = find_model(config)
     max_length = choose_max_length(config.max_length, model.context)
@@ -178,25 +184,13 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
             f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {model.context} tokens"
         )
     room = max_length if model.context is None else min(max_length, model.context - num_new_tokens)
-    if spec.invocation_tokens not in (None, encode_fragment(model.tokenizer, task.invocation)):
-        raise InputError(
-            f"--invocation: {task.invocation!r} is not what the adapter {adapter} is switched on by: "
-            f"{model.tokenizer.decode(list(spec.invocation_tokens or ()))!r}"
-        )
+    if given:
+        given.check_fits(model, task, config)
     encoder = Encoder(
         model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens,
         num_embeddings=model.num_embeddings,
     )  # fmt: skip
-    try:
-        engine = open_engine(model, config, spec)
-    except InputError as error:
-        if "--target-modules" not in str(error):
-            raise
-        raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: {error}") from error
-    if {name: value.shape for name, value in theta.items()} != engine.tensor_shapes:
-        engine.close()
-        raise InputError(f"--adapter: {adapter} was made for another model than {config.model}: its tensors do not fit")
-    base = read_base(Path(adapter)) if adapter is not None else None
-    if base and base.differs(Base(engine.identity(), config.dtype, config.quantization)):
-        logger.warning("the weights of %s are not those that the adapter %s was trained on", config.model, adapter)
+    engine = open_engine(model, config, spec)
+    if given:
+        given.warn_of_other_weights(engine, config)
     return _Predictor(engine, theta, encoder, model)

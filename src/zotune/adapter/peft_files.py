@@ -4,31 +4,37 @@ PEFT, transformers, SGLang and vLLM load them. Forms with fewer trained numbers 
 they stand for.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from zotune.adapter.base import BASE_FILE, Base
 from zotune.adapter.forms import lora_matrices
+from zotune.adapter.peft_rules import lora_config
+from zotune.adapter.peft_settings import read_settings
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, AdapterSpec, LoraSpec, PromptSpec
 from zotune.errors import InputError
 from zotune.files import Content, write_together
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-REQUIRED = {"LORA": ("r", "lora_alpha", "target_modules"), "PROMPT_TUNING": ("num_virtual_tokens",)}  # by peft_type
-UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")  # they change the product
+_PICKLED_FILE = "adapter_model.bin"
+_BASE_MODEL = ("base_model_name_or_path", "revision")
+_DIGEST = "sha256"  # of the tensors, in the metadata of their file
 
 
 def save_adapter(
     folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str, base: Base | None = None
 ) -> None:
     """Write an adapter folder, or the next adapter into one. A reader never sees half of a file.
+
+    A digest of the tensors lies in the metadata of their own file, so that the two never come apart.
 
     Args:
         base: the base weights that theta was trained on, where they are known.
@@ -40,70 +46,109 @@ def save_adapter(
     config = _peft_config(tensors, spec, base_model)
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True) + "\n"
     contents: dict[str, Content] = {BASE_FILE: base.to_json()} if base else {}
-    contents |= {
-        CONFIG_FILE: text.encode(), WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"})
-    }  # fmt: skip
+    contents |= {CONFIG_FILE: text.encode(), WEIGHTS_FILE: _with_digest(tensors)}
     write_together(folder, contents)
 
 
 def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:
     """What adapter_config.json holds."""
-    from peft import LoraConfig, PromptTuningConfig
 
-    shared: dict[str, Any] = {
-        "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
-    }  # fmt: skip
+    shared: dict[str, Any] = {"base_model_name_or_path": base_model, "inference_mode": True}
     if isinstance(spec, PromptSpec):
+        from peft import PromptTuningConfig
+
         return PromptTuningConfig(
             num_virtual_tokens=spec.num_virtual_tokens,
             token_dim=tensors[PROMPT_EMBEDDINGS].shape[1],  # PEFT's guess is the width behind OPT's projection
             num_transformer_submodules=1,
+            task_type="CAUSAL_LM",
             **shared,
         ).to_dict()
-    return LoraConfig(
-        r=spec.rank,
-        # An integer where it is one: some readers of the format insist.
-        lora_alpha=int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,  # type: ignore[arg-type]
-        target_modules="all-linear" if spec.target_modules == ("all-linear",) else sorted(spec.target_modules),
-        alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
-        fan_in_fan_out=spec.fan_in_fan_out,
-        **shared,
-    ).to_dict()
+    return lora_config(spec, **shared).to_dict()
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], AdapterSpec]:
-    """Read an adapter folder.
+    """Read an adapter folder: its tensors in fp32, and its form.
 
     Raises:
-        InputError: no adapter there, or one that is neither plain LoRA nor a soft prompt.
+        InputError: no adapter there, a damaged one, or one with settings that zotune has not.
     """
+    spec = read_settings(_settings(folder), str(folder / CONFIG_FILE))
+    return _tensors(folder / WEIGHTS_FILE), spec
+
+
+def base_model_of(folder: Path) -> str | None:
+    """The base model that an adapter names, where it names one.
+
+    Raises:
+        InputError: it names a revision of it, which a folder has to be made for.
+    """
+    config = _settings(folder)
+    name, revision = (config.get(key) if isinstance(config, dict) else None for key in _BASE_MODEL)
+    if not isinstance(name, str) or not name:
+        return None
+    if revision not in (None, "", "main"):
+        raise InputError(
+            f"--model: the adapter {folder} is for revision {revision!r} of {name}; download that, and name its folder"
+        )
+    return name
+
+
+def _settings(folder: Path) -> Any:
+    """What adapter_config.json holds."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
+            if name == WEIGHTS_FILE and (folder / _PICKLED_FILE).is_file():
+                raise InputError(
+                    f"--adapter: {folder} has its tensors in {_PICKLED_FILE}, which may run code as it is read; load "
+                    f"it with PEFT and save it again, as {WEIGHTS_FILE}"
+                )
             raise InputError(f"--adapter: {folder} is not an adapter folder: it has no {name}")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        theta = {name: np.asarray(value, dtype=np.float32) for name, value in load_file(folder / WEIGHTS_FILE).items()}
-    except (ValueError, SafetensorError) as error:
-        raise InputError(f"--adapter: {folder} is damaged: {error}") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else "no settings"
-    if not isinstance(kind, str) or kind not in REQUIRED:
-        raise InputError(
-            f"--adapter: {folder} has peft_type {kind!r}; only plain LoRA and prompt-tuning adapters can be loaded"
-        )
-    if unsupported := [key for key in UNSUPPORTED if config.get(key)]:
-        raise InputError(f"--adapter: {folder} uses {', '.join(unsupported)}; only plain LoRA adapters can be loaded")
-    if missing := [key for key in REQUIRED[kind] if not config.get(key)]:
-        raise InputError(f"--adapter: {folder} is damaged: {CONFIG_FILE} has no {', '.join(missing)}")
-    if kind == "PROMPT_TUNING":
-        return theta, PromptSpec(config["num_virtual_tokens"])
-    targets, invocation = config["target_modules"], config.get("alora_invocation_tokens")
-    return theta, LoraSpec(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        target_modules=(targets,) if isinstance(targets, str) else tuple(targets),
-        invocation_tokens=tuple(invocation) if invocation is not None else None,
-        fan_in_fan_out=config.get("fan_in_fan_out", False),
-    )
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--adapter: {folder} is damaged: {CONFIG_FILE}: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, whatever their precision, in fp32."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            digest = (file.metadata() or {}).get(_DIGEST)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"--adapter: {path.parent} is damaged: {path.name}: {error}") from error
+    tensors = {}
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"--adapter: {path} has {name} as {tensor.dtype}, which is no number to compute with")
+        tensors[name] = tensor.float().numpy()
+        if not np.isfinite(tensors[name]).all():
+            raise InputError(f"--adapter: {path} has numbers in {name} that are not finite")
+    if digest not in (None, _digest(tensors)):
+        raise InputError(f"--adapter: {path} is damaged: its tensors are not those that zotune wrote")
+    return tensors
+
+
+def _with_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The file of tensors. The library writes metadata of more than one entry in any order, and files are to be equal
+    where their tensors are; so its header is written again."""
+    content = save(dict(tensors), metadata={"format": "pt"})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"][_DIGEST] = _digest(tensors)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and numbers."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name}\0{tensors[name].shape}\0".encode())
+        found.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+    return found.hexdigest()
 
 
 def _plain(value: object) -> object:

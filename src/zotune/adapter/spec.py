@@ -17,22 +17,36 @@ _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which of the targeted modules are adapted, and which have another rank or scale: settings of PEFT, as it means
+    them (`peft_rules`). A text in place of names is a regular expression."""
+
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
 class LoraSpec:
     """The form of an adapter: everything but its numbers. With `invocation_tokens` it is an activated one.
 
-    Forms that freeze something have its seed, and the names and shapes of LoRA's matrices, which the engine fills in.
-    `start` holds the A that comes from the data, where it does.
+    `target_modules` are names, or one regular expression as a text. Forms that freeze something have its seed, and the
+    names and shapes of LoRA's matrices, which the engine fills in. `start` holds what is not drawn from the seed.
     """
 
     rank: int
     alpha: float
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] | str
     invocation_tokens: tuple[int, ...] | None = None
     fan_in_fan_out: bool = False  # PEFT's word for modules that keep their weight transposed, as GPT-2's do
     peft_type: str = "lora"
     frozen_seed: int = 0
     matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
     start: Start | None = None
+    selection: Selection = Selection()
     virtual_tokens: ClassVar[tuple[int, ...]] = ()
 
     @property
@@ -50,10 +64,10 @@ class PromptSpec:
     num_virtual_tokens: int = setting(
         20, "Trained vectors in front of every prompt; they count towards --max-length.", at_least=1
     )
+    start: Start | None = None
     peft_type: ClassVar[str] = "prompt_tuning"
     scope: ClassVar[str] = "everywhere"
     invocation_tokens: ClassVar[None] = None
-    start: ClassVar[None] = None
 
     @property
     def virtual_tokens(self) -> tuple[int, ...]:

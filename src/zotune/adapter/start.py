@@ -1,4 +1,5 @@
-"""Where a run starts from when its adapter's A comes from the data: tensors that lie in the run folder.
+"""Where a run starts from when its adapter's A comes from the data, or all of it from another adapter: tensors that lie
+in the run folder.
 
 Everything else that a run starts from is drawn from its seed; these are kept, and the journal names them by digest.
 """

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -45,6 +46,12 @@ class Model:
     config: PretrainedConfig
     tokenizer: Tokenizer
     loaded: PreTrainedModel | None
+    trust_remote_code: bool
+
+    @cached_property
+    def structure(self) -> PreTrainedModel:
+        """Its modules and the shapes of its weights, without the weights unless they are loaded."""
+        return empty_model(self.config, self.trust_remote_code) if self.loaded is None else self.loaded
 
     @property
     def context(self) -> int | None:
@@ -95,16 +102,15 @@ def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer:
             f"--engine {config.engine} loads the model itself: give its folder or hub id, not the loaded model"
         )
     tokenizer = tokenizer or load_tokenizer(path, trust)
-    return Model(path, load_config(path, trust) if loaded is None else loaded.config, tokenizer, loaded)
+    return Model(path, load_config(path, trust) if loaded is None else loaded.config, tokenizer, loaded, trust)
 
 
 def facts_of(model: Model, config: Config) -> Facts:
     """What settings are chosen by."""
     loaded = model.loaded
-    counted = empty_model(model.config, config.trust_remote_code) if loaded is None else loaded
     threads = None if ENGINES[config.engine].loads_model else config.num_threads or torch.get_num_threads()
     return Facts(
-        num_parameters=counted.num_parameters(),
+        num_parameters=model.structure.num_parameters(),
         context=model.context,
         quantization=quantization_method(model.config),
         device=choose_device(config.device) if loaded is None else str(loaded.device),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
-from zotune.adapter.start import Start
+from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.config.run import Run, resolve
@@ -16,6 +16,7 @@ from zotune.config.tables import settings_for
 from zotune.data.digest import examples_digest
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
+from zotune.engine.torch.targets import check_targets
 from zotune.errors import InputError
 from zotune.zo.noise import layer_of
 from zotune.zo.protocol import Engine, Example
@@ -40,21 +41,28 @@ class Parts:
         }  # fmt: skip
 
 
-def assemble(config: Config, data: Data, model: Model, start: Start | None = None) -> Parts:
-    """The parts of a run; with `start`, of one that began with it.
+def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None = None) -> Parts:
+    """The parts of a run; with `begun`, of one that began with an adapter of this form.
 
     Raises:
         InputError: what was asked for cannot be done with this task, model or engine.
     """
+    adapter = Adapter.read(config.adapter) if config.adapter is not None and begun is None else None
+    if adapter:
+        config = adapter.settings_of(config)
     run = resolve(config, data.task, facts_of(model, config))
     for choice in run.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
     settings = run.config
-    prompt = (
-        PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
-        if settings.tuning == "prompt_tuning"
-        else None
-    )
+    if settings.tuning not in ("full", "prompt_tuning") and settings.adapter is None:
+        check_targets(model.structure, settings.target_modules)
+    if adapter:
+        adapter.check_fits(model, data.task, settings)
+        begun = adapter.begun_with(settings)
+    prompt = None
+    if settings.tuning == "prompt_tuning":
+        made = PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
+        prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
     assert settings.max_length
     encoder = Encoder(
         model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",
@@ -62,13 +70,15 @@ def assemble(config: Config, data: Data, model: Model, start: Start | None = Non
     )  # fmt: skip
     train = _encode(encoder, data.train, "training")
     evaluation = _encode(encoder, data.evaluation, "evaluation")
-    spec = prompt or _lora(settings, encoder, start)
-    from_data = settings.init_lora_weights == "eva" and start is None
+    spec = prompt or _lora(settings, encoder, begun)
+    from_data = settings.init_lora_weights == "eva" and (begun is None or begun.start is None)
     engine = open_engine(
         model, settings, spec, num_probes=run.estimator.num_probes(settings.directions or 0),
         start_from=train if from_data else (),
     )  # fmt: skip
     try:
+        if adapter:
+            adapter.warn_of_other_weights(engine, settings)
         _check(run, engine)
     except InputError:
         engine.close()
@@ -87,10 +97,12 @@ def _encode(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[E
     return encoded.examples
 
 
-def _lora(settings: Config, encoder: Encoder, start: Start | None) -> AdapterSpec | None:
+def _lora(settings: Config, encoder: Encoder, begun: AdapterSpec | None) -> AdapterSpec | None:
     """The form of LoRA; None: the model's own parameters are trained."""
     if settings.tuning == "full":
         return None
+    if settings.adapter is not None and begun is not None:  # its form is the run's
+        return begun
     assert settings.tuning
     return LoraSpec(
         rank=settings.lora_rank,
@@ -99,7 +111,7 @@ def _lora(settings: Config, encoder: Encoder, start: Start | None) -> AdapterSpe
         invocation_tokens=encoder.invocation if encoder.activated else None,
         peft_type=settings.tuning,
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,
-        start=start,
+        start=begun.start if begun else None,
     )
 
 

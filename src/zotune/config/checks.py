@@ -13,8 +13,10 @@ from zotune.engine import ENGINES
 from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.optimizers import OPTIMIZERS
+from zotune.zo.setting import flag_of
 
-_LORA_ONLY = ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules", "kv_cache_gb")
+ADAPTER_OWN = ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules")
+_LORA_ONLY = (*ADAPTER_OWN, "kv_cache_gb")
 
 
 def check(config: Fields) -> None:
@@ -121,8 +123,24 @@ def _check_without_seeds(config: Fields, method: Mapping[str, Any]) -> None:
         )
 
 
+def _check_adapter(config: Fields, tuning: str) -> None:
+    """Refuse what an adapter that the run goes on from has of its own, and kinds of training that it is not for."""
+    if tuning in ("full", "vera"):
+        raise InputError(f"--adapter does not go with --tuning {tuning}; take lora, lora_fa or prompt_tuning")
+    for name in ADAPTER_OWN:
+        if getattr(config, name) != config.__dataclass_fields__[name].default:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect with --adapter, which has its own; leave it out"
+            )
+    for name in config.tables.get("prompt_tuning", {}):
+        flag = flag_of("prompt_tuning", name)
+        raise InputError(f"{flag} has no effect with --adapter, which has its own; leave it out")
+
+
 def _check_tuning(config: Fields, tuning: str) -> None:
     option = f"--tuning {tuning}"
+    if config.adapter is not None:
+        _check_adapter(config, tuning)
     if tuning == "vera" and config.init_lora_weights:
         raise InputError(f"--init-lora-weights has no effect with {option}, whose A and B all modules share")
     if tuning not in ("full", "prompt_tuning"):

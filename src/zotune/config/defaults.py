@@ -26,7 +26,7 @@ def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
         defaults |= {
             "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,
         }  # fmt: skip
-    if tuning in ("lora", "lora_fa"):
+    if tuning in ("lora", "lora_fa") and config.adapter is None:
         from_data = scope == "activated" and config.estimator != "backprop"
         defaults["init_lora_weights"] = "eva" if from_data else "kaiming"
     return {name: getattr(config, name) or default for name, default in defaults.items()}

@@ -56,6 +56,10 @@ class Fields:
     """The evaluation data, in the same forms as --train-data. Default: the task's own; where --train-data is given, a
     tenth of it is held out."""
 
+    adapter: str | None = None
+    """Go on from this adapter folder, of PEFT or of another run: training starts at its numbers, and its rank, alpha,
+    modules, invocation and soft prompt are the run's. It is copied into the run folder. Default: a new adapter."""
+
     output_dir: str | None = None
     """The run folder. It must not exist yet. Default: output/TASK-MODEL-DATE-TIME."""
 

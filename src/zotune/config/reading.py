@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from zotune.config.checks import ADAPTER_OWN
 from zotune.config.renamed import new_name, translated
 from zotune.config.settings import Config
 from zotune.config.tables import TABLES
@@ -66,10 +67,12 @@ def toml_values(path: Path) -> dict[str, Any]:
 
 
 def write_toml(config: Config, path: Path) -> None:
-    """Write the settings that are not None; `read_toml` gives the same Config back."""
+    """Write the settings that hold: those that are not None, and not of an adapter that has its own. `read_toml` gives
+    the same Config back."""
     values = asdict(config)
     tables = values.pop("tables")
-    known = {name: value for name, value in values.items() if value is not None}
+    void = ADAPTER_OWN if config.adapter is not None else ()
+    known = {name: value for name, value in values.items() if value is not None and name not in void}
     write_whole(path, tomli_w.dumps({**known, **tables}).encode())
 
 

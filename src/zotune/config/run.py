@@ -128,6 +128,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "num_threads": facts.num_threads,
         "model": config.model if config.model == "demo" else absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
+        "adapter": absolute(config.adapter),
         "train_data": absolute(config.train_data),
         "eval_data": absolute(config.eval_data),
     }
@@ -165,7 +166,7 @@ def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]
     return {
         name: {key: setting.default for key, setting in METHOD_TABLES[name].items()} | dict(config.tables.get(name, {}))
         for name in names
-        if name in METHOD_TABLES
+        if name in METHOD_TABLES and not (name == "prompt_tuning" and config.adapter)  # which has its own
     }
 
 

@@ -54,6 +54,11 @@ class SglangKind(EngineKind):
             raise InputError(
                 "--engine sglang has no soft prompts (--tuning prompt_tuning); use --engine torch or plain"
             )
+        if request.spec.selection.rank_pattern or request.spec.selection.alpha_pattern:
+            raise InputError(
+                "--engine sglang has one rank and one alpha for all modules, where the adapter has a rank_pattern or "
+                "an alpha_pattern; use --engine torch or plain"
+            )
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)

@@ -84,7 +84,7 @@ def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mappin
 
     config = {
         "r": spec.rank,
-        "lora_alpha": spec.alpha,
+        "lora_alpha": spec.alpha * (spec.rank**0.5 if spec.selection.use_rslora else 1),  # SGLang divides by the rank
         "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes}),
         "peft_type": "LORA",
     }

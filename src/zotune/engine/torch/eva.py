@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
-from zotune.engine.torch.lora import adapted_modules
 from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.targets import resolve_targets
 from zotune.errors import InputError
 from zotune.zo.protocol import AT_THETA, Example
 
@@ -46,7 +46,7 @@ def principal_components(
     engine.layers.active = False
     theta = initial_theta(engine.tensor_shapes, seed)
     hooks, found = [], {}
-    for name, module in adapted_modules(model, spec.target_modules):
+    for name, module in resolve_targets(model, spec)[1].items():
         drawn = theta[tensor_name(name, "A")]
         found[tensor_name(name, "A")] = components = _Components(name, min(drawn.shape), drawn)
         hooks.append(module.register_forward_pre_hook(partial(_observe, engine, components)))

@@ -5,7 +5,7 @@ fp32 as PEFT does. Adapters lie in slots, stacked into one tensor per matrix; ev
 slot, by the pass's layout, and all slots are one batched product. Tensor names are those of PEFT's adapter files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zotune.adapter.forms import FORMS, lora_matrices, lora_tangents, trained_shapes
+from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.errors import InputError
+from zotune.engine.torch.targets import resolve_targets
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
@@ -29,20 +30,21 @@ class LoraLayers(TrainedLayers):
 
     def __init__(self, model: PreTrainedModel, spec: LoraSpec) -> None:
         super().__init__()
-        self.scaling = spec.alpha / spec.rank
         self.device = model.device
         self.num_slots = 1
         self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
         matrices: dict[str, tuple[int, ...]] = {}
         self._hooks = []
         fan_in_fan_out = False
-        for name, module in adapted_modules(model, spec.target_modules):
+        spec, modules = resolve_targets(model, spec)
+        for name, module in modules.items():
             fan_in_fan_out |= isinstance(module, Conv1D)
             num_in, num_out = _features(module)
+            rank, scaling = rank_and_scaling(name, spec)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
-            matrices[key_a], matrices[key_b] = (spec.rank, num_in), (num_out, spec.rank)
+            matrices[key_a], matrices[key_b] = (rank, num_in), (num_out, rank)
             self.modules.append(module)
-            self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b)))
+            self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b, scaling)))
         self.shapes = dict(trained_shapes(matrices, spec))
         frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
         self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
@@ -89,20 +91,22 @@ class LoraLayers(TrainedLayers):
             hook.remove()
         self._hooks.clear()
 
-    def _hook(self, key_a: str, key_b: str):  # type: ignore[no-untyped-def]
+    def _hook(self, key_a: str, key_b: str, scaling: float):  # type: ignore[no-untyped-def]
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             if self.active:
                 with record_function("zotune::lora"):
-                    product = self._product(args[0], self.tensors[key_a], self.tensors[key_b]).reshape(output.shape)
-                    return (output + product).to(output.dtype)
+                    product = self._product(args[0], self.tensors[key_a], self.tensors[key_b], scaling)
+                    return (output + product.reshape(output.shape)).to(output.dtype)
             return output
 
         return add_product
 
-    def _product(self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor) -> torch.Tensor:
+    def _product(
+        self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
         _, groups, count, width = by_slot.shape  # [slots, groups, tokens, features]
-        low = torch.bmm(by_slot.reshape(self.num_slots, groups * count, width).float(), matrix_a) * self.scaling
+        low = torch.bmm(by_slot.reshape(self.num_slots, groups * count, width).float(), matrix_a) * scaling
         product = torch.bmm(low, matrix_b).view(self.num_slots, groups, count, -1).transpose(0, 1)
         if self.token_mask is None:
             return product
@@ -110,31 +114,6 @@ class LoraLayers(TrainedLayers):
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
         # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
         return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
-
-
-def adapted_modules(model: PreTrainedModel, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The linear modules that `targets` name, by PEFT's rule: the whole name or its last parts.
-
-    Raises:
-        InputError: a target matches no linear module; lists the names that exist.
-    """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    head = model.get_output_embeddings()
-    if tuple(targets) == ("all-linear",):
-        yield from ((name, module) for name, module in linear.items() if module is not head)
-        return
-    for target in targets:
-        if not any(_matches(name, target) for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise InputError(
-                f"--target-modules: {target!r} matches no linear module of {type(model).__name__}; "
-                f"it has {', '.join(known)} (or all-linear)"
-            )
-    yield from ((n, m) for n, m in linear.items() if any(_matches(n, target) for target in targets))
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

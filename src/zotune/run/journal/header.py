@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zotune.adapter.base import Base
-from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
+from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec, Selection
 from zotune.adapter.start import Start
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.optimizers import InPlace, Optimizer, make_optimizer
@@ -73,12 +73,10 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """What the line holds; a start from data stands in it by its digest."""
-        start = self.lora.start if self.lora else None
-        if start is None:
+        if self.lora is None or self.lora.start is None:
             return asdict(self)
-        assert isinstance(self.lora, LoraSpec)
         value = asdict(replace(self, lora=replace(self.lora, start=None)))
-        value["lora"]["start"] = start.digest
+        value["lora"]["start"] = self.lora.start.digest
         return value
 
     @classmethod
@@ -105,13 +103,15 @@ def looks_like_header(value: Mapping[str, Any]) -> bool:
 
 
 def _spec(run_folder: Path, lora: dict[str, Any]) -> AdapterSpec:
+    start = lora.get("start")
+    begun = None if start is None else Start.read(run_folder, start)
     if "num_virtual_tokens" in lora:
-        return PromptSpec(**lora)
-    invocation, start = lora["invocation_tokens"], lora.get("start")
-    given = {
-        "target_modules": tuple(lora["target_modules"]),
-        "invocation_tokens": None if invocation is None else tuple(invocation),
-        "matrices": tuple((name, tuple(shape)) for name, shape in lora.get("matrices", ())),
-        "start": None if start is None else Start.read(run_folder, start),
-    }
-    return LoraSpec(**lora | given)
+        return PromptSpec(**lora | {"start": begun})
+    given = {name: _tuples(lora[name]) for name in ("target_modules", "invocation_tokens", "matrices") if name in lora}
+    selection = Selection(**{name: _tuples(value) for name, value in lora.get("selection", {}).items()})
+    return LoraSpec(**lora | given | {"start": begun, "selection": selection})
+
+
+def _tuples(value: Any) -> Any:
+    """With tuples where JSON has lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,96 @@
+"""Which modules PEFT adapts by an adapter's settings, and with which rank and scale: asked of PEFT's own functions."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from zotune.adapter.spec import LoraSpec
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+
+
+def is_all_linear(spec: LoraSpec) -> bool:
+    targets = spec.target_modules
+    return (targets if isinstance(targets, str) else targets[0] if len(targets) == 1 else "").lower() == ALL_LINEAR
+
+
+def lora_config(spec: LoraSpec, **others: Any) -> "LoraConfig":
+    """The settings of an adapter as PEFT has them."""
+    from peft import LoraConfig
+
+    targets, choice = spec.target_modules, spec.selection
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=_whole(spec.alpha),
+        target_modules=ALL_LINEAR if is_all_linear(spec) else targets if isinstance(targets, str) else sorted(targets),
+        exclude_modules=_text_or_list(choice.exclude_modules),
+        layers_to_transform=list(choice.layers_to_transform) or None,
+        layers_pattern=list(choice.layers_pattern) or None,
+        rank_pattern=dict(choice.rank_pattern),
+        alpha_pattern={pattern: _whole(alpha) for pattern, alpha in choice.alpha_pattern},
+        use_rslora=choice.use_rslora,
+        alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
+        fan_in_fan_out=spec.fan_in_fan_out,
+        task_type="CAUSAL_LM",
+        **others,
+    )
+
+
+def is_adapted(name: str, config: "LoraConfig") -> bool:
+    """Whether PEFT adapts the module of this name, by settings other than all-linear."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    return bool(check_target_module_exists(config, name))
+
+
+def rank_and_scaling(name: str, spec: LoraSpec) -> tuple[int, float]:
+    """The rank of a module, and what its product is multiplied by."""
+    rank, alpha = (
+        _by_pattern(name, pattern, default)
+        for pattern, default in (
+            (dict(spec.selection.rank_pattern), spec.rank), (dict(spec.selection.alpha_pattern), spec.alpha)
+        )
+    )  # fmt: skip
+    return int(rank), alpha / (math.sqrt(rank) if spec.selection.use_rslora else rank)
+
+
+def goes_to_experts(name: str, model: "PreTrainedModel") -> bool:
+    """Whether PEFT takes a target of this name for the fused experts or the router of a mixture of experts.
+
+    In models whose experts transformers has fused, PEFT reads the old names of their modules so, wherever they stand.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(model.config.model_type) is None:
+        return False
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    leaf = name.rpartition(".")[2]
+    config = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # it wants the other half of what was fused
+        return True
+    assert config.target_modules is not None
+    return leaf not in config.target_modules
+
+
+def _by_pattern(name: str, pattern: dict[str, Any], default: float) -> Any:
+    if not pattern:
+        return default
+    from peft.utils.other import get_pattern_key
+
+    return pattern.get(get_pattern_key(list(pattern), name), default)
+
+
+def _text_or_list(names: tuple[str, ...] | str) -> list[str] | str | None:
+    return names if isinstance(names, str) else sorted(names) or None
+
+
+def _whole(alpha: float) -> Any:
+    """An integer where it is one: some readers of the format insist."""
+    return int(alpha) if float(alpha).is_integer() else alpha
