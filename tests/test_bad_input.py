@@ -422,6 +422,12 @@ def test_a_broken_line_on_standard_input_is_refused_with_its_number(places, caps
         assert reason in message
 
 
+def test_standard_input_that_is_closed_is_refused(places, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    message = refusal(arguments_of("predict --adapter $RUN/adapter", places), capsys)
+    assert "--data: standard input is closed" in message
+
+
 def test_a_run_in_use_is_not_resumed(places, capsys):
     with Path(places["RUN"], "journal.jsonl").open("ab") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)

@@ -78,6 +78,16 @@ def test_labels_are_matched_by_name_from_every_source(make, tmp_path):
         labels_of(source, "terrible", "great")  # by position, awful would be great
 
 
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_the_format_of_a_data_set_does_not_hide_its_names(form):
+    assert labels_of(data_set().with_format(form), "neg=terrible", "pos=great") == [0, 1, 1]
+
+
+def test_a_table_of_pandas_is_refused_and_its_columns_are_no_records():
+    with pytest.raises(InputError, match=r'--data: got a DataFrame; give its records, as df.to_dict\("records"\)'):
+        load_records(pandas.DataFrame(ROWS), "--data", text_field="text")
+
+
 def test_a_refusal_shows_both_lists_and_what_to_write():
     with pytest.raises(InputError) as refused:
         labels_of(data_set(), "terrible", "great")

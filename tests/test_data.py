@@ -193,6 +193,17 @@ def test_a_label_may_be_an_id_a_name_or_a_word(value):
     assert text.label == 1
 
 
+def test_what_is_true_or_false_may_be_named_so_in_any_order():
+    rows = [{"text": "a", "label": value} for value in (True, False, "true", "false")]
+    for labels, expected in (
+        (("no", "yes"), [1, 0]),
+        (("true=yes", "false=no"), [0, 1] * 2),
+        (("True=yes", "False=no"), [0, 1]),
+    ):
+        task = choose_task(None, labels=labels)
+        assert [text.label for text in to_texts(load_records(rows[: len(expected)], "--data"), task, {})] == expected
+
+
 def test_names_of_labels_that_are_numbers_are_not_taken_for_ids():
     task = replace(TASKS["demo"], labels=("1=great", "-1=terrible"))
     rows = [{"text": "a", "label": value} for value in (1, "1", -1, "-1", 1.0)]

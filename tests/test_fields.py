@@ -104,9 +104,16 @@ def test_other_texts_that_nothing_uses_are_named_once(tmp_path, caplog):
     assert warnings(caplog)[0].startswith(
         "fields text, tags of --train-data are not used by the template; add {text}, "
     )
-    caplog.clear()
-    prompts_of([{"text": "a", "context": "b"}] * 2)
-    assert warnings(caplog)[0] == "field context of --train-data is not used"
+
+
+def test_questions_are_not_taken_for_plain_text_where_their_context_would_be_lost(caplog):
+    rows = [{"question": "who?", "context": "It was she.", "answers": {"text": ["she"], "answer_start": [7]}}]
+    with pytest.raises(InputError, match="field 'context' would be left out, since the text is made of 'question'"):
+        prompts_of(rows)
+    prompts_of([{"text": "a", "source": "web", "document": "7", "label_name": "good"}])
+    assert warnings(caplog) == [
+        f"fields source, document of {option} are not used" for option in ("--train-data", "--eval-data")
+    ]
 
 
 def test_some_of_several_fields_may_be_empty():

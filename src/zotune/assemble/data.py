@@ -64,7 +64,11 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
 def check_used(records: list[Record], task: Task, config: Config) -> None:
     """Refuse to leave out content, and name what else is left out."""
     names = config.field_names
-    chosen = config.task is not None or config.template is not None or bool(set(names) & set(task.prompt_fields))
+    chosen = (
+        config.task is not None
+        or config.template is not None
+        or bool(set(names) & set(task.prompt_fields or task.fields))
+    )
     if (sentence := unused_fields(records, task, names, chosen)) is not None:
         logger.warning(sentence)
 

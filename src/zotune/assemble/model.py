@@ -61,8 +61,6 @@ class Model:
     @property
     def num_embeddings(self) -> int | None:
         """How many tokens it has embeddings for, where its configuration says."""
-        if self.loaded is not None:
-            return getattr(self.loaded.get_input_embeddings(), "num_embeddings", None)
         return getattr(self.config.get_text_config(), "vocab_size", None)
 
     @property

@@ -128,6 +128,8 @@ class Predict(Inference):
         from zotune.inference import predict
 
         set_up_logging()
+        if self.data == "-" and sys.stdin is None:
+            raise InputError("--data: standard input is closed; name a file")
         data = sys.stdin.buffer if self.data == "-" else self.data
         for text in predict(
             data,

@@ -6,6 +6,7 @@ has the name, as if the data held it.
 
 import json
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 ClassNames = Mapping[str, tuple[str, ...]]
@@ -52,9 +53,12 @@ def named(row: Any, names: ClassNames) -> Any:
     """A row with the names of its classes. A number that has none, such as -1 for a hidden label, stays."""
     if not names or not isinstance(row, Mapping):
         return row
-    return {
-        field: ClassName(names[field], value)
-        if field in names and isinstance(value, int) and 0 <= value < len(names[field])
-        else value
-        for field, value in row.items()
-    }
+    return {field: _named(value, names[field]) if field in names else value for field, value in row.items()}
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    try:
+        number = index(value)  # also of NumPy and PyTorch, in whose format a data set may be
+    except TypeError:
+        return value
+    return ClassName(names, number) if 0 <= number < len(names) else value

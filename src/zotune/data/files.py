@@ -26,7 +26,7 @@ def read_file(source: str, option: str) -> Iterator[tuple[Any, str]]:
         InputError: the file cannot be read, or is not what its suffix says.
     """
     path = Path(source).expanduser()
-    kind = (path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix).lower()
+    kind = (path.suffixes[-2] if path.suffix.lower() == ".gz" and len(path.suffixes) > 1 else path.suffix).lower()
     try:
         if kind == ".parquet":
             yield from _from_parquet(source, option)

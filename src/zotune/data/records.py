@@ -47,6 +47,8 @@ def load_records(source: Any, option: str, split: str = "train", text_field: str
             f"{option}: expected one data set, got a {type(source).__name__} of {', '.join(map(str, source))}; "
             "pick one of them"
         )
+    elif hasattr(source, "to_dict") and hasattr(source, "columns"):
+        raise InputError(f'{option}: got a {type(source).__name__}; give its records, as df.to_dict("records")')
     elif hasattr(source, "read"):
         rows = read_lines(source.read(), "standard input")
     elif isinstance(source, Iterable):

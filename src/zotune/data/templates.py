@@ -16,9 +16,9 @@ from zotune.data.texts import TextExample
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 
-# One stands before a fragment, so that a tokenizer adds no space of its own to its start: the first that stays a token
-# of its own there.
-_ANCHORS = ("\n", "a", ":")
+# One stands before a fragment, so that a tokenizer adds no space of its own to its start: the first that does not
+# become one token with what follows.
+_ANCHORS = ("\n", ":", "a")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Encoder:
             )
         before = task.template + task.invocation
         self.words = tuple(
-            encode_fragment(tokenizer, (separator(before, word) if task.separator is None else task.separator) + word)
+            encode_fragment(
+                tokenizer, (separator(before, word) if task.separator is None else task.separator) + word, before
+            )
             for word in task.label_words
         )
         self._check_words()
@@ -123,7 +125,7 @@ class Encoder:
         return token_ids if end is None or token_ids[-1:] == (end,) else (*token_ids, end)
 
     def _completion(self, text: TextExample) -> TokenIds:
-        token_ids = encode_fragment(self.tokenizer, text.completion)
+        token_ids = encode_fragment(self.tokenizer, text.completion, text.prompt + self.task.invocation)
         if text.completion:
             token_ids = self._ended(token_ids)
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
@@ -158,6 +160,9 @@ class Encoder:
             if not word:
                 raise InputError(f"--labels: {self.task.label_words[index]!r} is no token for this tokenizer")
             self._check_known(word, "--labels")
+            unknown, text = self.tokenizer.unk_token, self.task.label_words[index]
+            if self.tokenizer.unk_token_id in word and str(unknown) not in text:
+                raise InputError(f"--labels: {text!r} has characters or words that this tokenizer does not know")
             if self.activated and _last_start(self.invocation + word, self.invocation) > 0:
                 raise InputError(
                     f"--labels: {self.task.label_words[index]!r} contains the invocation {self.task.invocation!r}, "
@@ -179,14 +184,22 @@ class Encoder:
             raise InputError(f"{text.where}: the prompt has no tokens, so nothing stands before the completion")
 
 
-def encode_fragment(tokenizer: Tokenizer, text: str) -> TokenIds:
-    """The ids of a text that continues another one."""
-    for before in _ANCHORS:
-        anchor = tokenizer(before, add_special_tokens=False).input_ids
-        whole = tokenizer(before + text, add_special_tokens=False).input_ids
-        if anchor and whole[: len(anchor)] == anchor:
-            return tuple(whole[len(anchor) :])
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+def encode_fragment(tokenizer: Tokenizer, text: str, before: str = "") -> TokenIds:
+    """The ids of a text that continues another one, `before`."""
+
+    def ids(of: str) -> list[int]:
+        return list(tokenizer(of, add_special_tokens=False).input_ids)
+
+    anchors: tuple[str, ...] = _ANCHORS
+    if ids("a\na") == ids("a a"):  # a line break is a space to this tokenizer, and no anchor
+        if text[:1].isspace() or before[-1:].isspace():
+            return tuple(ids(text))
+        anchors = anchors[1:]
+    for anchor in anchors:
+        first, whole = ids(anchor), ids(anchor + text)
+        if whole[: len(first)] == first:
+            return tuple(whole[len(first) :])
+    return tuple(ids(text))
 
 
 def _special_start(tokenizer: Tokenizer) -> TokenIds:

@@ -142,7 +142,8 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
     if isinstance(value, str | int | float):
         # Names come before ids: with --labels 2=great 1=terrible a 1 is terrible, whether the data quotes it or not.
         known = task.label_names + (task.label_words if label is None else ())
-        for text in (str(value), str(value if label is None else label)):
+        spellings = (str(value), str(value).lower()) if isinstance(value, bool) else (str(value),)
+        for text in (*spellings, str(value if label is None else label)):
             if text in known:
                 return known.index(text) % len(task.labels)
     if label is None or any(_whole_number(name) is not None for name in task.label_names):

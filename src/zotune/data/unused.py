@@ -6,6 +6,7 @@ zotune looks for. Where the user chose the prompt's fields (--template, --task o
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zotune.data.class_names import ClassName
 from zotune.data.records import Record
@@ -14,9 +15,9 @@ from zotune.data.texts import find_field, used_fields
 from zotune.errors import InputError
 
 CONTENT = frozenset((
-    "article", "background", "context", "dialogue", "document", "evidence", "history", "hypothesis", "input",
+    "article", "background", "choices", "context", "dialogue", "document", "evidence", "history", "hypothesis", "input",
     "paragraph", "passage", "premise", "question", "question1", "question2", "sentence", "sentence1", "sentence2",
-    "source", "story", "system", "text1", "text2", "text_a", "text_b", "text_pair",
+    "story", "system", "text1", "text2", "text_a", "text_b", "text_pair",
 ))  # fmt: skip
 """Names that data sets use for a text that belongs to the question, beside the one that is read."""
 
@@ -38,15 +39,14 @@ def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str
         if fields not in used:
             used[fields] = used_fields(record, task, names)
         for name, value in record.fields.items():
-            content = isinstance(value, str | list | Mapping) and not isinstance(value, ClassName) and bool(value)
-            if name in used[fields] or name in found or not content:
+            if name in used[fields] or name in found or not _is_content(value) or str(name).startswith("label"):
                 continue
-            if task.template and not chosen and name in CONTENT and isinstance(value, str) and value.strip():
-                raise InputError(_refusal(record, name, task, names))
+            if name in CONTENT and not chosen:
+                _refuse(record, name, task, names)
             found[name] = re.sub(r"(:\d+|\[\d+\])$", "", record.where)
     if not found:
         return None
-    fields_of = f"field{'s' if len(found) > 1 else ''} {', '.join(found)} of {next(iter(found.values()))}"
+    fields_of = f"field{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} of {next(iter(found.values()))}"
     is_not = f"{'are' if len(found) > 1 else 'is'} not used"
     if not task.template:
         return f"{fields_of} {is_not}"
@@ -56,10 +56,20 @@ def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str
     )
 
 
-def _refusal(record: Record, name: str, task: Task, names: Mapping[str, str]) -> str:
-    role = task.prompt_fields[0]
+def _is_content(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip()) and not isinstance(value, ClassName)
+    return isinstance(value, list | Mapping) and bool(value)
+
+
+def _refuse(record: Record, name: str, task: Task, names: Mapping[str, str]) -> None:
+    """Refuse to leave out the field; but what is called `text` is all that plain text is made of."""
+    role = (task.prompt_fields or task.fields)[0]
     read = find_field(record, role, names) or role
-    return (
-        f"{record.where}: field {name!r} would be left out, since the prompt is made of {read!r}; say what it is to be "
+    if not task.template and read == "text":
+        return
+    what = "the prompt" if task.template else "the text"
+    raise InputError(
+        f"{record.where}: field {name!r} would be left out, since {what} is made of {read!r}; say what it is to be "
         f"made of, e.g. --template '{{{name}}} {{{read}}}', or that {name} is not needed: --fields {role}={read}"
     )
