@@ -171,7 +171,9 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{GOOD} --optimizer adam --adam.beta2 1",
         ("--adam.beta2 must be a finite number, 0 or more and below 1, got 1",),
     ),
-    "adam eps 0": (f"{GOOD} --optimizer adam --adam.eps 0", ("--adam.eps must be a finite number, above 0, got 0",)),
+    "adam eps 0": (
+        f"{GOOD} --optimizer adam --adam.eps 0", ("--adam.eps must be a finite number, above 0 and at most 1, got 0",),
+    ),
     "smoothing of adam": (
         f"{GOOD} --hizoo.smoothing 0.1",
         ("--hizoo.smoothing has no effect with --estimator one_sided and --optimizer adam; it is for",),

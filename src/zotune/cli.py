@@ -4,6 +4,7 @@ Exit code 2: what was asked for cannot be done; 1: training had to stop. Only wh
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from zotune.errors import InputError, TrainingError
+from zotune.values import text_of
 
 COMMANDS = {
     "train": ("training", "Train", "Fine-tune a model."),
@@ -31,10 +33,14 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     try:
+        _check_words(arguments)
         if _answered(arguments):
+            sys.stdout.flush()
             raise SystemExit(0)
         parse(arguments).run()
+        sys.stdout.flush()
     except InputError as error:
         _fail(error, code=2)
     except TrainingError as error:
@@ -42,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted; what was journalled is kept: zotune resume RUN goes on", code=130)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        if not _is_about_output(error):
+            raise
+        _discard_output()
+        _fail(f"cannot write to standard output: {error.strerror}", code=1)
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -71,6 +82,34 @@ def usage() -> str:
     ])  # fmt: skip
 
 
+def _open_streams() -> None:
+    """Lead a standard stream that is closed, as by `>&-`, to nowhere: no file that is opened may take its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what is not UTF-8, by the option that it stands behind."""
+    option = "the command line"
+    for word in words:
+        option = word.partition("=")[0] if word.startswith("--") else option
+        text_of(word, option if option.isascii() else "the command line")
+
+
+def _is_about_output(error: OSError) -> bool:
+    """Whether standard output refused: the errors of files have names."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _answered(arguments: list[str]) -> bool:
     """Whether the command line only asks what zotune is."""
     if arguments[:1] in (["-h"], ["--help"]):
@@ -93,5 +132,6 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 
 def _fail(message: object, code: int) -> None:
-    print(f"zotune: {message}", file=sys.stderr)
+    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(message))
+    print(f"zotune: {printable}", file=sys.stderr)
     raise SystemExit(code)

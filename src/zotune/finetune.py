@@ -5,6 +5,7 @@
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.peft_files import save_adapter
 from zotune.adapter.spec import AdapterSpec, LoraSpec
+from zotune.assemble.bounds import check_bounds
 from zotune.assemble.data import load_data
 from zotune.assemble.model import check_installed, find_model, model_path
 from zotune.assemble.parts import Parts, assemble
@@ -35,6 +37,7 @@ from zotune.run.metrics import MetricsFile, write_json
 from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
 from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
+from zotune.values import path_of, shown
 from zotune.zo.estimators import Estimator
 
 logger = logging.getLogger("zotune")
@@ -56,13 +59,13 @@ class Result:
 
 
 def mezo_finetune(
-    model: str | PreTrainedModel = "demo",
+    model: str | Path | PreTrainedModel = "demo",
     train_data: Any = None,
     eval_data: Any = None,
     *,
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | None = (),
     **settings: Any,
 ) -> Result:
     """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333, and its kin) and export a PEFT adapter.
@@ -88,27 +91,28 @@ def mezo_finetune(
 
 
 def make_trainer(
-    model: str | PreTrainedModel = "demo",
+    model: str | Path | PreTrainedModel = "demo",
     train_data: Any = None,
     eval_data: Any = None,
     *,
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | None = (),
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
 
     Use it in a `with` statement, or `close` it at the end.
     """
-    named = {"model": model if isinstance(model, str) else model.name_or_path, "task": task, **settings}
+    loaded = None if isinstance(model, str | os.PathLike) else _checked_model(model)
+    named = {"model": model if loaded is None else loaded.name_or_path, "task": task, **settings}
     in_memory = {}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
-        if isinstance(data, str | Path):
-            named[name] = str(data)
+        if isinstance(data, str | os.PathLike):
+            named[name] = data
         elif data is not None:
             in_memory[name] = data
-    return start_run(make_config(named), in_memory, None if isinstance(model, str) else model, tokenizer, callbacks)
+    return start_run(make_config(named), in_memory, loaded, tokenizer, callbacks)
 
 
 def start_run(
@@ -116,13 +120,14 @@ def start_run(
     in_memory: dict[str, Any] | None = None,
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | None = (),
 ) -> MeZOTrainer:
     """The trainer of a new run.
 
     Args:
         in_memory: records given from Python, by "train_data" and "eval_data"; they are kept in the run folder.
     """
+    callbacks = _checked(callbacks, tokenizer)
     check_installed(config)
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
     with ExitStack() as held:  # the folder, until the journal is open
@@ -134,7 +139,9 @@ def start_run(
         folder = given or RunFolder(default_output_dir(data.task.name, config.model))
         kept: dict[str, Any] = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in lines}
         config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
-        parts = assemble(config, data, find_model(config, model, tokenizer))
+        found = find_model(config, model, tokenizer)
+        check_bounds(config, data, found)
+        parts = assemble(config, data, found)
         if not given:
             held.enter_context(folder.claim(overwrite=False))
         folder.clear()
@@ -156,7 +163,7 @@ def resume(
     *,
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | None = (),
 ) -> Result:
     """Go on with a run from the last step of its journal; the rest is bit for bit what it would have been.
 
@@ -174,10 +181,12 @@ def reopen(
     *,
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | None = (),
 ) -> MeZOTrainer:
     """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
-    folder = RunFolder(Path(run_folder))
+    folder = RunFolder(Path(path_of(run_folder, "run_folder")))
+    loaded = None if model is None else _checked_model(model)
+    callbacks = _checked(callbacks, tokenizer)
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = read_run_config(folder.config)
@@ -186,7 +195,7 @@ def reopen(
     try:
         check_journal_is_whole(folder, entries)
         data = load_data(config)
-        parts = assemble(_as_begun(config, header.lora), data, find_model(config, model, tokenizer), header.lora)
+        parts = assemble(_as_begun(config, header.lora), data, find_model(config, loaded, tokenizer), header.lora)
         if changed := header.changes(_header(parts, header.examples_version)):
             parts.engine.close()
             raise InputError(
@@ -216,6 +225,23 @@ def run(trainer: MeZOTrainer) -> Result:
 
 
 # ---- the parts of a trainer
+
+
+def _checked_model(model: Any) -> PreTrainedModel:
+    """A model that the user has loaded."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: expected a hub id, a folder or a loaded model of transformers, got {shown(model)}")
+    return model
+
+
+def _checked(callbacks: Any, tokenizer: Any) -> list[Callback]:
+    """The callbacks as a list; None has none."""
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"tokenizer: expected a tokenizer of transformers, got {shown(tokenizer)}")
+    found = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    if wrong := [callback for callback in found if not isinstance(callback, Callback)]:
+        raise InputError(f"callbacks: expected a list of zotune.Callback, got {shown(wrong[0])}")
+    return found
 
 
 def _listed(in_memory: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +312,7 @@ def _plan(run: Run) -> TrainingPlan:
     return TrainingPlan(
         num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0, seed=config.seed,
         eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience, model=config.model,
-        task=run.task.name,
+        task=run.task.name, epsilon=config.epsilon, dtype=config.dtype,
     )  # fmt: skip
 
 

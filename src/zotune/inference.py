@@ -2,15 +2,21 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, own_data
 from zotune.assemble.model import Model, check_installed, find_model, open_engine
+from zotune.config.ranges import MANY
 from zotune.config.reading import make_config, read_run_config
 from zotune.config.run import choose_max_length, default_dtype
 from zotune.config.settings import Config
@@ -20,14 +26,19 @@ from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample, to_texts
 from zotune.engine import ENGINES
+from zotune.engine.memory import is_out_of_memory
 from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
 from zotune.run.evaluation import Evaluation
 from zotune.run.evaluation import evaluate as evaluate_examples
+from zotune.run.watch import remedy
+from zotune.values import is_number, number_of, path_of, shown, whole_of
 from zotune.zo.objectives import OBJECTIVES, candidate_logits
 from zotune.zo.protocol import AT_THETA, Engine, Sampling, Theta
 
 logger = logging.getLogger("zotune")
+MOST_NEW_TOKENS = 2**20
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3  # beyond, logits divided by it are no numbers, or all alike
 BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())
 
 
@@ -49,16 +60,20 @@ def evaluate(
     Raises:
         InputError: something asked for cannot be done.
     """
+    if max_eval_samples is not None:
+        whole_of(max_eval_samples, "--max-eval-samples", 1, MANY)
     config = _config(adapter, settings)
     task = _task(config)
-    texts = _labelled(config, task, config.eval_data if eval_data is None else eval_data, max_eval_samples)
+    source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
+    texts = _labelled(config, task, source, max_eval_samples)
     predictor = _load(config, task, adapter)
-    try:
+    with _using(predictor, config):
         examples = predictor.encoder.encode(texts).examples
         objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.encoder.tokenizer)
-        return evaluate_examples(predictor.engine, predictor.theta, objective, examples)
-    finally:
-        predictor.engine.close()
+        found = evaluate_examples(predictor.engine, predictor.theta, objective, examples)
+        if not math.isfinite(found.loss):
+            raise FloatingPointError(f"the loss is {found.loss}")
+        return found
 
 
 def predict(
@@ -82,27 +97,58 @@ def predict(
     task = _task(config)
     if not task.labels and not task.template:
         raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise InputError(f"--temperature must be 0 or more, got {temperature}")
+    max_new_tokens = whole_of(max_new_tokens, "--max-new-tokens", 1, MOST_NEW_TOKENS)
+    temperature = _temperature(temperature)
     role = task.prompt_fields[0]
-    records = load_records(data, "--data", "test", text_field=config.field_names.get(role, role))
+    source = _checked_path(data, "--data")
+    records = load_records(source, "--data", "test", text_field=config.field_names.get(role, role))
     check_used(records, task, config)
     texts = to_texts(records, task, config.field_names, need_labels=False)
     predictor = _load(config, task, adapter, num_new_tokens=0 if task.labels else max_new_tokens)
-    try:
+    with _using(predictor, config):
         engine, theta = predictor.engine, predictor.theta
         examples = predictor.encoder.encode(texts).examples
         if task.labels:
-            answers = candidate_logits(engine.score(theta, [AT_THETA], examples))[0].argmax(axis=-1)
+            logits = candidate_logits(engine.score(theta, [AT_THETA], examples))[0]
+            if not np.isfinite(logits.max(axis=-1)).all():
+                raise FloatingPointError("the scores of the labels are no numbers")
+            answers = logits.argmax(axis=-1)
             return [task.label_words[answer] for answer in answers]
         tokenizer = predictor.encoder.tokenizer
         sampling = Sampling(max_new_tokens, temperature, config.seed, predictor.model.stop_token_ids)
         (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
         return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
+
+
+@contextmanager
+def _using(predictor: "_Predictor", config: Config) -> Iterator[None]:
+    """Close the engine at the end; say what helps where its numbers are none, or memory is too small."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise InputError(f"{error}: {remedy(config.dtype)}") from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("out of memory: lower --max-length, or take a smaller --dtype or --model") from error
     finally:
         predictor.engine.close()
+
+
+def _checked_path(data: Any, option: str) -> Any:
+    """Data as they were given, a path as text."""
+    return path_of(data, option) if isinstance(data, str | PathLike) else data
+
+
+def _temperature(value: Any) -> float:
+    if not is_number(value):
+        raise InputError(f"--temperature: expected a number, got {shown(value)}")
+    value = number_of(value)
+    if value < 0 or math.isnan(value):
+        raise InputError(f"--temperature must be 0 or more, got {value}")
+    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        raise InputError(f"--temperature must be 0, or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, got {value}")
+    return value
 
 
 def _labelled(config: Config, task: Task, source: Any, limit: int | None) -> list[TextExample]:
@@ -131,6 +177,8 @@ class _Predictor:
 
 def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     """The settings given, over those of the run that the adapter lies in, where it does."""
+    if adapter is not None:
+        path_of(adapter, "--adapter")
     run = Path(adapter).resolve().parent / "config.toml" if adapter is not None else None
     base = read_run_config(run) if run and run.is_file() else None
     given = {name: value for name, value in settings.items() if value is not None and value != {}}

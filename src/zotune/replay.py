@@ -13,6 +13,7 @@ from zotune.run.checkpoint import digest
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Header, NeedsModel, read_journal, replay
 from zotune.run.rebuild import check_journal_is_whole
+from zotune.values import is_whole, path_of, shown
 from zotune.zo.protocol import Theta
 
 
@@ -27,10 +28,12 @@ def replay_run(
     Raises:
         InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
     """
-    folder, output = RunFolder(Path(run_folder)), Path(output_dir)
+    folder, output = RunFolder(Path(path_of(run_folder, "run_folder"))), Path(path_of(output_dir, "--output-dir"))
     header, entries = read_journal(folder.journal)
     check_journal_is_whole(folder, entries)
     step = len(entries) if step is None else step
+    if not is_whole(step):
+        raise InputError(f"--step: expected a whole number, got {shown(step)}")
     if not 0 <= step <= len(entries):
         raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
     RunFolder(output).check_free(overwrite=False)

@@ -62,7 +62,10 @@ class PromptSpec:
     """
 
     num_virtual_tokens: int = setting(
-        20, "Trained vectors in front of every prompt; they count towards --max-length.", at_least=1
+        20,
+        "Trained vectors in front of every prompt; they count towards --max-length.",
+        at_least=1,
+        at_most=65_536,
     )
     start: Start | None = None
     peft_type: ClassVar[str] = "prompt_tuning"

@@ -1,11 +1,12 @@
 """Look into a step on your own model and data: its slopes, and where its time goes."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from zotune.commands.training import Train
 from zotune.config.fields import Dtype
 from zotune.config.reading import make_config
+from zotune.errors import InputError
+from zotune.values import folder_of
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,37 @@ class Analyze:
 
     def run(self) -> None:
         settings = {field.name: getattr(self, field.name) for field in fields(Analyze)}
+        folder = folder_of(self.output_dir, "--output-dir")
         config = make_config(settings | {"engine": "plain", "scope": "everywhere", "max_eval_samples": 1})
 
+        from zotune.assemble.bounds import check_bounds
         from zotune.assemble.data import load_data
         from zotune.assemble.model import find_model
         from zotune.assemble.parts import assemble
         from zotune.commands.console import set_up_logging
         from zotune.commands.results import print_analysis
         from zotune.engine.torch.plain import PlainEngine
+        from zotune.run.watch import remedy
         from zotune.tools.analyze import analyze, save
         from zotune.zo.objectives import ScoredObjective
 
         set_up_logging()
-        parts = assemble(config, load_data(config), find_model(config))
+        data, model = load_data(config), find_model(config)
+        check_bounds(config, data, model)
+        parts = assemble(config, data, model)
         engine, objective = parts.engine, parts.run.objective
         assert isinstance(engine, PlainEngine)
         assert isinstance(objective, ScoredObjective)
-        result = analyze(engine, objective, parts.train[: self.batch_size], self.seed, self.directions)
+        try:
+            result = analyze(engine, objective, parts.train[: self.batch_size], self.seed, self.directions)
+        except FloatingPointError as error:
+            raise InputError(f"{error}: {remedy(parts.run.config.dtype)}") from error
         print_analysis(result)
-        for path in save(result, Path(self.output_dir)):
-            print(path)
+        try:
+            files = save(result, folder)
+        except OSError as error:
+            raise InputError(f"--output-dir: cannot write {folder}: {error.strerror}") from error
+        print(*files, sep="\n")
 
 
 @dataclass(frozen=True)

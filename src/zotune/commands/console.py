@@ -40,7 +40,7 @@ class ConsoleProgress(Callback):
     """Shows a run as it goes, on standard error."""
 
     def __init__(self) -> None:
-        self.console = RichConsole(stderr=True, highlight=False)
+        self.console = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
         self.progress: Progress | None = None
         self.loss: float | None = None
 

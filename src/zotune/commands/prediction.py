@@ -1,5 +1,6 @@
 """Use an adapter, or the bare model: evaluate and predict."""
 
+import os
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from zotune.config.fields import Dtype, EngineName
 from zotune.errors import InputError
+from zotune.values import path_of
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Evaluate(Inference):
         from zotune.inference import evaluate
         from zotune.run.metrics import write_json
 
-        if self.output_file and not Path(self.output_file).absolute().parent.is_dir():
-            raise InputError(f"--output-file: there is no folder {Path(self.output_file).parent}")
+        if self.output_file is not None:
+            _check_output_file(self.output_file)
         set_up_logging()
         evaluation = asdict(
             evaluate(
@@ -108,6 +110,16 @@ class Evaluate(Inference):
                 write_json(Path(self.output_file), evaluation)
             except OSError as error:
                 raise InputError(f"--output-file: cannot write {self.output_file}: {error.strerror}") from error
+
+
+def _check_output_file(name: str) -> None:
+    path = Path(path_of(name, "--output-file"))
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output-file: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"--output-file: {path} is a folder")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(f"--output-file: {path} cannot be written to")
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,14 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("tokens computed", "", f"{summary['tokens_computed']:,}")
     table.add_row("tokens reused", "", f"{summary['tokens_reused']:,} ({summary['kv_reuse']:.1%})")
     table.add_row("peak memory", "", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB")
-    console = RichConsole(highlight=False)
+    console = plain_console()
     console.print(table)
+    if worse := summary["worse_than_initial"]:
+        console.print(
+            f"{' and '.join(worse)} on held-out data got worse: lower --learning-rate, or take the best evaluation's "
+            f"{summary['exported']}, {folder / 'best'}",
+            soft_wrap=True,
+        )
     console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
 
 
@@ -45,12 +51,12 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
     table.add_row("loss", f"{metrics['loss']:.4f}")
     table.add_row("examples", f"{metrics['num_examples']:,}")
     table.show_header = False
-    RichConsole(highlight=False).print(table)
+    plain_console().print(table)
 
 
 def print_analysis(analysis: "Analysis") -> None:
     """Slopes over eps, then the two passes' KV layer by layer, on standard output."""
-    console = RichConsole(highlight=False)
+    console = plain_console()
     table = Table("eps", "|slope|", "error with reused KV", "same sign", "curvature", "moves", "|dK|/|K|", "|dV|/|V|")
     for row in analysis.rows:
         table.add_row(
@@ -81,7 +87,12 @@ def print_profile(regions: "list[Region]", num_steps: int) -> None:
             region.name, str(region.calls), f"{1000 * region.cpu_s / num_steps:.2f}",
             f"{100 * region.cpu_s / step.cpu_s:.1f}", f"{1000 * region.device_s / num_steps:.2f}",
         )  # fmt: skip
-    RichConsole(highlight=False).print(table)
+    plain_console().print(table)
+
+
+def plain_console(stderr: bool = False) -> RichConsole:
+    """Prints texts as they are: brackets and colons in the name of a folder mean nothing."""
+    return RichConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from zotune.errors import InputError
+from zotune.values import folder_of, path_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Plot:
 
         if not self.run_folders:
             raise InputError("name at least one run folder: zotune plot RUN [RUN ...]")
-        for path in plot_runs(
-            [Path(run) for run in self.run_folders], Path(self.output_dir) if self.output_dir else None
-        ):
+        folder = None if self.output_dir is None else folder_of(self.output_dir, "--output-dir")
+        for path in plot_runs([Path(path_of(run, "RUN")) for run in self.run_folders], folder):
             print(path)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from zotune.errors import InputError
+from zotune.values import folder_of, path_of, whole_of
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,23 @@ class Sweep:
     """After each round, one in this many settings goes on."""
 
     def run(self) -> None:
-        if self.keep < 2:
-            raise InputError(f"--keep must be 2 or more, got {self.keep}")
+        keep = whole_of(self.keep, "--keep", 2, 10**6)
         study = _study(self.study, self.output_dir)
+        points = len({cell.method for cell in study.cells})
+        if keep > max(points, 3):
+            raise InputError(f"--keep must be at most {max(points, 3)}, got {keep}: the grid has {points} points")
 
         from zotune.commands.console import set_up_logging
         from zotune.study.cells import markdown
         from zotune.study.sweep import HEADING, run_sweep
 
         set_up_logging()
-        print(markdown(HEADING, run_sweep(study, self.keep)))
+        print(markdown(HEADING, run_sweep(study, keep)))
 
 
 def _study(path: str, output_dir: str | None) -> Any:
     from zotune.study.cells import read_study
 
-    return read_study(Path(path), output_dir)
+    if output_dir is not None:
+        folder_of(output_dir, "--output-dir")
+    return read_study(Path(path_of(path, "STUDY.toml")), output_dir)

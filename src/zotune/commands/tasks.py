@@ -21,4 +21,4 @@ class Tasks:
             text = f"{task.template}{task.invocation}{answer}".replace("\n", "\\n")
             source = "comes with zotune" if task.demo else task.hub.path if task.hub else "your own (--train-data)"
             table.add_row(task.name, text, ", ".join(task.labels) or "-", source)
-        Console(highlight=False, markup=False).print(table)
+        Console(highlight=False, markup=False, emoji=False).print(table)

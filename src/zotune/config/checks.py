@@ -1,13 +1,12 @@
 """What a configuration may not say, each in one sentence that names the option: before anything is loaded."""
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from zotune.config.defaults import choose_method, make_noise
 from zotune.config.fields import Fields
+from zotune.config.ranges import check_ranges
 from zotune.config.tables import check_tables
 from zotune.engine import ENGINES
 from zotune.errors import InputError
@@ -25,7 +24,7 @@ def check(config: Fields) -> None:
     Raises:
         InputError: with the option as the command has it.
     """
-    _check_ranges(config)
+    check_ranges(config)
     method = choose_method(config, config.scope)
     check_tables(config, {**method, "noise": config.noise or "gaussian"})
     _check_method(config, method)
@@ -39,42 +38,6 @@ def check(config: Fields) -> None:
         role, equals, name = pair.partition("=")
         if not (role and equals and name):
             raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
-
-
-def _check_ranges(config: Fields) -> None:
-    def refuse(name: str, allowed: str) -> None:
-        raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(config, name)}")
-
-    for name in ("num_steps", "batch_size", "lora_rank", "eval_steps"):
-        if getattr(config, name) < 1:
-            refuse(name, "1 or more")
-    for name in (
-        "early_stopping_patience", "max_train_samples", "max_eval_samples", "num_threads", "noise_steps",
-        "noise_blocks", "directions",
-    ):  # fmt: skip
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            refuse(name, "1 or more")
-    for name in ("epsilon", "learning_rate", "lora_alpha", "clip"):
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            refuse(name, "a finite number above 0")
-    for name in ("weight_decay", "warmup_steps", "seed", "data_seed"):
-        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
-            refuse(name, "0 or more")
-    if config.sparsity is not None and not 0 <= config.sparsity < 1:
-        refuse("sparsity", "0 or more and below 1")
-    if config.max_length is not None and config.max_length < 2:
-        refuse("max_length", "2 or more")
-    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", config.device):
-        refuse("device", "auto, cpu, cuda or cuda:N")
-    if config.lr_scheduler_type == "constant" and config.warmup_steps:
-        raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
-    if config.warmup_steps > config.num_steps:
-        refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
-    if not config.target_modules:
-        raise InputError("--target-modules names no module")
-    if config.kv_cache_gb is not None and not (math.isfinite(config.kv_cache_gb) and config.kv_cache_gb >= 0):
-        refuse("kv_cache_gb", "0 or more")
 
 
 def _check_method(config: Fields, method: Mapping[str, Any]) -> None:

@@ -2,24 +2,31 @@
 
 import difflib
 import tomllib
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import tomli_w
 
 from zotune.config.checks import ADAPTER_OWN
+from zotune.config.machine import check_machine
 from zotune.config.renamed import new_name, translated
 from zotune.config.settings import Config
 from zotune.config.tables import TABLES
+from zotune.config.typed import typed
 from zotune.errors import InputError
 from zotune.files import write_whole
+from zotune.values import shown
 
 
-def make_config(values: Mapping[str, Any], base: Config | None = None, where: str = "") -> Config:
+def make_config(
+    values: Mapping[str, Any], base: Config | None = None, where: str = "", *, elsewhere: bool = False
+) -> Config:
     """A Config from names and plain values, over `base`; a table's values go over those that `base` has in it.
+
+    Args:
+        elsewhere: the values may be those of a run on another machine, so that this one's bounds are not for them.
 
     Raises:
         InputError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
@@ -29,18 +36,23 @@ def make_config(values: Mapping[str, Any], base: Config | None = None, where: st
     names = [item.name for item in fields(Config) if item.name != "tables"]
     merged: dict[str, Any] = {name: getattr(base, name) for name in names} if base else {}
     tables = {name: dict(table) for name, table in base.tables.items()} if base else {}
-    given = {**values, **values.get("tables", {})}
+    of_tables = values.get("tables", {})
+    if not isinstance(of_tables, Mapping):
+        raise InputError(f"{prefix}tables: expected tables of settings, got {shown(of_tables)}")
+    given = {**values, **of_tables}
     for key, value in given.items():
-        name = key.replace("-", "_")
+        name = key.replace("-", "_") if isinstance(key, str) else shown(key)
         if name in TABLES:
             if not isinstance(value, Mapping):
-                raise InputError(f"{prefix}{name}: expected a table, got {value!r}")
+                raise InputError(f"{prefix}{name}: expected a table, got {shown(value)}")
             tables[name] = {**tables.get(name, {}), **value}
         elif name in names:
-            merged[name] = _typed(value, hints[name], f"{prefix}{name}")
+            merged[name] = typed(value, hints[name], name, prefix)
         elif name != "tables":
             raise InputError(f"{prefix}{_unknown(key, name, [*names, *TABLES])}")
     try:
+        if not elsewhere:
+            check_machine(merged, values)
         return Config(**merged, tables={name: table for name, table in tables.items() if table})
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
@@ -53,16 +65,22 @@ def read_toml(path: Path) -> Config:
 
 def read_run_config(path: Path) -> Config:
     """The settings in a run folder's config.toml, also of one that an older zotune wrote."""
-    return make_config(translated(toml_values(path)), where=str(path))
+    return make_config(translated(toml_values(path)), where=str(path), elsewhere=True)
 
 
 def toml_values(path: Path) -> dict[str, Any]:
     """What a TOML file holds, unchecked."""
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise InputError(f"cannot read {path}: it is no file")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{path} is not TOML that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
@@ -81,33 +99,3 @@ def _unknown(key: str, name: str, names: list[str]) -> str:
         return f"{key} is no setting any more; use {now}"
     close = difflib.get_close_matches(name, names, n=1)
     return f"unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else "")
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` as `hint` (the types used in Config), or an InputError that names it."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if option is type(None) and value is None:
-            return None
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option in (str, bool) and isinstance(value, option):
-            return value
-    raise InputError(f"{name}: expected {_describe(options)}, got {value!r}")
-
-
-def _describe(options: tuple[Any, ...]) -> str:
-    def describe(option: Any) -> str:
-        if get_origin(option) is Literal:
-            return " or ".join(map(repr, get_args(option)))
-        if get_origin(option) is tuple:
-            return "a list of strings"
-        return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[option]
-
-    return " or ".join(describe(option) for option in options if option is not type(None))

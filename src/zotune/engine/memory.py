@@ -1,4 +1,4 @@
-"""The most memory that this process has had in use: its resident set, and what a GPU held for it.
+"""The most memory that this process has had in use: its resident set, and what a GPU held for it; and want of memory.
 
 The system counts for a process as a whole, whatever it runs. Counts begin anew where the system can do that.
 """
@@ -20,6 +20,13 @@ def peak_resident_bytes() -> int:
         return int(fields["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it was raised for want of memory, by Python, NumPy, PyTorch or a library below."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    said = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def reset_peak_memory() -> None:

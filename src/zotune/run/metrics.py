@@ -105,8 +105,8 @@ def _event(line: bytes) -> StepEvent | EvalEvent | str:
 
 
 def best_of(evals: list[EvalEvent]) -> EvalEvent:
-    """The evaluation with the lowest loss; the earliest of equals."""
-    return min(evals, key=lambda event: event.loss)
+    """The evaluation with the lowest loss; the earliest of equals. What is no number is behind all that are."""
+    return min(evals, key=lambda event: event.loss if math.isfinite(event.loss) else math.inf)
 
 
 def kv_reuse(tokens_reused: int, tokens_computed: int) -> float:

@@ -25,6 +25,7 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
         "initial": metrics(evals[0] if evals else None),
         "best": metrics(best_of(evals) if evals else None),
         "final": metrics(evals[-1] if evals else None),
+        "worse_than_initial": _worse(evals[0], evals[-1]) if evals else [],
         "steps": trainer.step,
         "train_time_s": train_time_s,
         "steps_per_s": len(steps) / train_time_s if train_time_s else 0.0,
@@ -38,3 +39,11 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
             **{name: metadata.version(name) for name in ("zotune", "torch", "transformers", "peft", "numpy")},
         },
     }
+
+
+def _worse(first: EvalEvent, last: EvalEvent) -> list[str]:
+    """What is worse at the end than it was at the beginning: loss, accuracy."""
+    worse = ["loss"] if last.loss > first.loss else []
+    if first.accuracy is not None and last.accuracy is not None and last.accuracy < first.accuracy:
+        worse.append("accuracy")
+    return worse

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from zotune.errors import TrainingError
 from zotune.run.checkpoint import digest, write_checkpoint
 from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.run.watch import Watch
 from zotune.zo.draws import derive_seed, permutation
-from zotune.zo.estimators import Estimate, Estimator
+from zotune.zo.estimators import Estimator
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.objectives import Objective
@@ -26,8 +26,6 @@ from zotune.zo.optimizers import Optimizer, Tensors
 from zotune.zo.protocol import Engine, Example, Theta
 from zotune.zo.schedules import Schedule
 from zotune.zo.updates import Slopes, Update
-
-MAX_ZERO_STEPS = 10
 
 
 class Callback:
@@ -44,7 +42,10 @@ class Callback:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long to train, on how much at a time, and when to look; `model` and `task` are what its summary calls it."""
+    """How long to train, on how much at a time, and when to look; `model` and `task` are what its summary calls it.
+
+    `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong.
+    """
 
     num_steps: int
     batch_size: int
@@ -54,6 +55,8 @@ class TrainingPlan:
     early_stopping_patience: int | None = None
     model: str = ""
     task: str = ""
+    epsilon: float = math.inf
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class MeZOTrainer:
         self.noise = noise
         self.callbacks = list(callbacks)
         self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
-        self._zero_steps = 0
+        sizes = f"--batch-size (now {plan.batch_size}), --directions (now {plan.directions}) or --max-length"
+        self._watch = Watch(folder.path, metrics, schedule, plan.epsilon, plan.dtype, sizes)
 
     # ---- the algorithm -------------------------------------------------------------------------------------------
 
@@ -124,50 +128,51 @@ class MeZOTrainer:
         """Run to the last step, until evaluations stop improving, or until a callback sets `should_stop`.
 
         Raises:
-            TrainingError: the loss is not finite, every slope is zero, or the disk refused; the journal is whole.
+            TrainingError: the loss is not finite, every slope is zero, memory or the disk is full; the journal is
+                whole.
         """
         for callback in self.callbacks:
             callback.on_train_begin(self)
-        try:
+        self._evaluate_if_due()
+        while not self._is_done():
+            self.train_step()
+            self._checkpoint_if_due()
             self._evaluate_if_due()
-            while not self._is_done():
-                self.train_step()
-                self._checkpoint_if_due()
-                self._evaluate_if_due()
+        with self._watch.writing(self.step):
             self.save(self.exported)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {error.filename or self.folder.path}: {error.strerror}. The run is kept up to step "
-                f"{self.step}; make room and go on with: zotune resume {self.folder.path}"
-            ) from error
         for callback in self.callbacks:
             callback.on_train_end(self)
 
     def train_step(self) -> None:
         """One step of the algorithm; it is in the journal when this returns."""
-        started, before = time.perf_counter(), asdict(self.engine.stats)
+        started, counted = time.perf_counter(), asdict(self.engine.stats)
         batch = self._batch(self.estimator.num_batches)
         seeds, noise = self._seeds(self.step), self.noise.at(self.plan.seed, self.step)
         AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
-        estimate = self.estimator.estimate(self.objective, self.engine, self.theta, batch, seeds, noise)
+        with self._watch.computing(self.step):
+            estimate = self.estimator.estimate(self.objective, self.engine, self.theta, batch, seeds, noise)
         slopes = estimate.update.values if isinstance(estimate.update, Slopes) else ()
         learning_rate = self.schedule(self.step)
-        self._check(estimate)
+        self._watch.check(self.step, estimate)
         self.estimator = self.estimator.after(self.theta, slopes)
-        self.theta, self.optimizer_state = self.optimizer.update(
-            self.theta, self.optimizer_state, estimate.update, learning_rate
-        )
+        before = self.theta
+        with self._watch.computing(self.step):
+            self.theta, self.optimizer_state = self.optimizer.update(
+                before, self.optimizer_state, estimate.update, learning_rate
+            )
+        self._watch.look_at_step(self.step + 1, before, self.theta)
         event = StepEvent(
             step=self.step + 1,
             loss=estimate.loss,
             learning_rate=learning_rate,
             slopes=tuple(slope.value for slope in slopes),
             step_time_s=time.perf_counter() - started,
-            **{name: count - before[name] for name, count in asdict(self.engine.stats).items()},
+            **{name: count - counted[name] for name, count in asdict(self.engine.stats).items()},
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
-        self.metrics.append(event)
-        self.journal.append(Entry(event.step, estimate.loss, learning_rate, self._journalled(estimate.update)))
+        with self._watch.writing(self.step):
+            self.metrics.append(event)
+            self.journal.append(Entry(event.step, estimate.loss, learning_rate, self._journalled(estimate.update)))
         self.step = event.step
         for callback in self.callbacks:
             callback.on_step_end(event)
@@ -227,13 +232,16 @@ class MeZOTrainer:
     def _checkpoint_if_due(self) -> None:
         """Keep theta where the journal cannot rebuild it."""
         if self._is_due and not self.estimator.seeded:
-            write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
+            with self._watch.writing(self.step):
+                write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
 
     def _evaluate_if_due(self) -> None:
         if not self._is_due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
             return
         started = time.perf_counter()
-        evaluation = self.evaluate()
+        with self._watch.computing(self.step):
+            evaluation = self.evaluate()
+        self._watch.check_evaluation(self.step, evaluation.loss)
         event = EvalEvent(
             step=self.step,
             split="eval",
@@ -243,10 +251,12 @@ class MeZOTrainer:
             time_s=time.perf_counter() - started,
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
-        self.save(self.exported)
-        if best_of([*self.evaluations, event]) is event:
-            self.save(self.folder.best)
-        self.metrics.append(event)
+        with self._watch.writing(self.step):
+            self.save(self.exported)
+            if best_of([*self.evaluations, event]) is event:
+                self.save(self.folder.best)
+            self.metrics.append(event)
+        self._watch.look_at_evaluation(event, self.evaluations[0])
         for callback in self.callbacks:
             callback.on_evaluate(event)
 
@@ -259,17 +269,3 @@ class MeZOTrainer:
             return False
         best = best_of(self.evaluations)
         return sum(event.step > best.step for event in self.evaluations) >= patience
-
-    def _check(self, estimate: Estimate) -> None:
-        kept = f"The run is kept up to step {self.step} in {self.folder.path}."
-        if not math.isfinite(estimate.loss) or not estimate.update.is_finite:
-            raise TrainingError(
-                f"the loss became {estimate.loss} at step {self.step + 1}: lower --learning-rate "
-                f"(now {self.schedule(self.step):g}) or --epsilon, or use --dtype float32. {kept}"
-            )
-        self._zero_steps = self._zero_steps + 1 if estimate.update.is_zero else 0
-        if self._zero_steps == MAX_ZERO_STEPS:
-            raise TrainingError(
-                f"every slope was zero for {MAX_ZERO_STEPS} steps: the probes cannot be told apart. Raise --epsilon, "
-                f"use --dtype float32, or adapt other modules with --target-modules. {kept}"
-            )

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zotune.config.ranges import MANY
 from zotune.config.reading import make_config, toml_values
 from zotune.config.settings import Config
 from zotune.engine.memory import reset_peak_memory
@@ -39,9 +40,12 @@ from zotune.finetune import resume, run, start_run
 from zotune.run.folder import RunFolder
 from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
 from zotune.run.trainer import Callback, MeZOTrainer
+from zotune.values import folder_of, is_number, path_of, shown, whole_of
 
 UNITS = {"steps": lambda event: 1, "tokens": lambda event: event.tokens_computed, "seconds": lambda e: e.step_time_s}
 OF_DIRECTIONS = ("directions", "noise", "noise_steps", "noise_blocks", "sparsity", "clip")  # no use to backpropagation
+MOST_CELLS = 10_000
+MOST_BUDGET = 10**15
 TASK_ONLY = ("test_data", "test_samples", "target_accuracy")
 logger = logging.getLogger("zotune")
 
@@ -117,11 +121,22 @@ def read_study(path: Path, output_dir: str | None = None) -> Study:
         raise InputError(f"{path}: unknown {', '.join(unknown)}; a study has {', '.join(sorted(known))}")
     seeds = values.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise InputError(f"{path}: seeds must be a list of whole numbers, got {seeds!r}")
+        raise InputError(f"{path}: seeds must be a list of whole numbers, got {shown(seeds)}")
     methods = _methods(path, values)
     tasks = _sections(path, values, "tasks", default={"demo": {}})
-    output = Path(output_dir or values.get("output_dir") or f"output/{path.stem}")
+    named = output_dir or values.get("output_dir") or f"output/{path.stem}"
+    output = folder_of(named, "--output-dir" if output_dir else f"{path}: output_dir")
     settings = values.get("settings", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: [settings] must be a section, got {shown(settings)}")
+    for task, of_task in tasks.items():
+        _check_test(f"{path}: [tasks.{task}]", of_task)
+    for name in (*methods, *tasks):
+        if "/" in name or name in (".", ".."):
+            raise InputError(f"{path}: {shown(name)} is no name for a folder of runs")
+    count = len(seeds) * len(tasks) * len(methods)
+    if count > MOST_CELLS:
+        raise InputError(f"{path}: seeds, tasks and methods make {count:,} runs; at most {MOST_CELLS:,} are allowed")
     cells = []
     for seed, (task, of_task), (method, of_method) in itertools.product(seeds, tasks.items(), methods.items()):
         merged = settings | {key: value for key, value in of_task.items() if key not in TASK_ONLY} | of_method
@@ -144,6 +159,8 @@ def _methods(path: Path, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     grid = values["grid"]
     if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
         raise InputError(f"{path}: [grid] must give a list of values for each setting")
+    if (count := math.prod(map(len, grid.values()))) > MOST_CELLS:
+        raise InputError(f"{path}: [grid] has {count:,} points; at most {MOST_CELLS:,} are allowed")
     points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
     return {",".join(f"{name}={value}" for name, value in point.items()): point for point in points}
 
@@ -155,12 +172,24 @@ def _sections(path: Path, values: Mapping[str, Any], name: str, default: Any = N
     return sections
 
 
+def _check_test(where: str, section: Mapping[str, Any]) -> None:
+    """Refuse wrong values of what only the study knows of a task."""
+    if (data := section.get("test_data")) is not None:
+        path_of(data, f"{where}: test_data")
+    if (count := section.get("test_samples")) is not None:
+        whole_of(count, f"{where}: test_samples", 1, MANY)
+    if (target := section.get("target_accuracy")) is not None and not (is_number(target) and 0 <= target <= 1):
+        raise InputError(f"{where}: target_accuracy must be from 0 to 1, got {shown(target)}")
+
+
 def _budget(path: Path, value: Any) -> Budget:
     if not (isinstance(value, dict) and len(value) == 1 and set(value) <= set(UNITS)):
-        raise InputError(f"{path}: budget must be one of {', '.join(UNITS)} with an amount, got {value!r}")
+        raise InputError(f"{path}: budget must be one of {', '.join(UNITS)} with an amount, got {shown(value)}")
     ((unit, amount),) = value.items()
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < math.inf:
-        raise InputError(f"{path}: budget: {unit} must be a number above 0, got {amount!r}")
+    if not is_number(amount) or not 0 < amount < math.inf:
+        raise InputError(f"{path}: budget: {unit} must be a number above 0, got {shown(amount)}")
+    if amount > MOST_BUDGET:
+        raise InputError(f"{path}: budget: {unit} must be at most {MOST_BUDGET:,}, got {shown(amount)}")
     return Budget(unit, float(amount))
 
 

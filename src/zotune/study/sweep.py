@@ -43,7 +43,8 @@ def run_sweep(study: Study, keep: int = 3) -> list[tuple[str, ...]]:
 def _loss(cell: Cell) -> float:
     """The lowest evaluation loss so far, after the start."""
     evals = [e for e in read_metrics(cell.folder.metrics) if isinstance(e, EvalEvent) and e.step > 0]
-    return best_of(evals).loss if evals else math.inf
+    lowest = best_of(evals).loss if evals else math.inf
+    return lowest if math.isfinite(lowest) else math.inf
 
 
 def _steps(cell: Cell) -> int:

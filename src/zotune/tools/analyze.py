@@ -6,6 +6,7 @@ passes layer by layer; and it recommends an eps from the exact slopes alone. Tra
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,11 @@ class Analysis:
 def analyze(
     engine: PlainEngine, objective: ScoredObjective, batch: Sequence[Example], seed: int, directions: int
 ) -> Analysis:
-    """Slopes over EPSILONS along `directions` directions from an adapter's initial point, in scope everywhere."""
+    """Slopes over EPSILONS along `directions` directions from an adapter's initial point, in scope everywhere.
+
+    Raises:
+        FloatingPointError: a loss is no finite number.
+    """
     theta = initial_theta(engine.tensor_shapes, seed, engine.spec)
     # B is zero at the start, where K and V of the two passes are nearly equal for want of a product; step off it.
     theta = dict(Probe(derive_seed(seed, "analyze"), 0.02).of(theta))
@@ -166,7 +171,10 @@ def _losses(
             logits = engine.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -len(candidate) :]
             picked = logits.float().log_softmax(-1)[range(len(candidate)), list(candidate)]
             log_probs[0, i, c], num_tokens[i, c] = float(picked.sum()), len(candidate)
-    return float(objective.losses(Scores(log_probs, num_tokens), batch).mean())
+    loss = float(objective.losses(Scores(log_probs, num_tokens), batch).mean())
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}")
+    return loss
 
 
 def _differences(above: Caches, below: Caches) -> np.ndarray:

@@ -27,7 +27,7 @@ class Noise:
     """
 
     kind: str = "gaussian"
-    rank: int = setting(2, "Rank of the noise.", at_least=1)
+    rank: int = setting(2, "Rank of the noise.", at_least=1, at_most=4096)
     steps: int = 50
     sparsity: float = 0.0
     blocks: int = 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from zotune.errors import InputError
+from zotune.values import is_flag, is_number, is_whole, number_of, shown
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Setting:
     at_least: float | None = None
     above: float | None = None
     below: float | None = None
+    at_most: float | None = None
     choices: tuple[str, ...] = ()
 
     def checked(self, flag: str, value: Any) -> Any:
@@ -30,20 +32,24 @@ class Setting:
             InputError: names the flag, what is allowed and what was got.
         """
         kind = type(self.default)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if kind is float and is_number(value):
+            value = number_of(value)
+        elif kind is int and is_whole(value):
+            value = int(value)
         if type(value) is not kind or not self._allows(value):
-            raise InputError(f"{flag} must be {self._allowed()}, got {value if type(value) is kind else repr(value)}")
+            got = value if isinstance(value, float) and not is_flag(value) else shown(value)
+            raise InputError(f"{flag} must be {self._allowed()}, got {got}")
         return value
 
     def _allows(self, value: Any) -> bool:
         if isinstance(value, str):
             return value in self.choices
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
         )
 
     def _allowed(self) -> str:
@@ -52,6 +58,7 @@ class Setting:
         bounds = [] if self.at_least is None else [f"{self.at_least:g} or more"]
         bounds += [] if self.above is None else [f"above {self.above:g}"]
         bounds += [] if self.below is None else [f"below {self.below:g}"]
+        bounds += [] if self.at_most is None else [f"at most {self.at_most:,}"]
         kind = "a whole number, " if isinstance(self.default, int) else "a finite number, "
         return kind + " and ".join(bounds)
 
@@ -63,10 +70,13 @@ def setting(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that is a setting."""
-    return field(default=default, metadata={"setting": Setting(default, help, at_least, above, below, choices)})
+    return field(
+        default=default, metadata={"setting": Setting(default, help, at_least, above, below, at_most, choices)}
+    )
 
 
 def settings_of(made: Any) -> dict[str, Setting]:
@@ -87,6 +97,8 @@ def checked(table: str, values: Mapping[str, Any], known: Mapping[str, Setting])
     """
     result = {}
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise InputError(f"{table}: expected names of settings, got {shown(key)}")
         name = key.replace("-", "_")
         flag = flag_of(table, name)
         if name not in known:

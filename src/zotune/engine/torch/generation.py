@@ -11,7 +11,11 @@ from zotune.zo.protocol import EngineStats, Sampling, TokenIds
 def generate_texts(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], sampling: Sampling, stats: EngineStats
 ) -> list[TokenIds]:
-    """What rows of model inputs go on with, each up to its stop token, which is left out; counts what ran."""
+    """What rows of model inputs go on with, each up to its stop token, which is left out; counts what ran.
+
+    Raises:
+        FloatingPointError: logits that are no numbers.
+    """
     num_given = int(inputs["attention_mask"].sum())
     token_ids = inputs["input_ids"]
     if (virtual := token_ids < 0).any():  # transformers looks at ids too, as for a repetition penalty
@@ -30,12 +34,19 @@ def generate_texts(
     generate: Any = model.generate
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        sequences = generate(**inputs, generation_config=config)
+        sequences = generate(**inputs, generation_config=config, logits_processor=[_refuse_no_numbers])
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     stats.forward_passes += len(new_tokens[0])
     completions = [_until(token_ids, stop) for token_ids in new_tokens]
     stats.tokens_computed += num_given + sum(len(token_ids) for token_ids in completions)
     return completions
+
+
+def _refuse_no_numbers(token_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """A token that may not come has minus infinity; what is no number would give token 0, whatever the text."""
+    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):  # NaN wins where there is one
+        raise FloatingPointError("the model's logits are no numbers")
+    return logits
 
 
 def _until(token_ids: list[int], stop: list[int]) -> TokenIds:

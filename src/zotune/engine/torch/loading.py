@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,15 +79,15 @@ def load_model(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
             **options,
         )  # fmt: skip
-    keep_dtype(loaded, dtype)
-    if not options:
-        loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
+        keep_dtype(loaded, dtype)
+        if not options:
+            loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's modules and the shapes of its weights, without the weights."""
-    with torch.device("meta"):
+    with _explained(str(config.name_or_path)), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
@@ -126,8 +125,7 @@ class _explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # what the libraries raise for bad files, or where one is not installed
-        known = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-        if isinstance(error, known) and not isinstance(error, InputError):
+        # the libraries raise of every kind for what is wrong in files, or not installed
+        if isinstance(error, Exception) and not isinstance(error, InputError):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"--model: {self.model!r} could not be loaded: {reason}") from error

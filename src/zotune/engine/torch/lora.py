@@ -116,6 +116,15 @@ class LoraLayers(TrainedLayers):
         return torch.where(self.token_mask[:, -by_row.shape[1] :, None], by_row, 0.0)
 
 
+def module_widths(model: PreTrainedModel, spec: LoraSpec) -> list[int]:
+    """How many numbers go into each module that is adapted, or come out: the larger of the two.
+
+    Raises:
+        InputError: the settings choose no module, or one that cannot be adapted.
+    """
+    return [max(_features(module)) for module in resolve_targets(model, spec)[1].values()]
+
+
 def _features(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):  # GPT-2's linear layer keeps its weight transposed
         return module.weight.shape[0], module.weight.shape[1]

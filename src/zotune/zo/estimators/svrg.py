@@ -30,8 +30,8 @@ class Svrg(ProbeEstimator):
     """
 
     epsilon: float
-    steps: int = setting(10, "Steps from one anchor to the next.", at_least=1)
-    batches: int = setting(8, "Batches over which an anchor's slopes are measured.", at_least=1)
+    steps: int = setting(10, "Steps from one anchor to the next.", at_least=1, at_most=10**9)
+    batches: int = setting(8, "Batches over which an anchor's slopes are measured.", at_least=1, at_most=1000)
     anchor: Theta | None = remembered(None, repr=False)  # noqa: RUF009 (it makes a field)
     anchor_slopes: tuple[Slope, ...] = remembered(())
     age: int = remembered(0)  # steps since the anchor was set

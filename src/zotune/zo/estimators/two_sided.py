@@ -75,7 +75,9 @@ class AdaptiveSpsa(ProbeEstimator):
     """
 
     epsilon: float
-    steps: int = setting(50, "Steps from one measurement of eps to the next; --epsilon is where it starts.", at_least=1)
+    steps: int = setting(
+        50, "Steps from one measurement of eps to the next; --epsilon is where it starts.", at_least=1, at_most=10**9
+    )
     age: int = remembered(0)  # steps so far
 
     LADDER = tuple(rung / 8 for rung in range(-3, 4))

@@ -19,7 +19,7 @@ class Adam(PerTensor):
 
     beta1: float = setting(0.9, "Decay of the mean of the gradient.", at_least=0, below=1)
     beta2: float = setting(0.999, "Decay of the mean of its square.", at_least=0, below=1)
-    eps: float = setting(1e-8, "Added to the root of the mean square.", above=0)
+    eps: float = setting(1e-8, "Added to the root of the mean square.", above=0, at_most=1)
 
     decoupled: ClassVar[bool] = False
 

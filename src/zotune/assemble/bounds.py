@@ -1,0 +1,41 @@
+"""Numbers of a new run that its data and its model bound: more than those have is refused before weights are read.
+
+A run that goes on is not asked again: it may have begun before there was a bound.
+"""
+
+import torch
+
+from zotune.adapter.spec import LoraSpec
+from zotune.assemble.data import Data
+from zotune.assemble.model import Model
+from zotune.config.settings import Config
+from zotune.engine.torch.loading import choose_device
+from zotune.engine.torch.lora import module_widths
+from zotune.errors import InputError
+
+
+def check_bounds(config: Config, data: Data, model: Model) -> None:
+    """Refuse numbers that are more than there is.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    examples = len(data.train)
+    if config.batch_size > max(examples, Config.batch_size):
+        raise InputError(
+            f"--batch-size must be at most {max(examples, Config.batch_size):,}, got {config.batch_size:,}: there are "
+            f"{examples:,} training examples"
+        )
+    if config.tuning not in ("full", "prompt_tuning") and config.adapter is None:
+        spec = LoraSpec(config.lora_rank, config.lora_alpha, config.target_modules)
+        widest = max(module_widths(model.structure, spec), default=config.lora_rank)
+        if config.lora_rank > widest and config.tuning != "vera":  # whose matrices are wider than layers on purpose
+            raise InputError(
+                f"--lora-rank must be at most {widest:,}, the width of the widest module that is adapted, "
+                f"got {config.lora_rank:,}"
+            )
+    device = choose_device(config.device)
+    if config.kv_cache_gb is not None and device.startswith("cuda"):
+        memory = torch.cuda.mem_get_info(device)[1] / 1e9
+        if config.kv_cache_gb > memory:
+            raise InputError(f"--kv-cache-gb must be at most {memory:.1f}, the memory of {device}")

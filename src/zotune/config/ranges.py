@@ -1,0 +1,77 @@
+"""The numbers that a setting may have: from where to where, whatever the data, the model and the machine are.
+
+What these bound further, such as the rank by the width of the layers, is checked where they are known.
+"""
+
+import math
+import re
+
+from zotune.config.fields import Fields
+from zotune.errors import InputError
+from zotune.values import shown
+
+MANY = 10**9
+WHOLE: dict[str, tuple[int, int]] = {
+    "num_steps": (1, MANY),
+    "batch_size": (1, 10**6),
+    "lora_rank": (1, 65_536),
+    "eval_steps": (1, MANY),
+    "early_stopping_patience": (1, MANY),
+    "max_train_samples": (1, MANY),
+    "max_eval_samples": (1, MANY),
+    "num_threads": (1, 65_536),
+    "noise_steps": (1, MANY),
+    "noise_blocks": (1, 65_536),
+    "directions": (1, 65_536),
+    "max_length": (2, 2**24),
+    "warmup_steps": (0, MANY),
+    "seed": (0, 2**63 - 1),
+    "data_seed": (0, 2**63 - 1),
+}
+"""Least and most of whole numbers."""
+
+ABOVE_0: dict[str, float] = {"epsilon": 1e3, "learning_rate": 1e4, "lora_alpha": 1e6, "clip": 1e12}
+"""The most of numbers that lie above 0."""
+
+FROM_0: dict[str, float] = {"weight_decay": 1e3, "kv_cache_gb": 1e6}
+"""The most of numbers that may be 0."""
+
+
+def check_ranges(config: Fields) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        InputError: with the option, what is allowed and what was got.
+    """
+
+    def refuse(name: str, allowed: str) -> None:
+        value = getattr(config, name)
+        got = f"{value}" if isinstance(value, float | str) else shown(value)
+        raise InputError(f"--{name.replace('_', '-')} must be {allowed}, got {got}")
+
+    for name, (least, most) in WHOLE.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            refuse(name, f"{least} or more")
+        if value is not None and value > most:
+            refuse(name, f"at most {most:,}")
+    for name, largest in {**ABOVE_0, **FROM_0}.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if name in ABOVE_0 and not 0 < value < math.inf:
+            refuse(name, "a finite number above 0")
+        if not 0 <= value < math.inf:
+            refuse(name, "0 or more")
+        if value > largest:
+            refuse(name, f"at most {largest:,g}")
+    if config.sparsity is not None and not 0 <= config.sparsity < 1:
+        refuse("sparsity", "0 or more and below 1")
+    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d{1,4})?", config.device):
+        refuse("device", "auto, cpu, cuda or cuda:N")
+    if config.lr_scheduler_type == "constant" and config.warmup_steps:
+        raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
+    if config.warmup_steps > config.num_steps:
+        refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
+    if not config.target_modules:
+        raise InputError("--target-modules names no module")
