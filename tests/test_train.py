@@ -209,8 +209,8 @@ def test_what_of_the_method_is_left_open_is_chosen_by_scope_and_kept(options, tm
 
 
 def test_a_diverging_run_stops_and_says_what_to_change(options, tmp_path):
+    own = {name: options[name] for name in ("model", "train_data", "labels", "invocation", "batch_size")}
     with pytest.raises(TrainingError, match=r"lower --learning-rate \(its highest was 10000\)") as error:
-        own = {name: options[name] for name in ("model", "train_data", "labels", "invocation", "batch_size")}
         mezo_finetune(
             **own, tuning="full", learning_rate=1e4, lr_scheduler_type="constant", output_dir=str(tmp_path / "run")
         )
