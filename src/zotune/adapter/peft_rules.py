@@ -1,6 +1,7 @@
 """Which modules PEFT adapts by an adapter's settings, and with which rank and scale: asked of PEFT's own functions."""
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from zotune.adapter.spec import LoraSpec
@@ -57,26 +58,46 @@ def rank_and_scaling(name: str, spec: LoraSpec) -> tuple[int, float]:
     return int(rank), alpha / (math.sqrt(rank) if spec.selection.use_rslora else rank)
 
 
+def is_bypassed(name: str, model: "PreTrainedModel") -> bool:
+    """Whether the model's own code may use the weight of a module without calling it, as Mamba's kernels do."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
+
+
 def goes_to_experts(name: str, model: "PreTrainedModel") -> bool:
     """Whether PEFT takes a target of this name for the fused experts or the router of a mixture of experts.
 
     In models whose experts transformers has fused, PEFT reads the old names of their modules so, wherever they stand.
     """
+    try:
+        return bool(_parameters_of([name.rpartition(".")[2]], model))
+    except ValueError:  # it wants the other half of what was fused
+        return True
+
+
+def all_linear_has_experts(model: "PreTrainedModel") -> bool:
+    """Whether PEFT takes all-linear for the fused experts of a mixture of experts and their router too."""
+    return bool(_parameters_of(ALL_LINEAR, model))
+
+
+def _parameters_of(targets: list[str] | str, model: "PreTrainedModel") -> Collection[str]:
+    """What PEFT adapts by these names that is a parameter, and no module."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     if get_checkpoint_conversion_mapping(model.config.model_type) is None:
-        return False
+        return ()
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    leaf = name.rpartition(".")[2]
-    config = LoraConfig(target_modules=[leaf])
-    try:
-        convert_peft_config_for_transformers(config, model=model, conversions=None)
-    except ValueError:  # it wants the other half of what was fused
-        return True
-    assert config.target_modules is not None
-    return leaf not in config.target_modules
+    config = LoraConfig(target_modules=targets)
+    convert_peft_config_for_transformers(config, model=model, conversions=None)
+    return config.target_parameters or ()
 
 
 def _by_pattern(name: str, pattern: dict[str, Any], default: float) -> Any:

@@ -13,7 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zotune.adapter.peft_rules import goes_to_experts, is_adapted, is_all_linear, lora_config
+from zotune.adapter.peft_rules import (
+    all_linear_has_experts,
+    goes_to_experts,
+    is_adapted,
+    is_all_linear,
+    is_bypassed,
+    lora_config,
+)
 from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
 
@@ -33,9 +40,14 @@ def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, d
     config = lora_config(spec)
     chosen = {name: module for name, module in model.named_modules() if name and is_adapted(name, config)}
     if not chosen:
-        targets = spec.target_modules
-        check_targets(model, (targets,) if isinstance(targets, str) else targets)
-        raise InputError(f"--target-modules: the other settings leave no linear module of {type(model).__name__}")
+        kind = type(model).__name__
+        if isinstance(spec.target_modules, str):
+            raise InputError(
+                f"--target-modules: the regular expression {spec.target_modules!r} matches the whole name of no module "
+                f"of {kind} that is not left out"
+            )
+        check_targets(model, spec.target_modules)
+        raise InputError(f"--target-modules: exclude_modules or layers_to_transform leave no module of {kind}")
     for name, module in chosen.items():
         if (obstacle := _obstacle(name, module, model)) is not None:
             raise InputError(f"--target-modules: {name} of {type(model).__name__} {obstacle}")
@@ -70,10 +82,12 @@ def _all_linear(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, dict[
     chosen = {name: module for name, module in linear.items() if obstacles[name] is None}
     if not chosen:
         raise InputError(f"--target-modules all-linear: {type(model).__name__} has no linear module to adapt")
-    if len(chosen) == len(linear):
-        return spec, chosen
     left_out = sorted({name.rpartition(".")[2] for name in linear.keys() - chosen.keys()})
-    logger.info("--target-modules all-linear leaves out %s: PEFT could not load them again", ", ".join(left_out))
+    if all_linear_has_experts(model):
+        left_out.append("the fused experts and their router")
+    if not left_out:
+        return spec, chosen
+    logger.info("--target-modules all-linear is not all that PEFT has in it: without %s", ", ".join(left_out))
     return replace(spec, target_modules=tuple(chosen)), chosen
 
 
@@ -87,6 +101,8 @@ def _obstacle(name: str, module: nn.Module, model: PreTrainedModel) -> str | Non
         return "gives more than a product with its weight, as a router of experts does; leave it out"
     if goes_to_experts(name, model):
         return "has a name that PEFT reads as that of fused experts or of their router; leave it out"
+    if is_bypassed(name, model):
+        return "has a weight that Mamba's kernels use past the module; leave it out"
     return None
 
 
