@@ -44,9 +44,8 @@ def save_adapter(
     """
     tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
     config = _peft_config(tensors, spec, base_model)
-    text = (
-        json.dumps({name: _plain(config[name]) for name in sorted(config)}, indent=2) + "\n"
-    )  # patterns have an order
+    # Sorted here, and not by the library: the entries of a pattern have an order.
+    text = json.dumps({name: _plain(config[name]) for name in sorted(config)}, indent=2) + "\n"
     contents: dict[str, Content] = {BASE_FILE: base.to_json()} if base else {}
     contents |= {CONFIG_FILE: text.encode(), WEIGHTS_FILE: _with_digest(tensors)}
     write_together(folder, contents)
