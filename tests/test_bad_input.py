@@ -280,12 +280,16 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "plot to nowhere": ("plot $RUN --output-dir /proc/plots", ("--output-dir", "cannot write plots to /proc/plots")),
     # adapters
     "no adapter folder": (f"{USE} --adapter nothing", ("--adapter", "nothing is not an adapter folder")),
-    "adapter of another kind": (f"{USE} --adapter $BAD/foreign_adapter", ("has peft_type 'IA3'",)),
+    "adapter of another kind": (f"{USE} --task demo --adapter $BAD/foreign_adapter", ("has peft_type 'IA3'",)),
     "adapter of another architecture": (f"{USE} --model $GPT2", ("--adapter", "another model than $GPT2")),
     "adapter of another model": (f"{USE} --model $LLAMA", ("--adapter", "another model than $LLAMA")),
     "another invocation": (f"{USE} --invocation ' Was'", ("--invocation", "' Was'", "' It was'")),
     "no invocation": (f"{USE} --invocation ''", ("--invocation", "''", "' It was'")),
     "evaluation of plain text without data": ("evaluate --task lm", ("--eval-data", "task lm has no data set")),
+    "evaluation of labels without words": (
+        "evaluate --model $OPT --eval-data $REVIEWS", ("--labels: the data has texts with labels",),
+    ),
+    "prediction of what": ("predict --model $OPT --data $REVIEWS", ("--task: say what to predict", "--labels")),
     "metrics to nowhere": (f"{USE} --output-file no/where.json", ("--output-file", "no folder no")),
     "prediction for plain text": ("predict --task lm --data $REVIEWS", ("--task", "lm has nothing to predict")),
     "prediction of no file": ("predict --adapter $RUN/adapter --data nothing.jsonl", ("--data", "nothing.jsonl")),
@@ -422,12 +426,6 @@ def test_a_broken_line_on_standard_input_is_refused_with_its_number(places, caps
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\r\n\n' + line + b"\n")))
         message = refusal(arguments_of("predict --adapter $RUN/adapter", places), capsys)
         assert reason in message
-
-
-def test_standard_input_that_is_closed_is_refused(places, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    message = refusal(arguments_of("predict --adapter $RUN/adapter", places), capsys)
-    assert "--data: standard input is closed" in message
 
 
 def test_a_run_in_use_is_not_resumed(places, capsys):

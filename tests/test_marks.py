@@ -57,7 +57,7 @@ def test_a_prompt_that_has_the_start_token_gets_no_second(llama):
     ids = tokenizer("</s>a great film said my sister</s>", add_special_tokens=False).input_ids
     right = nll(llama, ids, 1 + len(tokenizer("a great film", add_special_tokens=False).input_ids))
     for prompt in ("a great film", "</s>a great film"):
-        found = evaluate([row | {"prompt": prompt}], model=str(llama), task="completion", num_threads=1)
+        found = evaluate([row | {"prompt": prompt}], model=str(llama), num_threads=1)  # the fields tell the task
         assert found.loss == pytest.approx(right, abs=1e-5)
 
 

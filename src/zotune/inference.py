@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,14 +14,14 @@ import numpy as np
 from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.adapter import Adapter
-from zotune.assemble.data import check_used, load_data, own_data
+from zotune.assemble.data import check_used, load_data, own_data, task_of
 from zotune.assemble.model import Model, check_installed, find_model, open_engine
+from zotune.assemble.parts import encode_texts
 from zotune.config.ranges import MANY
 from zotune.config.reading import make_config, read_run_config
 from zotune.config.run import choose_max_length, default_dtype
 from zotune.config.settings import Config
 from zotune.data.records import load_records, sample_records
-from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample, to_texts
@@ -34,7 +34,7 @@ from zotune.run.evaluation import evaluate as evaluate_examples
 from zotune.run.watch import remedy
 from zotune.values import is_number, number_of, path_of, shown, whole_of
 from zotune.zo.objectives import OBJECTIVES, candidate_logits
-from zotune.zo.protocol import AT_THETA, Engine, Sampling, Theta
+from zotune.zo.protocol import AT_THETA, Engine, Example, Sampling, Theta
 
 logger = logging.getLogger("zotune")
 MOST_NEW_TOKENS = 2**20
@@ -63,14 +63,12 @@ def evaluate(
     if max_eval_samples is not None:
         whole_of(max_eval_samples, "--max-eval-samples", 1, MANY)
     config = _config(adapter, settings)
-    task = _task(config)
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
-    texts = _labelled(config, task, source, max_eval_samples)
-    predictor = _load(config, task, adapter)
+    task, texts = _labelled(config, source, max_eval_samples)
+    predictor = _load(config, task, adapter, texts)
     with _using(predictor, config):
-        examples = predictor.encoder.encode(texts).examples
-        objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.encoder.tokenizer)
-        found = evaluate_examples(predictor.engine, predictor.theta, objective, examples)
+        objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.model.tokenizer)
+        found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples)
         if not math.isfinite(found.loss):
             raise FloatingPointError(f"the loss is {found.loss}")
         return found
@@ -94,7 +92,9 @@ def predict(
         InputError: something asked for cannot be done.
     """
     config = _config(adapter, settings)
-    task = _task(config)
+    if config.task is None and not config.labels and config.model != "demo":
+        raise InputError("--task: say what to predict, e.g. --task completion, or --labels for a classification")
+    task = task_of(config, [])
     if not task.labels and not task.template:
         raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
     max_new_tokens = whole_of(max_new_tokens, "--max-new-tokens", 1, MOST_NEW_TOKENS)
@@ -104,17 +104,16 @@ def predict(
     records = load_records(source, "--data", "test", text_field=config.field_names.get(role, role))
     check_used(records, task, config)
     texts = to_texts(records, task, config.field_names, need_labels=False)
-    predictor = _load(config, task, adapter, num_new_tokens=0 if task.labels else max_new_tokens)
+    predictor = _load(config, task, adapter, texts, num_new_tokens=0 if task.labels else max_new_tokens)
     with _using(predictor, config):
-        engine, theta = predictor.engine, predictor.theta
-        examples = predictor.encoder.encode(texts).examples
+        engine, theta, examples = predictor.engine, predictor.theta, predictor.examples
         if task.labels:
             logits = candidate_logits(engine.score(theta, [AT_THETA], examples))[0]
             if not np.isfinite(logits.max(axis=-1)).all():
                 raise FloatingPointError("the scores of the labels are no numbers")
             answers = logits.argmax(axis=-1)
             return [task.label_words[answer] for answer in answers]
-        tokenizer = predictor.encoder.tokenizer
+        tokenizer = predictor.model.tokenizer
         sampling = Sampling(max_new_tokens, temperature, config.seed, predictor.model.stop_token_ids)
         (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
         return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
@@ -151,27 +150,29 @@ def _temperature(value: Any) -> float:
     return value
 
 
-def _labelled(config: Config, task: Task, source: Any, limit: int | None) -> list[TextExample]:
-    """The evaluation records, in the task's words."""
+def _labelled(config: Config, source: Any, limit: int | None) -> tuple[Task, list[TextExample]]:
+    """The task, and the evaluation records in its words."""
     if source is None and config.train_data is not None:  # what the adapter's run has held out of it
-        return sample_records(load_data(config).evaluation, limit, config.data_seed, "eval")
-    split, own = "test", source is None
-    if own:
-        _, source = own_data(task)
-        split = task.hub.evaluation if task.hub else split
-    if source is None:
-        raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
-    records = sample_records(load_records(source, "--eval-data", split), limit, config.data_seed, "eval")
-    if not own:
+        data = load_data(config)
+        return data.task, sample_records(data.evaluation, limit, config.data_seed, "eval")
+    records = [] if source is None else load_records(source, "--eval-data", "test")
+    task = task_of(config, records)
+    if records:
         check_used(records, task, config)
-    return to_texts(records, task, config.field_names)
+    else:
+        _, own = own_data(task)
+        if own is None:
+            raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
+        records = load_records(own, "--eval-data", task.hub.evaluation if task.hub else "test")
+    records = sample_records(records, limit, config.data_seed, "eval")
+    return task, to_texts(records, task, config.field_names)
 
 
 @dataclass(frozen=True)
 class _Predictor:
     engine: Engine
     theta: Theta
-    encoder: Encoder
+    examples: list[Example]
     model: Model
 
 
@@ -213,14 +214,9 @@ def _placed(config: Config) -> Config:
     return replace(config, device=device, dtype=config.dtype or default_dtype(device))
 
 
-def _task(config: Config) -> Task:
-    return choose_task(
-        config.task, template=config.template, invocation=config.invocation, labels=config.labels,
-        separator=config.label_separator,
-    )  # fmt: skip
-
-
-def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens: int = 0) -> _Predictor:
+def _load(
+    config: Config, task: Task, adapter: str | Path | None, texts: Sequence[TextExample], num_new_tokens: int = 0
+) -> _Predictor:
     check_installed(config)
     given = Adapter.read(adapter) if adapter is not None else None
     theta, spec = (given.theta, given.spec) if given else ({}, BARE)
@@ -238,7 +234,8 @@ def _load(config: Config, task: Task, adapter: str | Path | None, num_new_tokens
         model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens,
         num_embeddings=model.num_embeddings,
     )  # fmt: skip
+    examples = encode_texts(encoder, texts, "given")
     engine = open_engine(model, config, spec)
     if given:
         given.warn_of_other_weights(engine, config)
-    return _Predictor(engine, theta, encoder, model)
+    return _Predictor(engine, theta, examples, model)

@@ -35,7 +35,7 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     train_source = config.train_data if train_data is None else train_data
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
-    task = _choose_task(config, train)
+    task = task_of(config, train)
     own_train, own_eval = own_data(task)
     if not train:
         if own_train is None:
@@ -80,8 +80,13 @@ def own_data(task: Task) -> tuple[Any, Any]:
     return task.hub, task.hub
 
 
-def _choose_task(config: Config, train: list[Record]) -> Task:
-    sample = dict(train[0].fields) if train else None
+def task_of(config: Config, records: list[Record]) -> Task:
+    """The task that the settings say, or else the fields of the records.
+
+    Raises:
+        InputError: options that do not make a task, or fields that no task has.
+    """
+    sample = dict(records[0].fields) if records else None
     if sample:  # under the names that --fields gives them
         sample |= {role: sample.pop(name) for role, name in config.field_names.items() if name in sample}
     return choose_task(

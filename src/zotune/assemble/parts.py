@@ -68,8 +68,8 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
         model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",
         virtual_tokens=prompt.virtual_tokens if prompt else (), num_embeddings=model.num_embeddings,
     )  # fmt: skip
-    train = _encode(encoder, data.train, "training")
-    evaluation = _encode(encoder, data.evaluation, "evaluation")
+    train = encode_texts(encoder, data.train, "training")
+    evaluation = encode_texts(encoder, data.evaluation, "evaluation")
     spec = prompt or _lora(settings, encoder, begun)
     from_data = settings.init_lora_weights == "eva" and (begun is None or begun.start is None)
     engine = open_engine(
@@ -87,7 +87,8 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     return Parts(run, engine, model.tokenizer, train, evaluation)
 
 
-def _encode(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[Example]:
+def encode_texts(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[Example]:
+    """Examples of the texts; the log says how many prompts are cut."""
     encoded = encoder.encode(texts)
     if encoded.num_truncated:
         logger.info(

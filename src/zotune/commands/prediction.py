@@ -25,8 +25,8 @@ class Inference:
     """An adapter folder, such as RUN/adapter or RUN/best. Default: none; the bare model answers."""
 
     task: str | None = None
-    """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
-    is given."""
+    """A built-in task; `zotune tasks` lists them. Default: that of the adapter's run, else worked out from the fields
+    of labelled data, as in train."""
 
     template: str | None = None
     """The prompt, with the data's fields in braces, e.g. "{text}". Default: the task's."""
@@ -140,8 +140,6 @@ class Predict(Inference):
         from zotune.inference import predict
 
         set_up_logging()
-        if self.data == "-" and sys.stdin is None:
-            raise InputError("--data: standard input is closed; name a file")
         data = sys.stdin.buffer if self.data == "-" else self.data
         for text in predict(
             data,

@@ -24,7 +24,9 @@ def parse_json(text: str, place: str, whole_file: bool = False) -> Any:
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if whole_file else ""
         hint = "; one object a line is JSON lines, name it .jsonl" if whole_file and error.msg == "Extra data" else ""
-        raise InputError(f"{place}{line}: not JSON: {error.msg} at column {error.colno}{hint}") from error
+        raise InputError(
+            f"{place}{line}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
+        ) from error
     except _NotThatWay as error:
         raise InputError(f"{place}: {error}") from error
     except RecursionError as error:

@@ -59,7 +59,8 @@ def load_records(source: Any, option: str, split: str = "train", text_field: str
         )
     records = [_record(value, where, text_field) for value, where in rows]
     if not records:
-        raise InputError(f"{option}: {_name(source)} holds no records")
+        name = "standard input" if hasattr(source, "read") else _name(source)
+        raise InputError(f"{option}: {name} holds no records")
     return records
 
 

@@ -3,6 +3,7 @@
 A field of the task is looked for by the name that the user gives, else its own, else those that data sets use.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +139,7 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
     value = record.fields[field]
     if isinstance(value, ClassName):
         return _label_of_class(value, task, record.where)
-    label = _whole_number(value)
+    label, shown = _whole_number(value), reprlib.repr
     if isinstance(value, str | int | float):
         # Names come before ids: with --labels 2=great 1=terrible a 1 is terrible, whether the data quotes it or not.
         known = task.label_names + (task.label_words if label is None else ())
@@ -148,12 +149,12 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
                 return known.index(text) % len(task.labels)
     if label is None or any(_whole_number(name) is not None for name in task.label_names):
         raise InputError(
-            f"{record.where}: label {value!r} is not among the labels {', '.join(task.label_names)} "
-            "(--labels name=word ...)"
+            f"{record.where}: label {shown(value)} is not among the labels {', '.join(task.label_names)} "
+            f"(--labels {value if isinstance(value, str) and value.isidentifier() else 'name'}=word ...)"
         )
     if not 0 <= label < len(task.labels):
         raise InputError(
-            f"{record.where}: label {label} is outside 0..{len(task.labels) - 1}, the ids of the labels "
+            f"{record.where}: label {shown(label)} is outside 0..{len(task.labels) - 1}, the ids of the labels "
             f"{', '.join(task.label_names)} (--labels)"
         )
     return label

@@ -46,14 +46,14 @@ def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str
             found[name] = re.sub(r"(:\d+|\[\d+\])$", "", record.where)
     if not found:
         return None
-    fields_of = f"field{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} of {next(iter(found.values()))}"
-    is_not = f"{'are' if len(found) > 1 else 'is'} not used"
-    if not task.template:
-        return f"{fields_of} {is_not}"
-    return (
-        f"{fields_of} {is_not} by the template; add {', '.join(f'{{{name}}}' for name in found)} to --template, or "
-        "ignore this"
+    sentence = (
+        f"field{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} of {next(iter(found.values()))} "
+        f"{'are' if len(found) > 1 else 'is'} not used"
     )
+    if not task.template:
+        return sentence
+    named = ", ".join(f"{{{name}}}" for name in found if str(name).isidentifier())
+    return f"{sentence} by the template; add {named or 'them'} to --template, or ignore this"
 
 
 def _is_content(value: Any) -> bool:
