@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tests.conftest import REVIEWS, make_model
 from tests.test_adapter_settings import TOLERANCE, loaded_by_peft, peft_adapter, peft_scores, scores_of
-from zotune import evaluate
+from zotune import evaluate, mezo_finetune
 from zotune.adapter.peft_files import load_adapter, save_adapter
-from zotune.adapter.spec import LoraSpec
+from zotune.adapter.spec import LoraSpec, Selection
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.model import find_model
 from zotune.config.settings import Config
 from zotune.data.task_choice import choose_task
+from zotune.engine import ENGINES
+from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
 
@@ -105,6 +108,10 @@ TENSORS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "with a trained head": (
         lambda tensors: tensors | {"base_model.model.lm_head.weight": torch.ones(320, 16)},
         NO_PLACE.format(r"base_model\.model\.lm_head\.weight"),
+    ),
+    "of a LoRA on a LoRA": (renamed("base_model.", "base_model.model.base_model."), "no place there|it has no"),
+    "with a scale for each module": (
+        lambda tensors: tensors | {FIRST.replace("lora_A.weight", "alpha"): torch.ones(())}, "no place there"
     ),
     "with biases": (
         lambda tensors: tensors | {FIRST.replace("lora_A.weight", "bias"): torch.ones(16)}, "no place there"
@@ -248,6 +255,26 @@ def test_a_new_adapter_has_the_permissions_of_any_new_file(tmp_path):
 
 
 # ---- the base model
+
+
+def test_what_does_not_fit_is_refused_before_weights_are_read(folder, model_dirs, monkeypatch):
+    monkeypatch.setattr("zotune.assemble.model.load_model", lambda *_: pytest.fail("the weights were read"))
+    change_tensors(folder, with_first(lambda tensor: None))
+    with pytest.raises(InputError, match=f"it has no {FIRST}"):
+        evaluate(REVIEWS[:4], adapter=folder, model=str(model_dirs["llama"]), **WORDS)
+    with pytest.raises(InputError, match=f"it has no {FIRST}"):
+        mezo_finetune(str(model_dirs["llama"]), REVIEWS, adapter=folder, **WORDS)
+    with pytest.raises(InputError, match="'q_prj' matches no linear module"):
+        mezo_finetune(str(model_dirs["llama"]), REVIEWS, target_modules=["q_prj"], **WORDS)
+
+
+def test_sglang_refuses_ranks_that_differ_before_it_starts(folder):
+    _, spec = load_adapter(folder)
+    assert isinstance(spec, LoraSpec)
+    for pattern in (Selection(rank_pattern=(("q_proj", 2),)), Selection(alpha_pattern=(("q_proj", 2.0),))):
+        asked = EngineRequest("m", PretrainedConfig(), replace(spec, selection=pattern), "float32", "cpu")
+        with pytest.raises(InputError, match="--engine sglang has one rank and one alpha for all modules"):
+            ENGINES["sglang"].open(asked)
 
 
 def test_an_adapter_from_elsewhere_is_evaluated_on_the_model_that_it_names(folder, model_dirs):

@@ -185,7 +185,7 @@ def test_the_settings_that_peft_writes_by_default_are_read():
 
 
 WRONG: dict[str, list[Any]] = {
-    "r": [None, 0, -1, 2.5, "4", True, [4], 1 << 5000],
+    "r": [None, 0, -1, 2.5, "4", True, [4], 1 << 31, 1 << 5000],
     "lora_alpha": [None, "16", True, float("nan"), float("inf"), [1], 10**400],
     "target_modules": [None, [], "", 3, [3], ["q_proj", None], {"q_proj": 1}, "(", [""]],
     "exclude_modules": [3, [3], "("],
@@ -204,9 +204,6 @@ WRONG: dict[str, list[Any]] = {
 @pytest.mark.parametrize("setting", WRONG)
 def test_a_setting_of_a_wrong_kind_is_refused_by_name(setting):
     for value in WRONG[setting]:
-        if setting == "r" and value == 1 << 5000:
-            assert read_settings(PLAIN | {"r": value}, "A") == LoraSpec(value, 8, ("q_proj",))  # no tensor will fit
-            continue
         with pytest.raises(InputError, match=rf"^--adapter: A has (no )?{setting}[^\n]*$"):
             read_settings(PLAIN | {setting: value}, "A")
 

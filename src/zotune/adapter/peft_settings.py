@@ -27,6 +27,7 @@ _PROMPT = {
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
 }  # fmt: skip
 _LARGEST = 1e30  # that an alpha may be
+_MOST = 2**31  # that may be counted
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # that leave the base model as it is
 
 
@@ -137,7 +138,7 @@ class _Settings:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST
 
 
 def _is_number(value: Any) -> bool:
