@@ -83,7 +83,11 @@ def set_number(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 NO_PLACE = "made for another model than .*: its tensor {} has no place there"
 TENSORS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "of a compiled model": (renamed("base_model", "_orig_mod.base_model"), NO_PLACE.format(r"_orig_mod\.\S*")),
-    "with the adapter's name": (renamed(".weight", ".default.weight"), NO_PLACE.format(r"\S*lora_A\.default\.weight")),
+    "with another adapter's name": (renamed(".weight", ".a.weight"), NO_PLACE.format(r"\S*lora_A\.a\.weight")),
+    "with one of them twice": (
+        lambda tensors: tensors | {FIRST.replace(".weight", ".default.weight"): torch.ones(4, 16)},
+        NO_PLACE.format(r"\S*default\.weight"),
+    ),
     "without PEFT's prefix": (renamed("base_model.model.", ""), "it has no base_model"),
     "of a headless model": (renamed("model.model.model.", "model.model."), "no place there"),
     "of a model that also sees": (renamed("model.layers", "model.language_model.layers"), "no place there"),
@@ -161,6 +165,13 @@ HARMLESS: dict[str, dict[str, Any]] = {
 def test_settings_that_change_nothing_are_read(folder, settings):
     expected = peft_scores(loaded_by_peft(folder, make_model("llama")))
     change_settings(folder, **settings)
+    theta, spec = load_adapter(folder)
+    np.testing.assert_allclose(scores_of(PlainEngine(make_model("llama"), spec), theta), expected, atol=TOLERANCE)
+
+
+def test_tensors_with_the_name_that_an_adapter_has_in_memory_are_read(folder):
+    expected = peft_scores(loaded_by_peft(folder, make_model("llama")))
+    change_tensors(folder, renamed(".weight", ".default.weight"))
     theta, spec = load_adapter(folder)
     np.testing.assert_allclose(scores_of(PlainEngine(make_model("llama"), spec), theta), expected, atol=TOLERANCE)
 

@@ -6,6 +6,7 @@ they stand for.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
 _BASE_MODEL = ("base_model_name_or_path", "revision")
+_NAMED_DEFAULT = re.compile(r"(\.lora_[AB])\.default\.weight$")  # PEFT's name for an adapter, as of a model in memory
 _DIGEST = "sha256"  # of the tensors, in the metadata of their file
 
 
@@ -128,7 +130,8 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"--adapter: {path} has numbers in {name} that are not finite")
     if digest not in (None, _digest(tensors)):
         raise InputError(f"--adapter: {path} is damaged: its tensors are not those that zotune wrote")
-    return tensors
+    plain = {_NAMED_DEFAULT.sub(r"\1.weight", name): tensor for name, tensor in tensors.items()}
+    return plain if len(plain) == len(tensors) else tensors
 
 
 def _with_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
