@@ -49,7 +49,7 @@ def pandas_categories(folder: Path) -> Any:
 
 def kept(folder: Path) -> Any:
     """What a run folder keeps of a data set that was given in memory."""
-    (folder / "kept.jsonl").write_bytes(json_lines("--train-data", data_set()))
+    (folder / "kept.jsonl").write_bytes(json_lines("train_data", data_set()))
     return folder / "kept.jsonl"
 
 
@@ -97,8 +97,10 @@ def test_a_refusal_shows_both_lists_and_what_to_write():
     )
 
 
-def test_numbers_of_classes_are_only_taken_where_labels_says_numbers():
-    assert labels_of(data_set(), "1=terrible", "0=great") == [0, 1, 1]
+def test_numbers_of_classes_are_never_taken_for_their_names():
+    with pytest.raises(InputError, match="the data names its labels pos, neg, and --labels has 1, 0"):
+        labels_of(data_set(), "1=terrible", "0=great")
+    assert labels_of(data_set(), "bad=neg", "good=pos") == [0, 1, 1]  # the words are the names
     stars = data_set(["1", "2"])  # the name is not the number
     assert labels_of(stars, "1=terrible", "2=great") == [1, 0, 0]
     with pytest.raises(InputError, match=r"the data names its labels 1, 2, and --labels has terrible, great"):

@@ -126,6 +126,13 @@ def test_some_of_several_fields_may_be_empty():
         to_texts(load_records([{"text": "b", "label": 0}], "--data"), task, {})
 
 
+def test_texts_to_be_learned_are_taken_as_they_stand_and_others_without_the_spaces_around_them():
+    rows = [{"text": "  a\n", "prompt": " b ", "completion": "\tc ", "label": 0}]
+    for task, prompt, completion in (("lm", "", "  a\n"), ("completion", " b ", "\tc "), ("demo", "a", "")):
+        (text,) = to_texts(load_records(rows, "--data"), TASKS[task], {})
+        assert (text.prompt, text.completion) == (prompt, completion)
+
+
 def test_a_task_that_is_named_reads_what_it_says(tmp_path: Path):
     rows = [{"sentence": "a", "question": "b", "label": 1}]
     assert prompts_of(rows, task="sst2") == ["a"]

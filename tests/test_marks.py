@@ -130,7 +130,7 @@ def test_prediction_stops_at_every_end_token_of_the_model(llama, tmp_path):
         ('he said "so"', "A", " "), ("it's", "A", " "), ("{text}", "great", " "), ("so -", "A", " "), ("10", "9", " "),
         ("감정은", "좋다", " "), ("->", "A", " "), ("", "A", ""), ("It was ", "great", ""), ("It was", " great", ""),
         ("\n", "A", ""), ("Answer: (", "A", ""), ("[", "A", ""), ("Score=", "1", ""), ('Label: "', "A", ""),
-        ("('", "A", ""), ("«", "A", ""), ("a/", "b", ""), ("#", "tag", ""),
+        ("('", "A", ""), ("«", "A", ""), ("¿", "A", ""), ("a/", "b", ""), ("#", "tag", ""),
         ("总体来说很", "好", ""), ("答案\uff1a", "A", ""),
         ("{text}", "好", ""),
         ("とても", "良い", ""), ("ดี", "มาก", ""),
@@ -217,3 +217,13 @@ def test_records_from_python_may_hold_what_json_has_not(opt_dir, reviews_file, t
     first = (folder / "train_data.jsonl").read_text().splitlines()[0]
     assert '"label": 0, "when": "2000-01-01"' in first
     assert '"array": [0, 1], "flag": true' in first
+
+
+@pytest.mark.parametrize("odd", [{(1, 2): "x"}, {"n": 10**5000}, {"deep": None}], ids=["a key", "a number", "itself"])
+def test_a_record_that_no_file_could_hold_is_refused_before_anything_is_written(odd, opt_dir, tmp_path):
+    if "deep" in odd:
+        odd["deep"] = odd
+    rows = [{"text": "a film", "label": 1}, {"text": "a film", "label": 0} | odd]
+    with pytest.raises(InputError, match=r"^--train-data\[1\]: a record must be an object that JSON can hold: "):
+        mezo_finetune(str(opt_dir), rows, task="demo", output_dir=str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []

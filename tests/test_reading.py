@@ -100,6 +100,7 @@ def test_half_a_character_in_a_setting_is_refused(option):
 
 
 def test_lines_of_an_open_file_are_texts_or_objects_by_their_place():
+    assert load_records(io.StringIO("a text"), "--data", text_field="text")[0].fields == {"text": "a text"}
     lines = '\ufefffirst\r\n\n  \n {"text": "second"}\nthird \u2028 line'.encode()
     records = load_records(io.BytesIO(lines), "--data", text_field="text")
     assert [(dict(record.fields), record.where) for record in records] == [

@@ -50,7 +50,8 @@ class Fields:
 
     train_data: str | None = None
     """The training data: a file (.jsonl, .json, .csv, each also as .gz, or .parquet), a folder written by HuggingFace
-    datasets, or a hub id. Default: the task's own data set."""
+    datasets, or a hub id, each of the last two with the name of a configuration where it has several: ID:NAME. Default:
+    the task's own data set."""
 
     eval_data: str | None = None
     """The evaluation data, in the same forms as --train-data. Default: the task's own; where --train-data is given, a

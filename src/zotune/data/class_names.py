@@ -14,14 +14,13 @@ ClassNames = Mapping[str, tuple[str, ...]]
 
 
 class ClassName(str):
-    """The name of a class, which also knows its number and the names of all classes of its field."""
+    """The name of a class, which also knows the names of all classes of its field."""
 
     names: tuple[str, ...]
-    number: int
 
     def __new__(cls, names: tuple[str, ...], number: int) -> "ClassName":
         name = super().__new__(cls, names[number])
-        name.names, name.number = names, number
+        name.names = names
         return name
 
 

@@ -50,7 +50,8 @@ def load_records(source: Any, option: str, split: str = "train", text_field: str
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):
         raise InputError(f'{option}: got a {type(source).__name__}; give its records, as df.to_dict("records")')
     elif hasattr(source, "read"):
-        rows = read_lines(source.read(), "standard input")
+        raw = source.read()
+        rows = read_lines(raw if isinstance(raw, bytes) else raw.encode(errors="surrogatepass"), "standard input")
     elif isinstance(source, Iterable):
         rows = ((value, f"{option}[{index}]") for index, value in enumerate(_named_rows(source)))
     else:
@@ -115,13 +116,20 @@ def _name(source: Any) -> str:
 def json_lines(name: str, rows: Iterable[Any]) -> bytes:
     """Records given from Python as a file of JSON lines; a value that JSON does not have, such as a date, as its text.
 
+    Args:
+        name: of the setting that stands for them.
+
     Raises:
-        InputError: records that are no objects, or that hold themselves.
+        InputError: a record that is no object, or that holds itself.
     """
-    try:
-        return "".join(json.dumps(dict(row), default=_plain) + "\n" for row in _named_rows(rows)).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name}: records must be objects that JSON can hold: {error}") from error
+    lines = []
+    for index, row in enumerate(_named_rows(rows)):
+        try:
+            lines.append(json.dumps(dict(row), default=_plain) + "\n")
+        except (TypeError, ValueError, RecursionError) as error:
+            place = f"--{name.replace('_', '-')}[{index}]"
+            raise InputError(f"{place}: a record must be an object that JSON can hold: {error}") from error
+    return "".join(lines).encode()
 
 
 def _plain(value: Any) -> Any:

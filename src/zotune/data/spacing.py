@@ -20,8 +20,10 @@ def separator(before: str, word: str) -> str:
     last = before[-1:]
     if not last or last.isspace() or word[:1].isspace():
         return ""
-    opening = unicodedata.category(last) in ("Ps", "Pi") or (
-        last in "\"'`" and (len(before) == 1 or before[-2].isspace() or before[-2] in "([{=:")
+    opening = (
+        unicodedata.category(last) in ("Ps", "Pi")
+        or last in "\u00bf\u00a1"
+        or (last in "\"'`" and (len(before) == 1 or before[-2].isspace() or before[-2] in "([{=:"))
     )
     return "" if opening or last in _JOINS or _unspaced(last) or _unspaced(word[:1]) else " "
 

@@ -115,7 +115,7 @@ class Encoder:
     def _body(self, text: str) -> TokenIds:
         """The tokens of a prompt or of a plain text behind the start token, which the text may have of its own."""
         # The first fragment keeps what the tokenizer does to the start of a text.
-        token_ids = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        token_ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         own = len(self._own_start)
         return token_ids[own:] if own and token_ids[:own] == self._own_start else token_ids
 

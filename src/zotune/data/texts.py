@@ -64,13 +64,18 @@ def _prompt_values(record: Record, task: Task, names: Mapping[str, str]) -> dict
     values = {
         name: ""
         if name in optional and find_field(record, name, names) is None
-        else _text_field(record, name, names, may_be_empty=several)
+        else _stripped(_text_field(record, name, names, may_be_empty=several), name)
         for name in task.prompt_fields
     }
     needed = [name for name in values if name not in optional]
     if needed and not any(values[name] for name in needed):
         raise InputError(f"{record.where}: {' and '.join(f'field {name!r}' for name in needed)} is empty")
     return values
+
+
+def _stripped(text: str, role: str) -> str:
+    """A text without the spaces around it, which a template or an invocation puts where it needs them."""
+    return text if role == "prompt" else text.strip()
 
 
 def find_field(record: Record, role: str, names: Mapping[str, str]) -> str | None:
@@ -122,7 +127,7 @@ def _text_field(record: Record, role: str, names: Mapping[str, str], may_be_empt
         if may_be_empty:
             return ""
         raise InputError(f"{record.where}: field {field!r} is empty")
-    return value if role in ("prompt", "completion") else value.strip()
+    return value
 
 
 def is_torn(text: str) -> bool:
@@ -161,13 +166,11 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
 
 
 def _label_of_class(value: ClassName, task: Task, where: str) -> int:
-    """The label of a class that the data know by name: not by its number, unless --labels names numbers."""
+    """The label of a class that the data know by name, whatever its number."""
     if value in task.label_names:
         return task.label_names.index(value)
-    if not set(task.label_names) & set(value.names):
-        for known, name in ((task.label_words, str(value)), (task.label_names, str(value.number))):
-            if name in known:
-                return known.index(name)
+    if value in task.label_words and not set(task.label_names) & set(value.names):
+        return task.label_words.index(value)
     pairs = " ".join(f"{name}=WORD" for name in value.names)
     raise InputError(
         f"{where}: the data names its labels {', '.join(value.names)}, and --labels has {', '.join(task.label_names)}; "
