@@ -118,7 +118,13 @@ def attention(
     prompt_kv: PromptKV,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [rows, heads, probes * suffix, size] -> [rows, tokens, heads, size]."""
+    """transformers' attention interface: query [rows, heads, probes * suffix, size] -> [rows, tokens, heads, size].
+
+    Raises:
+        TypeError: the model asks for more than attention, such as sinks or a cap on scores.
+    """
+    if more := [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]:
+        raise TypeError(f"attention with {', '.join(more)}")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     prompt_kv.computed[layer] = (key, value)
     with record_function("zotune::attention"):
@@ -167,3 +173,6 @@ def side_by_side(model: PreTrainedModel) -> Iterator[None]:
 
 
 _NAME = "zotune_side_by_side"
+_HARMLESS = {  # what says nothing new of a pass that brings its own mask and positions, within the model's window
+    "dropout", "is_causal", "sliding_window", "position_ids", "position_embeddings", "output_attentions", "use_cache",
+}  # fmt: skip

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -17,12 +18,13 @@ from zotune.engine.scores import empty_scores
 from zotune.engine.torch.activated import Activated
 from zotune.engine.torch.backward import scores_and_gradient
 from zotune.engine.torch.everywhere import Everywhere
-from zotune.engine.torch.head import ScoredHead
+from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
+from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
 from zotune.engine.torch.tangents import score_with_tangents
-from zotune.engine.torch.trial import why_plain
+from zotune.engine.torch.trial import BLOCK, Trial, agree
 from zotune.engine.torch.weights import ModelWeights
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
@@ -33,7 +35,8 @@ class TorchEngine:
     """Scores probes of an adapter, or of all parameters, on a causal LM of transformers, on CPU or CUDA.
 
     Models whose attention does not take a mask and a cache from outside (found by a trial at the start) go through the
-    plain engine, and the log says so.
+    plain engine, and the log says so. So do examples that are longer than a window or another limit of the model's
+    (`limits.py`), one by one, and derivatives, where they alone come out otherwise.
 
     Args:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
@@ -55,12 +58,13 @@ class TorchEngine:
         self.scope = self.plain.scope
         self.stats = self.plain.stats
         self.layers = self.plain.layers
-        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
+        self._limit = length_limit(model.config)
         self.head = ScoredHead(model)
         self.passes = SuffixPasses(model, self.layers, self.head, self.stats, max_tokens_per_forward)
-        self.activated, self.everywhere = Activated(self.passes, NoPrefixCache()), Everywhere(self.passes)
+        self.activated, self.everywhere = Activated(self.passes, NoPrefixCache(BLOCK)), Everywhere(self.passes)
+        self.plain_tangents: bool | None = None  # whether derivatives alone are the plain engine's; found when asked
         self.plain_reason: str | None = None
-        self.plain_reason = why_plain(self.plain, self.head, self.score)
+        self.plain_reason = self._why_plain()
         self.cache = prefix_cache or NoPrefixCache()
         if self.plain_reason:
             logger.info("every token will be computed, without reuse: %s", self.plain_reason)
@@ -87,9 +91,15 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
-        if self.plain_reason or not self._fits(batch):
+        fits = [self._fits(example) for example in batch]
+        tangents = any(probe.derivative for probe in probes)
+        if tangents and self.plain_tangents is None and not self.plain_reason:
+            self._try_tangents()
+        if self.plain_reason or not any(fits) or (tangents and self.plain_tangents):
             return self.plain.score(theta, probes, batch)
-        if any(probe.derivative for probe in probes):
+        if not all(fits):
+            return self._score_apart(theta, probes, batch, fits)
+        if tangents:
             return score_with_tangents(self.activated, self.scope == "everywhere", theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = tokens_needed(batch) * len(probes), self.stats.tokens_computed
@@ -105,7 +115,7 @@ class TorchEngine:
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
-        if self.plain_reason or self.scope == "everywhere" or not self._fits(batch):
+        if self.plain_reason or self.scope == "everywhere" or not all(map(self._fits, batch)):
             return self.plain.gradient(theta, batch, cotangents)
         score = partial(self.score, theta, [AT_THETA], batch)
         return scores_and_gradient(self.model, self.layers, theta, self.activated.parts(batch), score, cotangents)
@@ -125,8 +135,68 @@ class TorchEngine:
         self.head.remove()
         self.plain.close()
 
-    def _fits(self, batch: Sequence[Example]) -> bool:
-        """Whether the layout serves these examples; it needs a token to compute, and full attention."""
-        longest = max(len(e.prompt) + len(e.invocation) + max(map(len, e.candidates)) for e in batch)
-        trunk = min(len(e.invocation if self.scope == "activated" else e.prompt + e.invocation) for e in batch)
-        return trunk > 0 and not (self._window and longest > self._window)
+    def _fits(self, example: Example) -> bool:
+        """Whether the layout serves this example; it needs a token to compute, and attention to all before it."""
+        longest = len(example.prompt) + len(example.invocation) + max(map(len, example.candidates))
+        trunk = example.invocation if self.scope == "activated" else example.prompt + example.invocation
+        return len(trunk) > 0 and not (self._limit and longest > self._limit)
+
+    def _score_apart(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], fits: list[bool]) -> Scores:
+        """The examples that fit here, the others by the plain engine."""
+        num_tokens, log_probs = empty_scores(len(probes), batch)
+        tangents = np.zeros_like(log_probs) if any(probe.derivative for probe in probes) else None
+        for engine, own in ((self, True), (self.plain, False)):
+            which = [index for index, fit in enumerate(fits) if fit is own]
+            scores = engine.score(theta, probes, [batch[index] for index in which])
+            count = scores.num_tokens.shape[1]
+            log_probs[:, which, :count] = scores.log_probs
+            if tangents is not None:
+                tangents[:, which, :count] = scores.tangents
+        return Scores(log_probs, num_tokens, tangents)
+
+    def _why_plain(self) -> str | None:
+        """Why this model must go through the plain engine, or None; afterwards the head is set as it wants it."""
+        if any(module is self.model.get_output_embeddings() for module in self.layers.modules):
+            return "the adapter is on the output layer"
+        name, stats = type(self.model).__name__, vars(self.stats).copy()
+        trial = Trial.of(self.model, self.layers, self.spec)
+        if not all(map(self._fits, trial.batch)):
+            return f"{name} treats sequences of more than {self._limit} tokens otherwise"
+        try:
+            slow = self.plain.score(trial.theta, trial.probes, trial.batch)
+            for pieces in (False, True):
+                self.head.max_logits, self.head.is_last = 1, pieces
+                fast = self.score(trial.theta, trial.probes, trial.batch)
+                agrees = agree(self.model, fast, slow, self.plain.noise)
+                if not pieces and not agrees:
+                    return f"{name} does not score the same with a mask and cache from outside"
+            self.head.is_last = agrees
+        except Exception as error:  # whatever a model's own code raises over arguments it does not know
+            return f"{name} does not take a mask and cache from outside ({error})"
+        finally:
+            vars(self.stats).update(stats)
+            self.layers.active, self.head.max_logits = True, MAX_LOGITS
+            self.head.pick(None)
+        return None
+
+    def _try_tangents(self) -> None:
+        """Sets `plain_tangents`."""
+        stats, cache = vars(self.stats).copy(), self.cache
+        trial = Trial.of(self.model, self.layers, self.spec)
+        probes = [Probe(seed, 0.0, derivative=True) for seed in (2, 3)]
+        self.cache, self.plain_tangents = NoPrefixCache(BLOCK), True
+        slow = self.score(trial.theta, probes, trial.batch)
+        try:
+            self.plain_tangents = False
+            self.plain_tangents = not agree(self.model, self.score(trial.theta, probes, trial.batch), slow)
+        except Exception:  # whatever a model's own code raises
+            self.plain_tangents = True
+        finally:
+            vars(self.stats).update(stats)
+            self.cache, self.layers.active = cache, True
+            self.head.pick(None)
+        if self.plain_tangents:
+            logger.info(
+                "derivatives will be computed without reuse: those of %s come out otherwise with a mask and cache from "
+                "outside", type(self.model).__name__,
+            )  # fmt: skip

@@ -1,5 +1,7 @@
 """Texts from a model of transformers, by its own `generate`: greedily, or drawn from a seed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,17 +11,21 @@ from zotune.zo.protocol import EngineStats, Sampling, TokenIds
 
 
 def generate_texts(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], sampling: Sampling, stats: EngineStats
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], sampling: Sampling, stats: EngineStats, whole: bool = False
 ) -> list[TokenIds]:
     """What rows of model inputs go on with, each up to its stop token, which is left out; counts what ran.
+
+    Args:
+        whole: compute all tokens of a row for each new one, without cache, mask or positions.
 
     Raises:
         FloatingPointError: logits that are no numbers.
     """
-    num_given = int(inputs["attention_mask"].sum())
     token_ids = inputs["input_ids"]
+    num_given = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else token_ids.numel()
     if (virtual := token_ids < 0).any():  # transformers looks at ids too, as for a repetition penalty
-        inputs["inputs_embeds"] = model.get_input_embeddings()(token_ids)
+        if not whole:
+            inputs["inputs_embeds"] = model.get_input_embeddings()(token_ids)
         inputs["input_ids"] = torch.where(virtual, token_ids[:, -1:].clamp(min=0), token_ids)
     stop = list(sampling.stop_token_ids)
     config = GenerationConfig(
@@ -27,18 +33,23 @@ def generate_texts(
         do_sample=sampling.temperature > 0.0,
         temperature=sampling.temperature or None,
         top_k=0 if sampling.temperature > 0.0 else None,
-        eos_token_id=stop or None,
+        eos_token_id=stop or model.config.get_text_config().vocab_size,  # no token: else the model's own would stop
         pad_token_id=stop[0] if stop else 0,
-        use_cache=True,  # also where a model was saved without: what is computed is one token at a time
+        use_cache=not whole,  # also where a model was saved without: what is computed is one token at a time
     )
     generate: Any = model.generate
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with (
+        _whole_rows(model, token_ids) if whole else nullcontext(),
+        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+    ):
         torch.manual_seed(sampling.seed)
         sequences = generate(**inputs, generation_config=config, logits_processor=[_refuse_no_numbers])
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     stats.forward_passes += len(new_tokens[0])
     completions = [_until(token_ids, stop) for token_ids in new_tokens]
-    stats.tokens_computed += num_given + sum(len(token_ids) for token_ids in completions)
+    num_new = len(new_tokens[0]) if whole else 0
+    num_new_computed = num_new * (num_new - 1) // 2 + (num_new - 1) * num_given if whole else sum(map(len, completions))
+    stats.tokens_computed += num_given + num_new_computed
     return completions
 
 
@@ -47,6 +58,21 @@ def _refuse_no_numbers(token_ids: torch.Tensor, logits: torch.Tensor) -> torch.T
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):  # NaN wins where there is one
         raise FloatingPointError("the model's logits are no numbers")
     return logits
+
+
+@contextmanager
+def _whole_rows(model: PreTrainedModel, token_ids: torch.Tensor) -> Iterator[None]:
+    """The model is given all tokens of its rows for each new one, and nothing else."""
+
+    def prepare(input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+        rows = torch.cat((token_ids, input_ids[:, token_ids.shape[1] :]), dim=1)
+        return {"input_ids": rows, "use_cache": False}
+
+    vars(model)["prepare_inputs_for_generation"] = prepare
+    try:
+        yield
+    finally:
+        del vars(model)["prepare_inputs_for_generation"]
 
 
 def _until(token_ids: list[int], stop: list[int]) -> TokenIds:

@@ -2,7 +2,7 @@
 soft prompt, or in the weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -38,6 +38,9 @@ class TrainedLayers(ABC):
     @abstractmethod
     def trial(self) -> tuple[Theta, list[Probe]]:
         """Some theta, and probes of it, to try a model out with."""
+
+    def settle(self, run: Callable[[], object]) -> None:  # noqa: B027  # most have nothing to find out
+        """Find out by a pass, which `run` makes at the trial's last probe, how the model reads what is trained."""
 
     @abstractmethod
     def remove(self) -> None:

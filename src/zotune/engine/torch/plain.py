@@ -1,10 +1,13 @@
 """The plain engine: transformers' own forward pass, one probe at a time, every token computed.
 
 Rows (see `rows.py`) are left-padded, so that the scored positions are the last ones and only they reach the LM head.
-Nothing is kept between calls. This form is the measure of correctness for every faster one.
+Models that score otherwise with padding (found by a trial at the start) get one row at a time, without any. Nothing is
+kept between calls. This form is the measure of correctness for every faster one.
 """
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,11 +23,15 @@ from zotune.engine.torch.forward_mode import eager_attention, values_and_tangent
 from zotune.engine.torch.generation import generate_texts
 from zotune.engine.torch.identity import weights_identity
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.limits import length_limit
+from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.rows import Row, make_rows, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
+from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
+from zotune.errors import InputError
 from zotune.zo.protocol import (
     AT_THETA,
     Cotangents,
@@ -38,6 +45,8 @@ from zotune.zo.protocol import (
     TokenIds,
 )
 
+logger = logging.getLogger("zotune")
+
 
 class PlainEngine:
     """Scores probes of an adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
@@ -46,6 +55,9 @@ class PlainEngine:
         model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
         spec: the form of the adapter, LoRA or a soft prompt; None: theta is the model's own parameters.
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
+
+    Raises:
+        InputError: the model cannot be scored, or is no causal one.
     """
 
     def __init__(self, model: PreTrainedModel, spec: AdapterSpec | None, max_tokens_per_forward: int = 4096) -> None:
@@ -56,6 +68,16 @@ class PlainEngine:
         self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else spec
         self.scope = "everywhere" if spec is None else spec.scope
         self._identity = weights_identity(model)  # now: training moves weights, and passes lay quantised ones out
+        self._limit = length_limit(model.config)
+        self._causal_beyond = False  # the limit; not known before there is a row
+        self.alone_above: int | None = 0  # tokens; longer rows go through the model one at a time, without padding
+        self.noise = 0.0  # how far two right ways of scoring are apart here, in nats
+        self._generates_whole_rows: bool | None = None  # not known before somebody asks for texts
+        try:
+            self._try_out()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def weights(self) -> ModelWeights | None:
@@ -121,17 +143,41 @@ class PlainEngine:
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
+        if self._generates_whole_rows is None:
+            self._try_to_generate()
         rows = [Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
+        alone_above = 0 if self._generates_whole_rows else self.alone_above
         results: list[list[TokenIds]] = []
         for probe in probes:
             self.layers.place(theta, [probe])
             texts: list[TokenIds] = [()] * len(prompts)
-            for chunk in pack_rows(rows, self.max_tokens_per_forward, sampling.max_new_tokens):
-                found = generate_texts(self.model, self._inputs(chunk), sampling, self.stats)
-                for row, token_ids in zip(chunk, found, strict=True):
+            for pack in pack_rows(rows, self.max_tokens_per_forward, sampling.max_new_tokens, alone_above):
+                whole = bool(self._generates_whole_rows)
+                found = generate_texts(self.model, self._inputs(pack), sampling, self.stats, whole)
+                for row, token_ids in zip(pack, found, strict=True):
                     texts[row.example] = token_ids
             results.append(texts)
         return results
+
+    def _try_to_generate(self) -> None:
+        """Sets `_generates_whole_rows`: whether rows with a cache and padding go on with less likely tokens."""
+        stats = vars(self.stats).copy()
+        trial = Trial.of(self.model, self.layers, self.spec)
+        batch = trial.longer(self._limit) if self._limit and self._limit <= MOST_TRIED else trial.batch
+        likely = []
+        for whole in (True, False):
+            self._generates_whole_rows = whole
+            try:
+                ((*texts,),) = self.generate(trial.theta, trial.probes[-1:], batch, Sampling(3))
+            except Exception:  # whatever a model's own code raises over padding and caches
+                if whole:
+                    raise
+                likely.append(-np.inf)
+                continue
+            found = [replace(example, candidates=(tokens,)) for example, tokens in zip(batch, texts, strict=True)]
+            likely.append(float(self.score(trial.theta, trial.probes[-1:], found).log_probs.sum()))
+        self._generates_whole_rows = likely[1] < likely[0] - max(1e-3, 3 * self.noise * len(batch))
+        vars(self.stats).update(stats)
 
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
@@ -141,12 +187,78 @@ class PlainEngine:
     def close(self) -> None:
         self.layers.remove()
 
+    def _try_out(self) -> None:
+        """Find out which rows may be padded; sets `alone_above` and `noise`."""
+        name, stats = type(self.model).__name__, vars(self.stats).copy()
+        trial = Trial.of(self.model, self.layers, self.spec)
+        theta, probes, batch = trial.theta, trial.probes[-1:], trial.batch
+        try:
+            self.layers.settle(lambda: self.score(theta, probes, batch[:1]))
+            reference = self.score(theta, probes, batch)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a model's own code raises
+            raise InputError(f"--model: {name} does not compute scores here ({error})") from error
+        if self._sees_later_tokens(batch[0].prompt, len(batch[0].prompt) - 1):
+            raise InputError(f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model")
+        self.alone_above = None
+        padded = self._tried(theta, probes, batch)
+        limit, context = self._limit, context_length(self.model.config)
+        if padded is None or not agree(self.model, padded, reference):
+            self.alone_above = 0
+            logger.info("rows go through the model one at a time: %s does not score the same with padding", name)
+        else:
+            self.noise = distance(padded, reference)
+            if limit and (context is None or context > limit + LONGER):
+                self.alone_above = limit
+                if limit <= MOST_TRIED:
+                    long = trial.longer(limit)
+                    alone = self._tried(theta, probes, long)
+                    self.alone_above = None
+                    padded = self._tried(theta, probes, long)
+                    if padded is None or alone is None or not agree(self.model, padded, alone, self.noise):
+                        self.alone_above = limit
+        vars(self.stats).update(stats)
+
+    @torch.inference_mode()
+    def _sees_later_tokens(self, tokens: TokenIds, first: int) -> bool:
+        """Whether what the base model says at the first tokens, so many or more, changes with those behind them."""
+        self.layers.active, self.layers.num_groups = False, 1
+        counts = sorted({first + (len(tokens) - 1 - first) * part // 4 for part in range(4)})
+        whole, *parts = (
+            self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
+            for ids in (tokens, *(tokens[:count] for count in counts))
+        )
+        self.layers.active = True
+        tolerance = (1e-5 if self.model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
+        return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
+
+    def _tried(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores | None:
+        try:
+            return self.score(theta, probes, batch)
+        except Exception:  # whatever a model's own code raises over padding
+            return None
+
+    @property
+    def alone(self) -> bool:
+        """Whether all rows go through the model one at a time."""
+        return self.alone_above == 0
+
     def _forwards(self, batch: Sequence[Example]) -> list[list[Row]]:
         rows = [row for index, example in enumerate(batch) for row in make_rows(index, example)]
-        return list(pack_rows(rows, self.max_tokens_per_forward))
+        longest = max(rows, key=lambda row: len(row.input_ids)).input_ids
+        if self._limit and len(longest) > self._limit and not self._causal_beyond:
+            if self._sees_later_tokens(longest, self._limit + 1):
+                name = type(self.model).__name__
+                raise InputError(
+                    f"--max-length: in sequences of more than {self._limit} tokens, {name} lets tokens see later ones; "
+                    f"use --max-length {self._limit}"
+                )
+            self._causal_beyond = True
+        return list(pack_rows(rows, self.max_tokens_per_forward, 0, self.alone_above))
 
     def _inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Left-padded model inputs; sets the token mask of the adapter."""
+        """Left-padded model inputs, no mask for a row alone; sets the token mask of the adapter."""
         longest = len(rows[0].input_ids)
         input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
@@ -158,18 +270,19 @@ class PlainEngine:
             adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
             self.layers.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
         device = self.model.device
+        if len(rows) == 1:
+            return {"input_ids": input_ids.to(device)}
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
     def _log_probs(self, rows: list[Row], batch: Sequence[Example]) -> torch.Tensor:
         """One forward pass; log-probabilities of the tokens of the rows' candidates, one after the other."""
         inputs = self._inputs(rows)
-        position_ids = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        if "attention_mask" in inputs:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
-        logits = self.model(
-            **inputs, position_ids=position_ids, logits_to_keep=num_scored, use_cache=False
-        ).logits[:, -num_scored:]  # fmt: skip
+        logits = self.model(**inputs, logits_to_keep=num_scored, use_cache=False).logits[:, -num_scored:]
         self.stats.forward_passes += 1
-        self.stats.tokens_computed += int(inputs["attention_mask"].sum())
+        self.stats.tokens_computed += sum(len(row.input_ids) for row in rows)
         targets = [
             (index, num_scored - len(candidate) + offset, token)
             for index, row in enumerate(rows)

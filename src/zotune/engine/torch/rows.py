@@ -32,12 +32,20 @@ def make_rows(index: int, example: Example) -> Iterator[Row]:
         yield Row(index, example.prompt + suffix, len(suffix), tuple(candidates))
 
 
-def pack_rows(rows: list[Row], max_tokens: int, num_new: int = 0) -> Iterator[list[Row]]:
-    """Rows of like length together, as many as fit: little padding, and the same packs for every probe."""
+def pack_rows(
+    rows: list[Row], max_tokens: int, num_new: int = 0, alone_above: int | None = None
+) -> Iterator[list[Row]]:
+    """Rows of like length together, as many as fit: little padding, and the same packs for every probe.
+
+    Args:
+        num_new: tokens that will be generated behind each row.
+        alone_above: rows of more tokens than this, with those, have no company.
+    """
     pack: list[Row] = []
     for row in sorted(rows, key=lambda row: len(row.input_ids), reverse=True):
-        longest = len(pack[0].input_ids) if pack else len(row.input_ids)
-        if pack and (len(pack) + 1) * (longest + num_new) > max_tokens:
+        longest = num_new + len(pack[0].input_ids if pack else row.input_ids)
+        alone = alone_above is not None and longest > alone_above
+        if pack and (alone or (len(pack) + 1) * longest > max_tokens):
             yield pack
             pack = []
         pack.append(row)

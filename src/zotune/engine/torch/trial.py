@@ -1,51 +1,79 @@
-"""The trial at the start: whether a model takes masks and caches from outside, and scores the same with them."""
+"""The trial at the start: a small batch with everything in it that may go wrong, scored in two ways that must agree.
 
-from collections.abc import Callable, Sequence
+The reference is one row at a time, as transformers' own forward pass computes it without padding, mask or cache. The
+plain engine's padded rows are held to it, and the fast engine to the plain one. The examples begin alike for longer
+than a prefix must be to be shared, differ in length, and have candidates of one token and others that branch later.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from zotune.adapter.spec import AdapterSpec
 from zotune.engine.torch.everywhere import MIN_SHARED
-from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
-from zotune.engine.torch.plain import PlainEngine
-from zotune.zo.protocol import Example, Probe, Scores, Theta
+from zotune.engine.torch.layers import TrainedLayers
+from zotune.zo.protocol import Example, Probe, Scores, Theta, TokenIds
 
-Score = Callable[[Theta, Sequence[Probe], Sequence[Example]], Scores]
+BLOCK = MIN_SHARED  # tokens: the trial's prompts are several blocks of a prefix cache
+LONGER = 12  # tokens past a limit of the model's (`limits.py`) that a trial goes
+MOST_TRIED = 256  # tokens: beyond a later limit, a trial would take longer than what it may save
 
 
-def why_plain(plain: PlainEngine, head: ScoredHead, score: Score) -> str | None:
-    """Why this model must go through the plain engine, or None: both score a small batch and must agree.
+@dataclass(frozen=True)
+class Trial:
+    theta: Theta
+    probes: list[Probe]
+    batch: list[Example]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layers: TrainedLayers, spec: AdapterSpec | None) -> "Trial":
+        return cls(*layers.trial(), _batch(model, spec.virtual_tokens if spec else ()))
+
+    def longer(self, limit: int) -> list[Example]:
+        """The examples with more tokens than `limit`, and one with fewer."""
+        filling = self.batch[0].prompt[-MIN_SHARED:] * (limit // MIN_SHARED + 2)
+        long = [
+            replace(example, prompt=(example.prompt + filling)[: limit + more])
+            for example, more in zip(self.batch, (LONGER - 4, 2), strict=True)
+        ]
+        return [*long, self.batch[1]]
+
+
+def _batch(model: PreTrainedModel, virtual_tokens: TokenIds) -> list[Example]:
+    """Examples of at most 32 tokens: the model's context may be short."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = tuple((7 * i + 3) % vocabulary for i in range(31))
+    start, invocation = virtual_tokens[:MIN_SHARED] + ids[: MIN_SHARED + 1], ids[17:19]
+    branching = (ids[19:20], ids[20:23], (*ids[20:21], *ids[23:25]))
+    return [
+        Example(start + ids[9:17], invocation, branching),
+        Example(start + ids[25:27], invocation, tuple((token,) for token in ids[27:31])),
+    ]
+
+
+def agree(model: PreTrainedModel, scores: Scores, reference: Scores, noise: float = 0.0) -> bool:
+    """Whether two ways of computing the scores of a trial are the same but for rounding.
 
     Args:
-        score: the fast way, with nothing kept; afterwards `head` is set as this model wants it.
+        noise: how far two right ways are apart on this model, as `distance` has it, where that is known.
     """
-    if any(module is plain.model.get_output_embeddings() for module in plain.layers.modules):
-        return "the adapter is on the output layer"
-    vocabulary = plain.model.config.get_text_config().vocab_size
-    ids = tuple((7 * i + 3) % vocabulary for i in range(24))
-    start = plain.spec.virtual_tokens[:MIN_SHARED] if plain.spec else ()  # few: the model's context may be short
-    batch = [
-        Example(start + ids[:17], ids[17:19], (ids[19:20], ids[20:23])),
-        Example(start + ids[5:15], ids[17:19], (ids[19:20],)),
-    ]
-    theta, probes = plain.layers.trial()
-    stats = vars(plain.stats).copy()
     # LLM.int8() rounds what goes into a product to 8 bits, where another order of operations may tip the scales.
-    rounds = any(parameter.dtype == torch.int8 for parameter in plain.model.parameters())
-    tolerance = 5e-2 if rounds or plain.model.dtype != torch.float32 else 1e-4
-    try:
-        slow = plain.score(theta, probes, batch).log_probs
-        for pieces in (False, True):
-            head.max_logits, head.is_last = 1, pieces
-            fast = score(theta, probes, batch).log_probs
-            agrees = np.allclose(np.nan_to_num(fast), np.nan_to_num(slow), rtol=tolerance, atol=tolerance)
-            if not pieces and not agrees:
-                return f"{type(plain.model).__name__} does not score the same with a mask and cache from outside"
-        head.is_last = agrees
-    except Exception as error:  # whatever a model's own code raises over arguments it does not know
-        return f"{type(plain.model).__name__} does not take a mask and cache from outside ({error})"
-    finally:
-        vars(plain.stats).update(stats)
-        plain.layers.active, head.max_logits = True, MAX_LOGITS
-        head.pick(None)
-    return None
+    rounds = any(parameter.dtype == torch.int8 for parameter in model.parameters())
+    got, want = _present(scores), _present(reference)
+    if not np.isfinite(want).all():  # no number to be held to; who trains or evaluates is told so
+        return np.array_equal(np.isfinite(got), np.isfinite(want))
+    if model.dtype == torch.float32 and not rounds:
+        return np.allclose(got, want, rtol=1e-4, atol=1e-4)
+    return distance(scores, reference) <= max(3 * noise, 0.05 * float(np.std(want)))
+
+
+def distance(scores: Scores, reference: Scores) -> float:
+    """The root of the mean squared difference, in nats."""
+    return float(np.sqrt(np.mean((_present(scores) - _present(reference)) ** 2)))
+
+
+def _present(scores: Scores) -> np.ndarray:
+    values = scores.log_probs if scores.tangents is None else np.stack([scores.log_probs, scores.tangents])
+    return values[..., scores.num_tokens > 0].astype(np.float64)
