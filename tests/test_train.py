@@ -337,7 +337,7 @@ def test_losses_of_plain_text_equal_those_of_transformers(options, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
     losses = []
     for text in texts:
-        ids = torch.tensor([tokenizer(text["text"]).input_ids])
+        ids = torch.tensor([[*tokenizer(text["text"]).input_ids, tokenizer.eos_token_id]])
         with torch.no_grad():
             losses.append(float(model(ids, labels=ids).loss))  # the mean over all tokens but the first
     assert measured == pytest.approx(np.mean(losses), rel=1e-5)
