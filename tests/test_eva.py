@@ -200,7 +200,7 @@ def test_a_disk_too_full_for_the_start_is_named(options, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # config.toml fits, start.safetensors does not
         try:
-            mezo_finetune(**{ {**options, "lora_rank": 32}!r}, output_dir={str(tmp_path / "run")!r})
+            mezo_finetune(**{ {**options, "lora_rank": 16}!r}, output_dir={str(tmp_path / "run")!r})
         except InputError as error:
             sys.exit(str(error))
     """)
