@@ -20,7 +20,7 @@ from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError
-from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
+from zotune.zo.protocol import AT_THETA, Engine, Example, Probe, Theta
 
 TOLERANCE = 1e-4  # of fp32, over the few layers of a tiny model
 EXAMPLES = [
@@ -89,6 +89,13 @@ READ: dict[str, dict[str, Any]] = {
     "an alpha with a fraction": {"lora_alpha": 2.5},
     "no scale": {"lora_alpha": 0},
     "activated": {"alora_invocation_tokens": [50, 51]},
+    "activated, with ranks and alphas": {
+        "alora_invocation_tokens": [50, 51],
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {r".*\.0\..*v_proj": 3},
+        "layers_to_transform": [0, 1],
+    },
 }
 READ_GPT2: dict[str, dict[str, Any]] = {
     "said of Conv1D": {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
@@ -105,10 +112,13 @@ def test_an_adapter_has_the_scores_that_it_has_in_peft(tmp_path, kind, name, set
     theta, spec = load_adapter(folder)
     expected = peft_scores(loaded_by_peft(folder, make_model(kind)))
     assert np.abs(expected - peft_scores(make_model(kind))).max() > 0.01 or name == "no scale"
+    probed = []
     for engine_kind in (PlainEngine, TorchEngine):
         engine = engine_kind(make_model(kind), spec)
+        probed.append(engine.score(theta, [AT_THETA, Probe(1, 0.1), Probe(2, -0.1)], EXAMPLES).log_probs)
         assert engine.tensor_shapes == {tensor: value.shape for tensor, value in theta.items()}
         np.testing.assert_allclose(scores_of(engine, theta), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(probed[0], probed[1], rtol=TOLERANCE, atol=TOLERANCE)
     save_adapter(tmp_path / "ours", theta, spec, "none")
     np.testing.assert_allclose(
         peft_scores(loaded_by_peft(tmp_path / "ours", make_model(kind))), expected, rtol=TOLERANCE, atol=TOLERANCE
@@ -187,7 +197,7 @@ def test_the_settings_that_peft_writes_by_default_are_read():
 WRONG: dict[str, list[Any]] = {
     "r": [None, 0, -1, 2.5, "4", True, [4], 1 << 31, 1 << 5000],
     "lora_alpha": [None, "16", True, float("nan"), float("inf"), [1], 10**400],
-    "target_modules": [None, [], "", 3, [3], ["q_proj", None], {"q_proj": 1}, "(", [""]],
+    "target_modules": [None, [], "", 3, [3], ["q_proj", None], {"q_proj": 1}, "(", [""], ["all-linear"]],
     "exclude_modules": [3, [3], "("],
     "layers_to_transform": ["1", [1.5], [-1], True, {"1": 1}],
     "layers_pattern": ["layers", 3],  # without layers_to_transform
@@ -288,6 +298,7 @@ def test_all_linear_is_exported_so_that_peft_adapts_the_same_modules(tmp_path, c
         ("llama", ("q_proj", "embed_tokens"), "is a Embedding; only linear"),
         ("llama", ("self_attn",), "is a LlamaAttention; only linear"),
         ("llama", ("query", "key"), "'query' matches no linear module"),
+        ("llama", ("all-linear", "key"), "'all-linear' matches no linear module"),
         ("llama", "q_proj", "'q_proj' matches the whole name of no module"),  # PEFT takes a text for an expression
     ],
 )

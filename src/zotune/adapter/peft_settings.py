@@ -52,6 +52,8 @@ def _lora(settings: "_Settings") -> LoraSpec:
         "as it saves it (path_initial_model_for_weight_conversion)",
     )  # fmt: skip
     targets = settings.names("target_modules", required=True)
+    if not isinstance(targets, str) and "all-linear" in map(str.lower, targets):
+        settings.refuse("target_modules", "PEFT takes all-linear as a text, and not in a list")
     layers = settings.get("layers_to_transform", "a number or a list of numbers", _are_indices, [])
     layers = [layers] if isinstance(layers, int) else layers
     pattern = settings.names("layers_pattern")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zotune.adapter.peft_rules import (
+    ALL_LINEAR,
     all_linear_has_experts,
     goes_to_experts,
     is_adapted,
@@ -60,9 +61,11 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
     Raises:
         InputError: lists the names that exist.
     """
+    if [target.lower() for target in targets] == [ALL_LINEAR]:
+        return
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     for target in targets:
-        if target.lower() != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in linear):
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise InputError(
                 f"--target-modules: {target!r} matches no linear module of {type(model).__name__}; "
