@@ -16,7 +16,8 @@ WINDOW = 40  # tokens
 MOST_PARAMETERS = 8_000_000  # of a model that is still called tiny
 
 SIZES: dict[str, Any] = {  # by the names that configurations have for them
-    "vocab_size": VOCABULARY, "unpadded_vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+    "vocab_size": VOCABULARY, "unpadded_vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 1,
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "word_embed_proj_dim": 32,
     "embedding_size": 32, "decoder_hidden_size": 32, "attention_hidden_size": 32, "lru_width": 32,
     "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_hidden_layers": 2, "decoder_layers": 2, "encoder_layers": 1,

@@ -74,7 +74,8 @@ def _why_failed(
     try:
         work(theta)
     except Exception as error:  # whatever a model's own code raises over numbers that have derivatives
-        return f"{type(model).__name__} does not compute {what} ({error})"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{type(model).__name__} does not compute {what} ({lines[0]})"
     finally:
         vars(engine.stats).update(stats)
     return None

@@ -156,8 +156,6 @@ class TorchEngine:
 
     def _why_plain(self) -> str | None:
         """Why this model must go through the plain engine, or None; afterwards the head is set as it wants it."""
-        if any(module is self.model.get_output_embeddings() for module in self.layers.modules):
-            return "the adapter is on the output layer"
         name, stats = type(self.model).__name__, vars(self.stats).copy()
         trial = Trial.of(self.model, self.layers, self.spec)
         if not all(map(self._fits, trial.batch)):

@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from zotune.zo.protocol import Probe, Theta
 
@@ -25,7 +24,6 @@ class TrainedLayers(ABC):
         self.active = True
         self.num_groups = 1
         self.token_mask: torch.Tensor | None = None
-        self.modules: list[nn.Module] = []
 
     @abstractmethod
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:

@@ -3,7 +3,9 @@
 Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
 """
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -20,6 +22,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
 from zotune.errors import InputError
+
+logger = logging.getLogger("zotune")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,20 +73,34 @@ def load_model(
         quantization: quantise the linear layers but the head as they are read: nf4 or int8.
 
     Raises:
-        InputError: the model cannot be loaded, or is quantised already where `quantization` is asked for.
+        InputError: the model cannot be loaded, lacks weights, or is quantised already where `quantization` is asked.
     """
     own = quantization_method(load_config(model, trust_remote_code))
     options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
     with _explained(model):
-        loaded = AutoModelForCausalLM.from_pretrained(
+        result: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
-            **options,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
+        loaded: PreTrainedModel = result[0]
+        _check_weights(model, type(loaded).__name__, result[1])
         keep_dtype(loaded, dtype)
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
+
+
+def _check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
+    """transformers fills what a checkpoint lacks with random numbers, and says so in a warning."""
+    lacking = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise InputError(
+            f"--model: {model} has no weights of the right shape for {', '.join(lacking[:3])}{more}, which {kind} needs"
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        logger.warning("--model: %s has weights that %s has no use for: %s", model, kind, ", ".join(unused[:3]))
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -43,7 +43,6 @@ class LoraLayers(TrainedLayers):
             rank, scaling = rank_and_scaling(name, spec)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             matrices[key_a], matrices[key_b] = (rank, num_in), (num_out, rank)
-            self.modules.append(module)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b, scaling)))
         self.shapes = dict(trained_shapes(matrices, spec))
         frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
