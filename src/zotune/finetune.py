@@ -105,14 +105,19 @@ def make_trainer(
     Use it in a `with` statement, or `close` it at the end.
     """
     loaded = None if isinstance(model, str | os.PathLike) else _checked_model(model)
-    named = {"model": model if loaded is None else loaded.name_or_path, "task": task, **settings}
+    named = {"model": model, "task": task, **settings}
+    if loaded is not None:  # one that was made in memory has no name
+        named["model"] = loaded.name_or_path or Config.model
     in_memory = {}
     for name, data in (("train_data", train_data), ("eval_data", eval_data)):
         if isinstance(data, str | os.PathLike):
             named[name] = data
         elif data is not None:
             in_memory[name] = data
-    return start_run(make_config(named), in_memory, loaded, tokenizer, callbacks)
+    config = make_config(named)
+    if loaded is not None:
+        config = replace(config, model=loaded.name_or_path or "")
+    return start_run(config, in_memory, loaded, tokenizer, callbacks)
 
 
 def start_run(

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from zotune.adapter.peft_files import save_adapter
+from zotune.config.ranges import MANY
 from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.weights import ModelWeights
 from zotune.errors import InputError
@@ -29,11 +30,11 @@ def replay_run(
         InputError: no or a damaged journal, a step it does not hold, or an output folder that exists.
     """
     folder, output = RunFolder(Path(path_of(run_folder, "run_folder"))), Path(path_of(output_dir, "--output-dir"))
+    if step is not None and not (is_whole(step) and abs(step) <= MANY):
+        raise InputError(f"--step: expected a whole number up to {MANY:,}, got {shown(step)}")
     header, entries = read_journal(folder.journal)
     check_journal_is_whole(folder, entries)
     step = len(entries) if step is None else step
-    if not is_whole(step):
-        raise InputError(f"--step: expected a whole number, got {shown(step)}")
     if not 0 <= step <= len(entries):
         raise InputError(f"--step: {run_folder} holds steps 0 to {len(entries)}, got {step}")
     RunFolder(output).check_free(overwrite=False)

@@ -6,6 +6,8 @@ What is none of them is refused in words, whatever it is; the numbers of NumPy a
 import numbers
 import os
 import re
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +68,49 @@ def path_of(value: Any, option: str) -> str:
 
 
 def folder_of(value: Any, option: str) -> Path:
-    """A folder that can be written to, there or yet to be made.
+    """A folder that can be written to, there or yet to be made. It is tried, and nothing of that is left.
 
     Raises:
         InputError: what stands in the way.
     """
     folder = Path(path_of(value, option))
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise InputError(f"{option}: cannot write {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"{option}: cannot write {folder}: {there} cannot be written to")
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        raise InputError(f"{option}: cannot write {folder}: {there} is no folder") from error
+    except OSError as error:
+        raise InputError(f"{option}: cannot write {folder}: {error.strerror}") from error
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
     return folder
+
+
+def file_of(value: Any, option: str) -> Path:
+    """A file that can be written, there or yet to be made, in a folder that is there.
+
+    Raises:
+        InputError: what stands in the way.
+    """
+    path = Path(path_of(value, option))
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{option}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"{option}: {path} is a folder")
+    is_new = not os.path.lexists(path)
+    try:
+        if is_new or path.is_file():  # what is neither, such as a pipe, is left for the one who writes to it
+            path.open("ab").close()
+    except OSError as error:
+        raise InputError(f"{option}: cannot write {path}: {error.strerror}") from error
+    if is_new:
+        path.unlink()
+    return path
 
 
 def is_flag(value: Any) -> bool:

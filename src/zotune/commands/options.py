@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 
 from zotune.errors import InputError
+from zotune.values import path_of
 from zotune.zo.setting import Setting
 
 METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
@@ -29,7 +30,7 @@ def parse_command(command: Any, name: str, words: list[str]) -> Any:
     """
     default = None
     if hasattr(command, "from_toml") and words and not words[0].startswith("-"):
-        default = Path(words.pop(0))
+        default = Path(path_of(words.pop(0), "TOML file"))
     options: dict[str, dict[str, Any]] = {}
     if "tables" in command.__dataclass_fields__:
         options, words = _engine_options(words)

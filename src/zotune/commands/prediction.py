@@ -1,6 +1,5 @@
 """Use an adapter, or the bare model: evaluate and predict."""
 
-import os
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from zotune.config.fields import Dtype, EngineName
 from zotune.errors import InputError
-from zotune.values import path_of
+from zotune.values import file_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Evaluate(Inference):
         from zotune.run.metrics import write_json
 
         if self.output_file is not None:
-            _check_output_file(self.output_file)
+            file_of(self.output_file, "--output-file")
         set_up_logging()
         evaluation = asdict(
             evaluate(
@@ -110,16 +109,6 @@ class Evaluate(Inference):
                 write_json(Path(self.output_file), evaluation)
             except OSError as error:
                 raise InputError(f"--output-file: cannot write {self.output_file}: {error.strerror}") from error
-
-
-def _check_output_file(name: str) -> None:
-    path = Path(path_of(name, "--output-file"))
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output-file: there is no folder {path.parent}")
-    if path.is_dir():
-        raise InputError(f"--output-file: {path} is a folder")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise InputError(f"--output-file: {path} cannot be written to")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from zotune.config.reading import toml_values
 from zotune.errors import InputError
 from zotune.values import folder_of, path_of, whole_of
 
@@ -67,8 +68,11 @@ class Sweep:
 
 
 def _study(path: str, output_dir: str | None) -> Any:
+    study = Path(path_of(path, "STUDY.toml"))
+    toml_values(study)  # before PyTorch is loaded, which takes seconds
+
     from zotune.study.cells import read_study
 
     if output_dir is not None:
         folder_of(output_dir, "--output-dir")
-    return read_study(Path(path_of(path, "STUDY.toml")), output_dir)
+    return read_study(study, output_dir)

@@ -47,7 +47,8 @@ def make_config(
                 raise InputError(f"{prefix}{name}: expected a table, got {shown(value)}")
             tables[name] = {**tables.get(name, {}), **value}
         elif name in names:
-            merged[name] = typed(value, hints[name], name, prefix)
+            made_in_memory = elsewhere and (name, value) == ("model", "")
+            merged[name] = value if made_in_memory else typed(value, hints[name], name, prefix)
         elif name != "tables":
             raise InputError(f"{prefix}{_unknown(key, name, [*names, *TABLES])}")
     try:

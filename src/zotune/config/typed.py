@@ -20,7 +20,7 @@ def typed(value: Any, hint: Any, name: str, prefix: str = "") -> Any:
     called = f"{prefix}{name}"
     if value is None and type(None) in options:
         return None
-    if name in PATHS and value != "":  # a model that was made in memory has an empty name
+    if name in PATHS:
         return path_of(value, called)
     for option in options:
         if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
