@@ -277,7 +277,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "replay over other files": ("replay $RUN --output-dir $BAD/no_run", ("--output-dir", "no_run holds files")),
     "plot of what is no run": ("plot $BAD/no_run", ("$BAD/no_run is not a run folder", "metrics.jsonl")),
     "plot of nothing": ("plot", ("name at least one run folder", "zotune plot RUN")),
-    "plot to nowhere": ("plot $RUN --output-dir /proc/plots", ("--output-dir", "cannot write plots to /proc/plots")),
+    "plot to nowhere": ("plot $RUN --output-dir /proc/plots", ("--output-dir", "cannot write /proc/plots")),
     # adapters
     "no adapter folder": (f"{USE} --adapter nothing", ("--adapter", "nothing is not an adapter folder")),
     "adapter of another kind": (f"{USE} --task demo --adapter $BAD/foreign_adapter", ("has peft_type 'IA3'",)),

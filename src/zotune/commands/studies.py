@@ -68,11 +68,11 @@ class Sweep:
 
 
 def _study(path: str, output_dir: str | None) -> Any:
+    if output_dir is not None:
+        folder_of(output_dir, "--output-dir")
     study = Path(path_of(path, "STUDY.toml"))
     toml_values(study)  # before PyTorch is loaded, which takes seconds
 
     from zotune.study.cells import read_study
 
-    if output_dir is not None:
-        folder_of(output_dir, "--output-dir")
     return read_study(study, output_dir)
