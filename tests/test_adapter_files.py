@@ -205,6 +205,12 @@ def test_tensors_in_a_pickle_are_refused_with_the_way_out(folder):
         load_adapter(folder)
 
 
+@pytest.mark.parametrize("name", ["", "nothing", "a" * 300, "a\0b", "a/" * 3000])
+def test_a_path_that_leads_to_no_adapter_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"^--adapter: "):
+        load_adapter(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"r": NaN', b"\x00" * 64, b'{"r": ' + b"9" * 5000])
 def test_damaged_settings_are_refused(folder, content):
     (folder / "adapter_config.json").write_bytes(content)

@@ -99,14 +99,18 @@ def base_model_of(folder: Path) -> str | None:
 
 def _settings(folder: Path) -> Any:
     """What adapter_config.json holds."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            if name == WEIGHTS_FILE and (folder / _PICKLED_FILE).is_file():
-                raise InputError(
-                    f"--adapter: {folder} has its tensors in {_PICKLED_FILE}, which may run code as it is read; load "
-                    f"it with PEFT and save it again, as {WEIGHTS_FILE}"
-                )
-            raise InputError(f"--adapter: {folder} is not an adapter folder: it has no {name}")
+    try:
+        missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+        pickled = (folder / _PICKLED_FILE).is_file()
+    except OSError as error:
+        raise InputError(f"--adapter: cannot read {folder}: {error.strerror}") from error
+    if missing == [WEIGHTS_FILE] and pickled:
+        raise InputError(
+            f"--adapter: {folder} has its tensors in {_PICKLED_FILE}, which may run code as it is read; load it with "
+            f"PEFT and save it again, as {WEIGHTS_FILE}"
+        )
+    if missing:
+        raise InputError(f"--adapter: {folder} is not an adapter folder: it has no {missing[0]}")
     try:
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -15,7 +15,8 @@ class Inference:
     """What evaluate and predict share. Beside a run's config.toml, the adapter's run gives the defaults."""
 
     model: str | None = None
-    """The base model: hub id or local folder. Default: that of the adapter's run, else demo."""
+    """The base model: hub id or local folder. Default: that of the adapter's run, else the one that the adapter names;
+    demo without an adapter."""
 
     engine: EngineName | None = None
     """What computes the forward passes, as in train. Default: that of the adapter's run, else torch."""
