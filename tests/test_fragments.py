@@ -9,9 +9,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import REVIEWS
+from zotune.data.fragments import Fragments
 from zotune.data.spacing import separator
 from zotune.data.task_choice import choose_task
-from zotune.data.templates import Encoder, encode_fragment
+from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.errors import InputError
 
@@ -115,7 +116,7 @@ def test_completions_follow_their_prompts(tokenizer):
 
 
 def test_a_fragment_that_begins_with_a_line_break_gets_no_space(tokenizer):
-    fragment = tokenizer.decode(list(encode_fragment(tokenizer, "\nAnswer:")))
+    fragment = tokenizer.decode(list(Fragments(tokenizer).encode("\nAnswer:")))
     assert not fragment.startswith(" \n")
 
 

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tests.conftest import REVIEWS, SHARED, make_tokenizer
 from zotune.data.demo import demo_path
+from zotune.data.fragments import Fragments
 from zotune.data.records import load_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import TASKS, Task
-from zotune.data.templates import Encoder, encode_fragment
+from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample, to_texts
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
@@ -197,10 +198,10 @@ def test_one_space_at_most_stands_before_a_label_word(invocation, word):
 
 def test_a_fragment_gets_no_space_or_special_token_of_its_own(tokenizer):
     for fragment in ("great", " great", "Answer", ".", "\n"):
-        ids = encode_fragment(tokenizer, fragment)
+        ids = Fragments(tokenizer).encode(fragment)
         before = tuple(tokenizer("A b", add_special_tokens=False).input_ids)
         assert decode(tokenizer, before + ids) == "A b" + fragment
-    assert encode_fragment(tokenizer, "") == ()
+    assert Fragments(tokenizer).encode("") == ()
 
 
 def test_a_completion_ends_with_the_end_of_text_and_follows_its_prompt():
@@ -275,7 +276,7 @@ def test_no_example_is_longer_than_max_length(tokenizer, name, text, completion,
     record = {"text": text, "label": 0, "prompt": text, "completion": completion}
     (example_text,) = to_texts(load_records([record], "--data"), task, {})
     encoder = Encoder(tokenizer, task, max_length, activated=bool(task.invocation))
-    body = (*encode_fragment(tokenizer, completion), tokenizer.eos_token_id)
+    body = (*Fragments(tokenizer).encode(completion), tokenizer.eos_token_id)
     needed = len(encoder.start) + 1 + len(encoder.invocation) + max(map(len, encoder.words or (body,)))
     refused = name != "lm" and needed > max_length
     if refused:

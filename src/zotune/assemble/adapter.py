@@ -15,8 +15,8 @@ from zotune.adapter.start import Start
 from zotune.assemble.model import Model
 from zotune.config.fields import Scope
 from zotune.config.settings import Config
+from zotune.data.fragments import Fragments
 from zotune.data.tasks import Task
-from zotune.data.templates import encode_fragment
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.errors import InputError
@@ -48,7 +48,7 @@ class Adapter:
         Raises:
             InputError: names the invocation, or the first tensor that does not fit.
         """
-        if self.spec.invocation_tokens not in (None, encode_fragment(model.tokenizer, task.invocation)):
+        if self.spec.invocation_tokens not in (None, Fragments(model.tokenizer).encode(task.invocation)):
             raise InputError(
                 f"--invocation: {task.invocation!r} is not what the adapter {self.folder} is switched on by: "
                 f"{model.tokenizer.decode(list(self.spec.invocation_tokens or ()))!r}"

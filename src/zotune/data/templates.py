@@ -10,15 +10,12 @@ from types import MappingProxyType
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from zotune.data.fragments import Fragments
 from zotune.data.spacing import separator
 from zotune.data.tasks import Task
 from zotune.data.texts import TextExample
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
-
-# One stands before a fragment, so that a tokenizer adds no space of its own to its start: the first that does not
-# become one token with what follows.
-_ANCHORS = ("\n", ":", "a")
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,14 @@ class Encoder:
         num_embeddings: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.fragments = Fragments(tokenizer)
         self.task = task
         self.max_length = max_length
         self.virtual_tokens = virtual_tokens
         self.num_embeddings = num_embeddings
         self._own_start = _special_start(tokenizer)
         self.start = virtual_tokens + self._own_start
-        self.invocation = encode_fragment(tokenizer, task.invocation)
+        self.invocation = self.fragments.encode(task.invocation)
         self.activated = activated
         if task.invocation and not self.invocation:
             raise InputError(f"--invocation: {task.invocation!r} is no token for this tokenizer")
@@ -74,8 +72,8 @@ class Encoder:
             )
         before = task.template + task.invocation
         self.words = tuple(
-            encode_fragment(
-                tokenizer, (separator(before, word) if task.separator is None else task.separator) + word, before
+            self.fragments.encode(
+                (separator(before, word) if task.separator is None else task.separator) + word, before
             )
             for word in task.label_words
         )
@@ -125,7 +123,7 @@ class Encoder:
         return token_ids if end is None or token_ids[-1:] == (end,) else (*token_ids, end)
 
     def _completion(self, text: TextExample) -> TokenIds:
-        token_ids = encode_fragment(self.tokenizer, text.completion, text.prompt + self.task.invocation)
+        token_ids = self.fragments.encode(text.completion, text.prompt + self.task.invocation)
         if text.completion:
             token_ids = self._ended(token_ids)
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
@@ -182,24 +180,6 @@ class Encoder:
     def _check_first(self, prompt: TokenIds, text: TextExample) -> None:
         if not prompt and not self.invocation:
             raise InputError(f"{text.where}: the prompt has no tokens, so nothing stands before the completion")
-
-
-def encode_fragment(tokenizer: Tokenizer, text: str, before: str = "") -> TokenIds:
-    """The ids of a text that continues another one, `before`."""
-
-    def ids(of: str) -> list[int]:
-        return list(tokenizer(of, add_special_tokens=False).input_ids)
-
-    anchors: tuple[str, ...] = _ANCHORS
-    if ids("a\na") == ids("a a"):  # a line break is a space to this tokenizer, and no anchor
-        if text[:1].isspace() or before[-1:].isspace():
-            return tuple(ids(text))
-        anchors = anchors[1:]
-    for anchor in anchors:
-        first, whole = ids(anchor), ids(anchor + text)
-        if whole[: len(first)] == first:
-            return tuple(whole[len(first) :])
-    return tuple(ids(text))
 
 
 def _special_start(tokenizer: Tokenizer) -> TokenIds:
