@@ -11,6 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from zotune.assemble.data import load_data
+from zotune.config.reading import make_config
 from zotune.config.run import absolute
 from zotune.data.records import load_records
 from zotune.data.task_choice import choose_task
@@ -108,6 +110,19 @@ def test_lines_of_an_open_file_are_texts_or_objects_by_their_place():
         ({"text": "second"}, "standard input:4"),
         ({"text": "third \u2028 line"}, "standard input:5"),
     ]
+
+
+def test_a_column_twice_in_a_folder_is_refused(tmp_path, capfd):
+    for folder, name, content in (
+        ("table", "rows.csv", "text,label,text\na,1,b\n"), ("lines", "rows.jsonl", '{"text": "a", "text": "b"}\n')
+    ):  # fmt: skip
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(content)
+    with pytest.raises(InputError, match=r"\[0\]: the column 'text' is there twice, also as 'text\.1'"):
+        load_data(make_config({"task": "demo", "train_data": str(tmp_path / "table")}), eval_data=[json.loads(GOOD)])
+    with pytest.raises(InputError, match=r"could not be loaded: JSON parse error: .*/text. was specified twice"):
+        load_records(tmp_path / "lines", "--train-data")
+    assert "Failed" not in "".join(capfd.readouterr())  # the library's own lines
 
 
 # ---- data sets of several configurations

@@ -72,6 +72,10 @@ def _rows(loaded: Any, source: str, option: str, split: str) -> Iterator[tuple[A
 @contextmanager
 def _explained(source: str, option: str) -> Iterator[None]:
     """Turns what the library raises for a wrong, damaged or unreachable data set into one sentence."""
+    import datasets
+
+    level = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what it would say is in the sentence
     try:
         yield
     except InputError:
@@ -80,3 +84,5 @@ def _explained(source: str, option: str) -> Iterator[None]:
         reason = str(error.__cause__ or error).strip() or type(error).__name__
         where = "" if Path(source).exists() else "no such file or folder, and as a data set of the hub: "
         raise InputError(f"{option}: {source!r} could not be loaded: {where}{reason.splitlines()[0]}") from error
+    finally:
+        datasets.utils.logging.set_verbosity(level)

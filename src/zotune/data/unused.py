@@ -41,6 +41,11 @@ def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str
         for name, value in record.fields.items():
             if name in used[fields] or name in found or not _is_content(value) or str(name).startswith("label"):
                 continue
+            column, _, number = str(name).rpartition(".")
+            if column in used[fields] - set(names.values()) and number.isdigit():
+                raise InputError(  # as `datasets` reads a CSV file
+                    f"{record.where}: the column {column!r} is there twice, also as {name!r}; rename one of them"
+                )
             if name in CONTENT and not chosen:
                 _refuse(record, name, task, names)
             found[name] = re.sub(r"(:\d+|\[\d+\])$", "", record.where)
