@@ -71,7 +71,13 @@ class PromptKV:
             yield slice(row * kv_heads, (row + 1) * kv_heads), kept, None
 
     def block(self) -> torch.Tensor:
-        """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size]."""
+        """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size].
+
+        Raises:
+            TypeError: not every layer is attention by transformers' interface.
+        """
+        if not self.computed or max(self.computed) != len(self.computed) - 1:
+            raise TypeError("not all of its layers are attention of the usual kind")
         layers = [torch.stack(self.computed[layer])[:, 0] for layer in range(len(self.computed))]
         return torch.stack(layers)
 
@@ -175,4 +181,5 @@ def side_by_side(model: PreTrainedModel) -> Iterator[None]:
 _NAME = "zotune_side_by_side"
 _HARMLESS = {  # what says nothing new of a pass that brings its own mask and positions, within the model's window
     "dropout", "is_causal", "sliding_window", "position_ids", "position_embeddings", "output_attentions", "use_cache",
+    "output_router_logits",
 }  # fmt: skip

@@ -9,6 +9,7 @@ record: what is held for the way back is that of one pass, however many there ar
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +72,9 @@ def checked_record(model: PreTrainedModel) -> Iterator[None]:
     """Inside, a linear layer that passes no gradient back raises. A kernel that was made for inference alone would say
     zero and no error."""
 
-    def check(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def check(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
         inputs = args[0]
-        if not inputs.requires_grad:
+        if not inputs.requires_grad or not torch.is_tensor(output):  # routers give more than a product
             return
         found: torch.Tensor | None = None
         if output.requires_grad:

@@ -49,11 +49,16 @@ def values_and_tangents(
 
 
 @contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model's attention is made of operations that all have rules."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+def differentiable(model: PreTrainedModel, attention: bool = True) -> Iterator[None]:
+    """The model's mixtures of experts, and its attention, are made of operations that all have rules."""
+    before = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+    if attention:
+        model.set_attn_implementation("eager")
+    if before[1] is not None:
+        model.set_experts_implementation("batched_mm")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before[0])
+        if before[1] is not None:
+            model.set_experts_implementation(before[1])

@@ -19,7 +19,7 @@ from zotune.engine.memory import peak_resident_bytes
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.abilities import why_no_gradients, why_no_tangents
 from zotune.engine.torch.backward import Part, scores_and_gradient
-from zotune.engine.torch.forward_mode import eager_attention, values_and_tangents
+from zotune.engine.torch.forward_mode import differentiable, values_and_tangents
 from zotune.engine.torch.generation import generate_texts
 from zotune.engine.torch.identity import weights_identity
 from zotune.engine.torch.layers import TrainedLayers
@@ -109,7 +109,7 @@ class PlainEngine:
     ) -> np.ndarray:  # fmt: skip
         """Derivatives [probe, example, candidate], one direction at a time; fills `log_probs` too."""
         tangents, before = np.zeros_like(log_probs), self.stats.tokens_computed
-        with eager_attention(self.model):
+        with differentiable(self.model):
             for index, probe in enumerate(probes):
                 assert isinstance(self.layers, LoraLayers)
                 for rows in forwards:

@@ -10,7 +10,7 @@ import numpy as np
 
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.activated import Activated, by_length
-from zotune.engine.torch.forward_mode import values_and_tangents
+from zotune.engine.torch.forward_mode import differentiable, values_and_tangents
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.suffix import make_suffix
 from zotune.engine.torch.suffix_passes import add_values, tokens_needed
@@ -38,7 +38,8 @@ def score_with_tangents(
             kept = [[] if everywhere else activated.prompt_kv(prompts[i]) for i in rows]
             compute = partial(activated.log_probs, [prompts[i] for i in rows], kept, rows, suffixes, 1, True)
             assert isinstance(passes.layers, LoraLayers)
-            values, moved = values_and_tangents(passes.layers, theta, probes[some], compute)
+            with differentiable(passes.model, attention=False):
+                values, moved = values_and_tangents(passes.layers, theta, probes[some], compute)
             passes.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
             add_values(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
             add_values(moved[:, 0], rows, suffixes, tangents[some])
