@@ -24,7 +24,7 @@ from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
 from zotune.engine.torch.tangents import score_with_tangents
-from zotune.engine.torch.trial import BLOCK, Trial, agree
+from zotune.engine.torch.trial import BLOCK, KEPT_BYTES, Trial, agree
 from zotune.engine.torch.weights import ModelWeights
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
@@ -61,7 +61,10 @@ class TorchEngine:
         self._limit = length_limit(model.config)
         self.head = ScoredHead(model)
         self.passes = SuffixPasses(model, self.layers, self.head, self.stats, max_tokens_per_forward)
-        self.activated, self.everywhere = Activated(self.passes, NoPrefixCache(BLOCK)), Everywhere(self.passes)
+        self.activated, self.everywhere = (
+            Activated(self.passes, PrefixCache(KEPT_BYTES, BLOCK)),
+            Everywhere(self.passes),
+        )
         self.plain_tangents: bool | None = None  # whether derivatives alone are the plain engine's; found when asked
         self.plain_reason: str | None = None
         self.plain_reason = self._why_plain()
@@ -182,7 +185,7 @@ class TorchEngine:
         stats, cache = vars(self.stats).copy(), self.cache
         trial = Trial.of(self.model, self.layers, self.spec)
         probes = [Probe(seed, 0.0, derivative=True) for seed in (2, 3)]
-        self.cache, self.plain_tangents = NoPrefixCache(BLOCK), True
+        self.cache, self.plain_tangents = PrefixCache(KEPT_BYTES, BLOCK), True
         slow = self.score(trial.theta, probes, trial.batch)
         try:
             self.plain_tangents = False

@@ -16,7 +16,8 @@ from zotune.engine.torch.everywhere import MIN_SHARED
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.zo.protocol import Example, Probe, Scores, Theta, TokenIds
 
-BLOCK = MIN_SHARED  # tokens: the trial's prompts are several blocks of a prefix cache
+BLOCK = 12  # tokens of a block of the prefix cache: the longer prompt is two
+KEPT_BYTES = 1e9  # of prompts, during the trial
 LONGER = 12  # tokens past a limit of the model's (`limits.py`) that a trial goes
 MOST_TRIED = 256  # tokens: beyond a later limit, a trial would take longer than what it may save
 
