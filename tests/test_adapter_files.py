@@ -100,6 +100,7 @@ TENSORS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "with none at all": (lambda tensors: {}, "it has no base_model"),
     "with a number that is none": (with_first(set_number(float("nan"))), f"numbers in {FIRST} that are not finite"),
     "with a number without end": (with_first(set_number(float("-inf"))), f"numbers in {FIRST} that are not finite"),
+    "with a name of two lines": (renamed("layers.0", "layers\n0"), r"damaged: no module's tensor is named '\S*\\n0"),
     "of whole numbers": (with_first(lambda tensor: tensor.to(torch.int8)), rf"has {FIRST} as torch\.int8"),
     "with DoRA's magnitudes": (
         lambda tensors: tensors | {FIRST.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(16)},

@@ -205,7 +205,7 @@ WRONG: dict[str, list[Any]] = {
     "alpha_pattern": [3, {"q_proj": None}, {"q_proj": float("nan")}],
     "use_rslora": ["yes", 1],
     "fan_in_fan_out": ["yes"],
-    "alora_invocation_tokens": [[], "It", 7, [1.5], [-1], [True]],
+    "alora_invocation_tokens": [[], "It", 7, [1.5], [-1], [True], [1 << 31], [10**30]],
     "bias": ["all", True],
     "peft_type": [None, "IA3", "ADALORA", "LOHA", "LOKR", "VERA", "lora", 3, ["LORA"]],
 }

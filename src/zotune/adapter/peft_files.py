@@ -127,6 +127,8 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"--adapter: {path.parent} is damaged: {path.name}: {error}") from error
     tensors = {}
     for name, tensor in stored.items():
+        if not name.isprintable():
+            raise InputError(f"--adapter: {path} is damaged: no module's tensor is named {name!r}")
         if not tensor.is_floating_point():
             raise InputError(f"--adapter: {path} has {name} as {tensor.dtype}, which is no number to compute with")
         tensors[name] = tensor.float().numpy()

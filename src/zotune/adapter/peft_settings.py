@@ -156,7 +156,7 @@ def _are_names(value: Any) -> bool:
 
 
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
+    return isinstance(value, list) and bool(value) and all(type(token) is int and 0 <= token < _MOST for token in value)
 
 
 def _are_indices(value: Any) -> bool:
