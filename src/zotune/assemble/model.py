@@ -33,6 +33,7 @@ from zotune.engine.torch.loading import (
 )
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
 from zotune.errors import InputError
+from zotune.run.watch import remedy
 from zotune.zo.protocol import Engine, Example, TokenIds
 
 logger = logging.getLogger("zotune")
@@ -161,6 +162,8 @@ def _start_from_data(
     try:
         loaded = _load(model, settings) if loaded is None else loaded
         start = principal_components(loaded, spec, examples, settings.seed, settings.batch_size)
+    except FloatingPointError as error:
+        raise InputError(f"{error}: {remedy(settings.dtype)}") from error
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"--init-lora-weights eva: with transformers, {settings.model} does not fit on {settings.device}; "

@@ -15,6 +15,8 @@ from zotune.errors import InputError
 from zotune.run.folder import RunFolder
 from zotune.run.metrics import EvalEvent, StepEvent, read_metrics, wilson_interval
 
+matplotlib.rcParams["text.parse_math"] = False  # the name of a run may have a dollar sign
+
 
 def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> list[Path]:
     """Draw the runs over each other; returns the files written.

@@ -21,7 +21,6 @@ from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.targets import resolve_targets
-from zotune.errors import InputError
 from zotune.zo.protocol import AT_THETA, Example
 
 NUM_EXAMPLES = 256
@@ -37,7 +36,7 @@ def principal_components(
     Where there are fewer components than the rank, the other rows are drawn from `seed`, as A is elsewhere.
 
     Raises:
-        InputError: a module's inputs are not finite.
+        FloatingPointError: a module's inputs are not finite.
     """
     examples = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
     if spec.scope == "everywhere":  # the engine's token mask then marks all of a row but its padding
@@ -80,7 +79,7 @@ class _Components:
 
     def add(self, tokens: torch.Tensor) -> None:
         if not tokens.isfinite().all():
-            raise InputError(f"--init-lora-weights eva: the inputs of {self.module_name} are not finite; use kaiming")
+            raise FloatingPointError(f"the inputs of {self.module_name} are no numbers")
         self.waiting.append(tokens)
         if sum(map(len, self.waiting)) > self.number:
             self._fit(self.number)

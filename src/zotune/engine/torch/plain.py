@@ -52,7 +52,7 @@ class PlainEngine:
     """Scores probes of an adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
 
     Args:
-        model: the base model; it is put in evaluation mode and gets forward hooks until `close`.
+        model: the base model; it is in evaluation mode and has forward hooks until `close`.
         spec: the form of the adapter, LoRA or a soft prompt; None: theta is the model's own parameters.
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
 
@@ -61,6 +61,7 @@ class PlainEngine:
     """
 
     def __init__(self, model: PreTrainedModel, spec: AdapterSpec | None, max_tokens_per_forward: int = 4096) -> None:
+        self._modes = [(module, module.training) for module in model.modules()]
         self.model = model.eval()
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
@@ -186,6 +187,8 @@ class PlainEngine:
 
     def close(self) -> None:
         self.layers.remove()
+        for module, training in self._modes:
+            module.training = training
 
     def _try_out(self) -> None:
         """Find out which rows may be padded; sets `alone_above` and `noise`."""
@@ -230,6 +233,8 @@ class PlainEngine:
             for ids in (tokens, *(tokens[:count] for count in counts))
         )
         self.layers.active = True
+        if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
+            return False  # nothing can be told; whoever asks for scores finds that they are no numbers
         tolerance = (1e-5 if self.model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
         return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
 
