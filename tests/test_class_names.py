@@ -88,6 +88,16 @@ def test_a_table_of_pandas_is_refused_and_its_columns_are_no_records():
         load_records(pandas.DataFrame(ROWS), "--data", text_field="text")
 
 
+def test_a_name_beside_the_number_may_not_say_something_else():
+    rows = [{"text": "lovely", "label": 0, "label_text": "pos"}, {"text": "awful", "label": 1, "label_text": "neg"}]
+    assert labels_of(rows, "pos=great", "neg=terrible") == labels_of(rows, "great", "terrible") == [0, 1]
+    with pytest.raises(InputError, match=r"--data\[0\]: label 0 has the name 'pos' in label_text, .*label=label_text"):
+        labels_of(rows, "neg=terrible", "pos=great")
+    task = choose_task(None, labels=("neg=terrible", "pos=great"))
+    texts = to_texts(load_records(rows, "--data"), task, {"label": "label_text"})
+    assert [text.label for text in texts] == [1, 0]
+
+
 def test_a_refusal_shows_both_lists_and_what_to_write():
     with pytest.raises(InputError) as refused:
         labels_of(data_set(), "terrible", "great")

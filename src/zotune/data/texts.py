@@ -162,6 +162,12 @@ def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:
             f"{record.where}: label {shown(label)} is outside 0..{len(task.labels) - 1}, the ids of the labels "
             f"{', '.join(task.label_names)} (--labels)"
         )
+    beside = record.fields.get(f"{field}_text")  # the name of the label, as SetFit's data sets have it
+    if isinstance(beside, str) and beside in task.label_names and task.label_names.index(beside) != label:
+        raise InputError(
+            f"{record.where}: label {label} has the name {beside!r} in {field}_text, which is not label {label} of "
+            f"--labels; take the names: --fields label={field}_text"
+        )
     return label
 
 
