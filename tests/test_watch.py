@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import REVIEWS, make_model, make_tokenizer
 from tests.processes import run_to_end
-from zotune import Callback, InputError, TrainingError, evaluate, mezo_finetune, predict, resume
+from zotune import Callback, InputError, TrainingError, evaluate, make_trainer, mezo_finetune, predict, resume
 from zotune.cli import main
 from zotune.run.metrics import EvalEvent, MetricsFile, best_of
 from zotune.run.watch import Watch, is_worse, remedy, step_length
@@ -117,6 +117,14 @@ def test_a_rate_that_leaves_the_probes_far_behind_is_warned_of_once(rate, short,
     mezo_finetune(**short, learning_rate=rate)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert [f"--learning-rate {rate:g} is likely too high" in text for text in warnings] == [True]
+
+
+def test_a_patience_that_is_longer_than_the_run_is_warned_of(short, caplog):
+    for patience, is_said in ((1, False), (2, True)):  # evaluations after 2 and 4 of 4 steps
+        caplog.clear()
+        folder = short["output_dir"] / str(patience)
+        make_trainer(**{**short, "output_dir": folder, "early_stopping_patience": patience}).close()
+        assert ("--early-stopping-patience 2 has no effect" in caplog.text) == is_said
 
 
 def test_a_usual_rate_is_not_warned_of(short, caplog):

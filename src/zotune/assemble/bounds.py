@@ -3,6 +3,8 @@
 A run that goes on is not asked again: it may have begun before there was a bound.
 """
 
+import logging
+
 import torch
 
 from zotune.adapter.spec import LoraSpec
@@ -13,9 +15,11 @@ from zotune.engine.torch.loading import choose_device
 from zotune.engine.torch.lora import module_widths
 from zotune.errors import InputError
 
+logger = logging.getLogger("zotune")
+
 
 def check_bounds(config: Config, data: Data, model: Model) -> None:
-    """Refuse numbers that are more than there is.
+    """Refuse numbers that are more than there is, and warn of a patience that is longer than the run.
 
     Raises:
         InputError: with what is allowed.
@@ -34,6 +38,12 @@ def check_bounds(config: Config, data: Data, model: Model) -> None:
                 f"--lora-rank must be at most {widest:,}, the width of the widest module that is adapted, "
                 f"got {config.lora_rank:,}"
             )
+    looks = (config.num_steps - 1) // config.eval_steps
+    if config.early_stopping_patience is not None and config.early_stopping_patience > looks:
+        logger.warning(
+            "--early-stopping-patience %d has no effect: --eval-steps %d leaves %d evaluations before the last step",
+            config.early_stopping_patience, config.eval_steps, looks,
+        )  # fmt: skip
     device = choose_device(config.device)
     if config.kv_cache_gb is not None and device.startswith("cuda"):
         memory = torch.cuda.mem_get_info(device)[1] / 1e9

@@ -31,6 +31,8 @@ def parse_command(command: Any, name: str, words: list[str]) -> Any:
     default = None
     if hasattr(command, "from_toml") and words and not words[0].startswith("-"):
         default = Path(path_of(words.pop(0), "TOML file"))
+    if hasattr(command, "from_toml") and any(word.partition("=")[0] == "--config" for word in words):
+        raise InputError(f"--config: a TOML file stands first, without a flag: zotune {name} run.toml --seed 3")
     options: dict[str, dict[str, Any]] = {}
     if "tables" in command.__dataclass_fields__:
         options, words = _engine_options(words)
