@@ -235,6 +235,8 @@ class PlainEngine:
         self.layers.active = True
         if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
             return False  # nothing can be told; whoever asks for scores finds that they are no numbers
+        if not whole.isfinite().all():  # no number to be held to; who trains or evaluates is told so
+            return False
         tolerance = (1e-5 if self.model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
         return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
 
