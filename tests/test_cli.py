@@ -30,7 +30,7 @@ STEP_KEYS = {
 EVAL_KEYS = {"event", "step", "split", "accuracy", "loss", "num_examples", "time_s"}
 SUMMARY_KEYS = {
     "model", "task", "initial", "best", "final", "steps", "train_time_s", "steps_per_s", "tokens_computed",
-    "tokens_reused", "kv_reuse", "peak_memory_bytes", "seed", "versions", "exported",
+    "tokens_reused", "kv_reuse", "peak_memory_bytes", "seed", "versions", "exported", "worse_than_initial",
 }  # fmt: skip
 
 
@@ -171,7 +171,10 @@ def test_overwrite_replaces_a_run_and_nothing_else(run, tmp_path, capsys):
 
 def test_a_run_that_diverges_ends_with_exit_code_1_and_is_kept(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", str(run.folder / "config.toml"), "--output-dir", "wild", "--learning-rate", "1e37"])
+        main([
+            "train", "--model", str(run.model), "--train-data", str(run.eval_data), "--task", "demo",
+            "--tuning", "full", "--learning-rate", "1e4", "--batch-size", "2", "--num-threads", "1", "--output-dir", "wild",
+        ])  # fmt: skip
     assert stop.value.code == 1
     *_, message = capsys.readouterr().err.splitlines()
     assert message.startswith("zotune: ")
