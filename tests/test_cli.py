@@ -173,7 +173,8 @@ def test_a_run_that_diverges_ends_with_exit_code_1_and_is_kept(run, tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         main([
             "train", "--model", str(run.model), "--train-data", str(run.eval_data), "--task", "demo",
-            "--tuning", "full", "--learning-rate", "1e4", "--batch-size", "2", "--num-threads", "1", "--output-dir", "wild",
+            "--tuning", "full", "--learning-rate", "1e4", "--batch-size", "2", "--num-threads", "1",
+            "--output-dir", "wild",
         ])  # fmt: skip
     assert stop.value.code == 1
     *_, message = capsys.readouterr().err.splitlines()
