@@ -283,39 +283,51 @@ def page(scanned: dict[str, dict[str, Finding] | str]) -> Iterator[str]:
     yield ""
     yield "| architecture | " + " | ".join(COLUMNS.values()) + " | adapter in PEFT |"
     yield "| --- " * (len(COLUMNS) + 2) + "|"
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, dict[str, list[str]]] = {}
     for kind, found in built.items():
         cells = []
         for name, column in COLUMNS.items():
-            finding = found.get(name) or found["everywhere"]  # refused with it
-            cells.append("refused" if finding.how.startswith("refused") else finding.how)
-            if finding.how.startswith("refused"):
-                refused.setdefault(_short(finding.how), []).append(f"{kind} ({column})")
+            how = (found.get(name) or found["everywhere"]).how  # refused with it
+            cells.append("refused" if how.startswith("refused") else how)
+            if how.startswith("refused"):
+                refused.setdefault(_short(how.removeprefix("refused: ")), {}).setdefault(kind, []).append(column)
         in_peft = {found[name].how for name in ("everywhere, PEFT", "activated, PEFT") if name in found}
         cells.append("equal" if in_peft == {"equal"} else "see below" if in_peft else "")
         yield f"| {kind} | " + " | ".join(cells) + " |"
-    yield from _lists("Refused, and why", {reason: ", ".join(places) for reason, places in refused.items()})
-    others: dict[str, list[str]] = {}
+    yield from _lists("Refused, and why", refused)
+    others: dict[str, dict[str, list[str]]] = {}
     for kind, found in built.items():
         for scope in ("everywhere", "activated"):
-            finding = found.get(f"{scope}, PEFT", Finding("equal"))
-            if finding.how != "equal":
-                others.setdefault(_short(finding.how), []).append(f"{kind} ({scope})")
-    yield from _lists("Adapters that PEFT reads otherwise", {how: ", ".join(places) for how, places in others.items()})
-    missing = {kind: reason for kind, reason in scanned.items() if isinstance(reason, str)}
-    yield from _lists("Not built tiny", {_short(reason): kind for kind, reason in missing.items()})
+            how = found.get(f"{scope}, PEFT", Finding("equal")).how
+            if how != "equal":
+                others.setdefault(_short(how), {}).setdefault(kind, []).append(scope)
+    yield from _lists("Adapters that PEFT reads otherwise, or not at all", others)
+    missing: dict[str, dict[str, list[str]]] = {}
+    for kind, reason in scanned.items():
+        if isinstance(reason, str):
+            missing.setdefault(_short(reason), {})[kind] = []
+    yield from _lists("Not built tiny", missing)
 
 
 def _short(text: str) -> str:
-    """The message without the name of the model and what would break the table."""
-    text = re.sub(r"[A-Za-z0-9_]+(ForCausalLM|LMHeadModel|ForConditionalGeneration|Decoder)\b", "the model", text)
+    """The message without the name of the model, sizes, and what would break the table."""
+    text = re.sub(
+        r"[A-Za-z0-9_]+(ForCausalLM|LMHeadModel|ModelWithLMHead|ForConditionalGeneration)\b", "the model", text
+    )
+    text = re.sub(r"\[\d[^]]*\]", "[..]", text)
     return text.replace("|", "/").replace("<", "(").replace(">", ")")[:200]
 
 
-def _lists(title: str, items: dict[str, str]) -> Iterator[str]:
+def _lists(title: str, items: dict[str, dict[str, list[str]]]) -> Iterator[str]:
+    """A line for each reason, with the kinds that it holds for, and which of their columns."""
     if items:
         yield from ("", f"**{title}**", "")
-        yield from (f"- {reason}: {places}" for reason, places in items.items())
+    for reason, kinds in items.items():
+        places = [
+            kind if len(columns) in (0, len(COLUMNS)) else f"{kind} ({', '.join(columns)})"
+            for kind, columns in kinds.items()
+        ]
+        yield f"- {reason}: {', '.join(places)}"
 
 
 def main(kinds: list[str]) -> None:

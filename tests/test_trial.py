@@ -106,3 +106,8 @@ def test_rows_that_are_computed_whole_go_on_as_with_a_cache():
     assert engine.generate(theta, probes, BATCH[2:], Sampling(5)) == kept
     lengths = [len(e.prompt + e.invocation) for e in BATCH[2:]]
     assert engine.stats.tokens_computed - computed == len(probes) * sum(5 * length + 10 for length in lengths)
+
+
+def test_a_model_that_never_says_the_same_twice_is_refused():
+    with pytest.raises(InputError, match="scores the same text differently each time"):
+        PlainEngine(tiny_model("reformer"), LoraSpec(2, 4.0, ("all-linear",)))

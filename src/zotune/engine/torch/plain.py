@@ -202,6 +202,9 @@ class PlainEngine:
             raise
         except Exception as error:  # whatever a model's own code raises
             raise InputError(f"--model: {name} does not compute scores here ({error})") from error
+        again = self.score(theta, probes, batch[:1])
+        if not agree(self.model, again, Scores(reference.log_probs[:, :1], reference.num_tokens[:1])):
+            raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
         if self._sees_later_tokens(batch[0].prompt, len(batch[0].prompt) - 1):
             raise InputError(f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model")
         self.alone_above = None
@@ -235,8 +238,6 @@ class PlainEngine:
         self.layers.active = True
         if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
             return False  # nothing can be told; whoever asks for scores finds that they are no numbers
-        if not whole.isfinite().all():  # no number to be held to; who trains or evaluates is told so
-            return False
         tolerance = (1e-5 if self.model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
         return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
 
