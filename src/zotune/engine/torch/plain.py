@@ -203,7 +203,8 @@ class PlainEngine:
         except Exception as error:  # whatever a model's own code raises
             raise InputError(f"--model: {name} does not compute scores here ({error})") from error
         again = self.score(theta, probes, batch[:1])
-        if not agree(self.model, again, Scores(reference.log_probs[:, :1], reference.num_tokens[:1])):
+        first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
+        if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
             raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
         if self._sees_later_tokens(batch[0].prompt, len(batch[0].prompt) - 1):
             raise InputError(f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model")

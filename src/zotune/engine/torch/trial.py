@@ -54,15 +54,18 @@ def _batch(model: PreTrainedModel, virtual_tokens: TokenIds) -> list[Example]:
     ]
 
 
-def agree(model: PreTrainedModel, scores: Scores, reference: Scores, noise: float = 0.0) -> bool:
+def agree(model: PreTrainedModel, scores: Scores, reference: Scores, noise: float = 0.0, exact: bool = False) -> bool:
     """Whether two ways of computing the scores of a trial are the same but for rounding.
 
     Args:
         noise: how far two right ways are apart on this model, as `distance` has it, where that is known.
+        exact: the way is the same, and so must the numbers be.
     """
     # LLM.int8() rounds what goes into a product to 8 bits, where another order of operations may tip the scales.
     rounds = any(parameter.dtype == torch.int8 for parameter in model.parameters())
     got, want = _present(scores), _present(reference)
+    if exact:
+        return np.array_equal(got, want, equal_nan=True)
     if not np.isfinite(want).all():  # no number to be held to; who trains or evaluates is told so
         return np.array_equal(np.isfinite(got), np.isfinite(want))
     if model.dtype == torch.float32 and not rounds:
