@@ -1,5 +1,6 @@
 """A run folder belongs to one process at a time, and nothing that is no run is ever taken for one or deleted."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,10 +14,11 @@ import pytest
 from tests.processes import Process, run_to_end
 from tests.test_checkpoint import flags
 from tests.test_train import StopAt
-from zotune import InputError, mezo_finetune, replay_run, resume
-from zotune.config.reading import read_toml
+from zotune import InputError, evaluate, mezo_finetune, replay_run, resume
+from zotune.config.reading import read_run_config, read_toml
 from zotune.run.folder import BEFORE_JOURNAL, RunFolder
 from zotune.run.journal import read_journal
+from zotune.run.metrics import read_metrics
 
 FOR_EVER = 1_000_000
 
@@ -200,12 +202,12 @@ def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(options, run
     assert not (tmp_path / "made").exists()
 
 
-def test_what_is_left_of_a_deletion_that_was_cut_short_is_still_a_run(options, run, monkeypatch):
-    """The journal goes last."""
-    real_unlink, journal = Path.unlink, run / "journal.jsonl"
+@pytest.mark.parametrize("last", ["config.toml", "journal.jsonl.deleted"])
+def test_what_is_left_of_a_deletion_that_was_cut_short_is_taken_by_the_next_run(options, run, monkeypatch, last):
+    real_unlink = Path.unlink
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
-        if path == journal:
+        if path == run / last:
             raise KeyboardInterrupt
         real_unlink(path, missing_ok)
 
@@ -213,8 +215,9 @@ def test_what_is_left_of_a_deletion_that_was_cut_short_is_still_a_run(options, r
     with pytest.raises(KeyboardInterrupt):
         mezo_finetune(**options, output_dir=str(run), overwrite=True)
     monkeypatch.undo()
-    assert {path.name for path in run.iterdir()} == {"journal.jsonl"}
-    mezo_finetune(**options, output_dir=str(run), overwrite=True)
+    assert not (run / "journal.jsonl").exists()
+    mezo_finetune(**options, output_dir=str(run))
+    assert not (run / "journal.jsonl.deleted").exists()
 
 
 # ---- what lies in it
@@ -251,3 +254,65 @@ def test_leftovers_of_a_crash_do_a_resume_no_harm(options, tmp_path):
     resume(run)
     for name in ("model", "best"):
         assert contents(run / name) == contents(tmp_path / "whole" / name)
+
+
+# ---- what was lost is made again
+
+
+def without_times(metrics: Path) -> list[tuple]:
+    return [(event.event, event.step, event.loss) for event in read_metrics(metrics)]
+
+
+@pytest.mark.parametrize(
+    "lost", ["metrics.jsonl", "best", "adapter", "summary.json", "end of metrics.jsonl", "torn best"]
+)
+def test_a_resume_makes_again_what_a_finished_run_has_lost(options, tmp_path, lost):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    mezo_finetune(**{**options, "num_steps": 5, "eval_steps": 2, "learning_rate": 0.01}, output_dir=str(run))
+    shutil.copytree(run, whole)
+    if lost == "end of metrics.jsonl":
+        lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + b"\0" * 100)
+    elif lost == "torn best":
+        (run / "best" / "adapter_model.safetensors").write_bytes(b"")
+    elif (run / lost).is_dir():
+        shutil.rmtree(run / lost)
+    else:
+        (run / lost).unlink()
+    resume(run)
+    assert without_times(run / "metrics.jsonl") == without_times(whole / "metrics.jsonl")
+    for name in ("best", "adapter"):
+        assert contents(run / name) == contents(whole / name)
+    assert contents(run).keys() == contents(whole).keys()
+
+
+def test_how_often_a_run_is_looked_at_may_change_without_looking_back(options, tmp_path):
+    run = tmp_path / "run"
+    mezo_finetune(**{**options, "num_steps": 3, "eval_steps": 3}, output_dir=str(run))
+    before = without_times(run / "metrics.jsonl")
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("eval_steps = 3", "eval_steps = 1"))
+    resume(run)
+    assert without_times(run / "metrics.jsonl") == before
+
+
+def test_a_moved_run_with_records_from_memory_goes_on_and_is_evaluated(options, tmp_path):
+    data = [json.loads(line) for line in Path(options["train_data"]).read_text().splitlines()]
+    mezo_finetune(**{**options, "train_data": data, "eval_data": data[:4]}, output_dir=str(tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert evaluate(adapter=tmp_path / "moved" / "adapter").num_examples == 4
+    (tmp_path / "moved" / "adapter" / "adapter_model.safetensors").unlink()
+    assert (resume(tmp_path / "moved").adapter / "adapter_model.safetensors").exists()
+
+
+def test_a_folder_never_decides_that_code_is_run(run):
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("trust_remote_code = false", "trust_remote_code = true"))
+    assert "trust_remote_code = true" in config.read_text()
+    assert not read_run_config(config).trust_remote_code
+
+
+def test_an_adapter_outside_its_run_is_not_evaluated_on_the_demo(run, tmp_path):
+    shutil.copytree(run / "adapter", tmp_path / "elsewhere" / "adapter")
+    with pytest.raises(InputError, match=r"--eval-data: the adapter .* lies outside its run"):
+        evaluate(adapter=tmp_path / "elsewhere" / "adapter")

@@ -16,10 +16,10 @@ from zotune.adapter.spec import LoraSpec
 from zotune.cli import main
 from zotune.engine.memory import peak_resident_bytes
 from zotune.engine.torch.plain import PlainEngine
-from zotune.errors import InputError
+from zotune.errors import DiskError, InputError
 from zotune.finetune import make_trainer, mezo_finetune, resume
 from zotune.replay import replay_run
-from zotune.run.journal import read_journal
+from zotune.run.journal import Journal, read_journal
 from zotune.run.metrics import StepEvent, read_metrics
 from zotune.study.cells import Budget, read_study, train_cell
 from zotune.study.compare import run_comparison, table
@@ -239,3 +239,32 @@ def test_a_run_that_kept_no_journal_is_neither_resumed_nor_replayed(tmp_path, op
             attempt()
     assert kept == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert not (tmp_path / "replayed").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_no_outcome_and_an_edited_cell_is_refused(tmp_path, opt_dir, reviews_file, monkeypatch):
+    text = "[methods.mezo]\nlearning_rate = 1e-3\n"
+    study = read_study(write_study(tmp_path / "study.toml", opt_dir, reviews_file, text, "steps = 3"))
+    (cell,) = study.cells
+    real, count = Journal.append, 0
+
+    def append(journal, entry):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OSError(28, "No space left on device", "journal.jsonl")
+        real(journal, entry)
+
+    monkeypatch.setattr(Journal, "append", append)
+    with pytest.raises(DiskError, match="run the study again"):
+        list(run_comparison(study))
+    assert not cell.outcome.exists()
+    (outcome,) = run_comparison(study)
+    assert outcome["steps"] == 3
+    cell.outcome.write_text('{"torn')
+    cell.folder.summary.write_text("")
+    (again,) = run_comparison(study)
+    assert {**again, "peak_memory_bytes": 0} == {**outcome, "peak_memory_bytes": 0}
+    edited = write_study(tmp_path / "study.toml", opt_dir, reviews_file, text.replace("1e-3", "1e-2"), "steps = 3")
+    with pytest.raises(InputError, match="begun with other settings than the study has now: learning_rate"):
+        list(run_comparison(read_study(edited)))

@@ -30,6 +30,9 @@ COMMANDS = {
 """Name -> file of `commands`, class in it, and what it does."""
 
 
+REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         _discard_output()
     except OSError as error:
+        if error.filename is not None and error.errno in REFUSED_BY_DISK:
+            _fail(f"cannot write {error.filename}: {error.strerror}", code=1)
         if not _is_about_output(error):
             raise
         _discard_output()

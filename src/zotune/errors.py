@@ -1,4 +1,4 @@
-"""The two ways a run can be refused or end early, both with a message written for the user.
+"""The ways a run can be refused or end early, all with a message written for the user.
 
 Every other exception is a defect of this package and keeps its traceback.
 """
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training had to stop (diverged, disk full); the journal up to the last whole step is kept. Exit code 1."""
+
+
+class DiskError(TrainingError):
+    """Training had to stop because the disk refused: this says nothing of the run, which goes on once there is room."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter.forms import initial_theta
-from zotune.adapter.peft_files import save_adapter
+from zotune.adapter.peft_files import is_saved, save_adapter
 from zotune.adapter.spec import AdapterSpec, LoraSpec
 from zotune.assemble.bounds import check_bounds
 from zotune.assemble.data import load_data
@@ -33,6 +33,7 @@ from zotune.files import write_whole
 from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
 from zotune.run.journal import Header, Journal, Point
+from zotune.run.lost import Evaluator, Lost
 from zotune.run.metrics import MetricsFile, write_json
 from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
@@ -169,16 +170,20 @@ def resume(
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
+    trust_remote_code: bool = False,
 ) -> Result:
     """Go on with a run from the last step of its journal; the rest is bit for bit what it would have been.
 
     Args:
         model, tokenizer: needed only where the run was started with a loaded model that has no name.
+        trust_remote_code: run Python code that comes with the model; never taken from the run folder.
 
     Raises:
         InputError: not a run folder, a damaged journal, or data that has changed since the run began.
     """
-    return run(reopen(run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks))
+    return run(
+        reopen(run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks, trust_remote_code=trust_remote_code)
+    )
 
 
 def reopen(
@@ -187,6 +192,7 @@ def reopen(
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
+    trust_remote_code: bool = False,
 ) -> MeZOTrainer:
     """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
     folder = RunFolder(Path(path_of(run_folder, "run_folder")))
@@ -194,7 +200,7 @@ def reopen(
     callbacks = _checked(callbacks, tokenizer)
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
-    config = read_run_config(folder.config)
+    config = replace(read_run_config(folder.config), trust_remote_code=trust_remote_code)
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
@@ -207,10 +213,16 @@ def reopen(
                 f"{folder.path} was started with other {', '.join(changed)}: put back the data and "
                 f"{folder.config.name} as they were, or start a new run"
             )
-        point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints)
+        evaluator = Evaluator(parts.engine, parts.run.objective, parts.evaluation, parts.run.config.eval_steps)
+        lost = Lost(folder, evaluator, _export(parts, header), len(entries))
+        point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints, lost)
         logger.info("resuming %s after step %d", folder.path, point.step)
         journal.cut(point.step)
+        lost.write(entries[: point.step])
         metrics = MetricsFile(folder.metrics, keep_until_step=point.step)
+    except OSError as error:
+        journal.close()
+        raise InputError(f"cannot write {error.filename or folder.path}: {error.strerror}") from error
     except BaseException:
         journal.close()
         raise
@@ -323,7 +335,10 @@ def _plan(run: Run) -> TrainingPlan:
 
 def _export(parts: Parts, header: Header) -> Export:
     if (weights := parts.engine.weights) is not None:
-        return Export("model", lambda folder, theta: weights.save(folder, parts.tokenizer))
+        return Export("model", lambda folder, theta: weights.save(folder, parts.tokenizer),
+                      lambda folder, theta: (folder / "config.json").is_file())  # fmt: skip
     return Export(
-        "adapter", partial(save_adapter, spec=parts.engine.spec, base_model=header.base_model, base=header.base)
+        "adapter",
+        partial(save_adapter, spec=parts.engine.spec, base_model=header.base_model, base=header.base),
+        partial(is_saved, spec=parts.engine.spec),
     )

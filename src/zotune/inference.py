@@ -64,6 +64,10 @@ def evaluate(
         whole_of(max_eval_samples, "--max-eval-samples", 1, MANY)
     config = _config(adapter, settings)
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
+    if source is None and adapter is not None and config.task is None and not config.labels and not config.train_data:
+        raise InputError(
+            f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
+        )
     task, texts = _labelled(config, source, max_eval_samples)
     predictor = _load(config, task, adapter, texts)
     with _using(predictor, config):

@@ -9,6 +9,7 @@ from zotune.config.ranges import MANY
 from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.weights import ModelWeights
 from zotune.errors import InputError
+from zotune.files import replace_folder
 from zotune.finetune import reopen
 from zotune.run.checkpoint import digest
 from zotune.run.folder import RunFolder
@@ -45,8 +46,9 @@ def replay_run(
         try:
             theta, _ = replay(header, entries[:step], checkpoints=folder.checkpoints)
         except NeedsModel:
-            theta = _computed_again(folder, entries[step - 1])
-        save_adapter(output, theta, header.lora, header.base_model, header.base)
+            theta = _computed_again(folder, entries[step - 1], trust_remote_code)
+        lora = header.lora
+        replace_folder(output, lambda new: save_adapter(new, theta, lora, header.base_model, header.base))
     except OSError as error:
         raise InputError(f"--output-dir: cannot write {output_dir}: {error.strerror}") from error
     return step
@@ -62,7 +64,7 @@ def _replay_model(header: Header, entries: list[Entry], folder: RunFolder, outpu
     weights.save(output, load_tokenizer(header.base_model, trust))
 
 
-def _computed_again(folder: RunFolder, entry: Entry) -> Theta:
+def _computed_again(folder: RunFolder, entry: Entry, trust: bool) -> Theta:
     """Theta after a step between checkpoints, by training from the one before in a copy of the run.
 
     Raises:
@@ -77,7 +79,7 @@ def _computed_again(folder: RunFolder, entry: Entry) -> Theta:
         shutil.copytree(folder.checkpoints, copy.checkpoints)
         lines = folder.journal.read_bytes().splitlines(keepends=True)
         copy.journal.write_bytes(b"".join(lines[: entry.step + 1]))
-        with reopen(copy.path) as trainer:
+        with reopen(copy.path, trust_remote_code=trust) as trainer:
             while trainer.step < entry.step:
                 trainer.train_step()
             theta = trainer.theta

@@ -53,6 +53,18 @@ def save_adapter(
     write_together(folder, contents)
 
 
+def is_saved(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec) -> bool:
+    """Whether a folder holds an adapter of that form with these very numbers."""
+    tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
+    try:
+        found, _ = load_adapter(folder)
+    except InputError:
+        return False
+    return found.keys() == tensors.keys() and all(
+        np.array_equal(found[name], value, equal_nan=True) for name, value in tensors.items()
+    )
+
+
 def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:
     """What adapter_config.json holds."""
 

@@ -8,6 +8,7 @@ import tyro
 
 from zotune.config.reading import toml_values
 from zotune.errors import InputError
+from zotune.files import write_whole
 from zotune.values import folder_of, path_of, whole_of
 
 
@@ -34,7 +35,7 @@ class Compare:
         for outcome in run_comparison(study):
             outcomes.append(outcome)
             text = markdown(HEADING, table(outcomes))
-            (study.output / "table.md").write_text(text, encoding="utf-8")
+            write_whole(study.output / "table.md", text.encode())
         print(text)
         print(study.output / "table.md", *plot_comparison(outcomes, study.output), sep="\n")
 

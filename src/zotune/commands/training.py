@@ -48,6 +48,9 @@ class Resume:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
 
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
+
     def run(self) -> None:
         from zotune.commands.console import ConsoleProgress, set_up_logging
         from zotune.finetune import resume
@@ -55,7 +58,7 @@ class Resume:
         set_up_logging()
         progress = ConsoleProgress()
         try:
-            result = resume(self.run_folder, callbacks=[progress])
+            result = resume(self.run_folder, callbacks=[progress], trust_remote_code=self.trust_remote_code)
         finally:
             progress.close()
         _finish(result.summary, result.run_folder)

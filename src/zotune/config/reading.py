@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -65,8 +65,18 @@ def read_toml(path: Path) -> Config:
 
 
 def read_run_config(path: Path) -> Config:
-    """The settings in a run folder's config.toml, also of one that an older zotune wrote."""
-    return make_config(translated(toml_values(path)), where=str(path), elsewhere=True)
+    """The settings in a run folder's config.toml, also of one that an older zotune wrote, or that has been moved since.
+
+    Whoever made the folder does not decide that code of a model is run: --trust-remote-code is never taken from it.
+    """
+    config = make_config(translated(toml_values(path)), where=str(path), elsewhere=True)
+    here = path.parent.resolve()
+    kept: dict[str, Any] = {
+        name: str(here / f"{name}.jsonl")
+        for name in ("train_data", "eval_data")
+        if config.output_dir and getattr(config, name) == str(Path(config.output_dir) / f"{name}.jsonl")
+    }
+    return replace(config, output_dir=str(here), trust_remote_code=False, **kept)
 
 
 def toml_values(path: Path) -> dict[str, Any]:

@@ -89,10 +89,14 @@ class RunFolder:
     def clear(self) -> None:
         """Delete what a claimed folder holds: a run that is to be overwritten, or the beginnings of one.
 
-        The journal comes last: what is left after a crash is still a run.
+        The run is gone at once, when its journal gets another name; until then it is whole. That file goes last: by it
+        the next run knows that what is left after a crash may be deleted.
         """
         with _refusing(self.path):
-            for path in sorted(self.path.iterdir(), key=lambda path: path == self.journal):
+            if self.journal.exists():
+                self.journal.replace(self._deleted)
+                sync_folder(self.path)
+            for path in sorted(self.path.iterdir(), key=lambda path: path == self._deleted):
                 if path.name == LOCK_FILE:
                     continue
                 if path.is_dir() and not path.is_symlink():
@@ -126,7 +130,7 @@ class RunFolder:
 
     def _check(self, overwrite: bool) -> None:
         self._check_place()
-        if not self._is_unfinished():
+        if not self._is_unfinished() and not self._is_deleted():
             self.check_free(overwrite)
 
     def _check_place(self) -> None:
@@ -147,6 +151,15 @@ class RunFolder:
             names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         return names - {LOCK_FILE, f"{self.config.name}.new"}
 
+    @property
+    def _deleted(self) -> Path:
+        """The journal of a run whose deletion has begun."""
+        return self.path / "journal.jsonl.deleted"
+
+    def _is_deleted(self) -> bool:
+        """Whether it holds what is left of a run whose deletion was cut short."""
+        return not self.journal.exists() and begins_a_run(self._deleted)
+
     def _is_unfinished(self) -> bool:
         """Whether it holds a run that was stopped before its journal had a first line."""
         if not {name.removesuffix(".new") for name in self._contents()} <= BEFORE_JOURNAL:
@@ -161,9 +174,10 @@ class RunFolder:
 
 
 def default_output_dir(task: str, model: str) -> Path:
-    """output/TASK-MODEL-DATE-TIME, new every second."""
+    """output/TASK-MODEL-DATE-TIME, with the number of the process where another run began in the same second."""
     name = Path(model).name or "model"
-    return Path("output") / f"{task}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path = Path("output") / f"{task}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return path.with_name(f"{path.name}-{os.getpid()}") if path.exists() else path
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, keep_until_step: int = 0) -> None:
         kept = [e for e in read_metrics(path) if e.step <= keep_until_step] if path.exists() else []
-        write_whole(path, b"".join(_line(event) for event in kept))
+        write_metrics(path, kept)
         self.events: list[StepEvent | EvalEvent] = kept
         self._file = LineFile(path)
 
@@ -91,6 +91,11 @@ def read_metrics(path: Path) -> list[StepEvent | EvalEvent]:
     if whole < len(lines) or rest:
         logger.warning("%s: line %d was cut short; dropped", path, whole + 1)
     return events
+
+
+def write_metrics(path: Path, events: Sequence[StepEvent | EvalEvent]) -> None:
+    """Write the events of a run whole, in the place of what is there."""
+    write_whole(path, b"".join(_line(event) for event in events))
 
 
 def _event(line: bytes) -> StepEvent | EvalEvent | str:

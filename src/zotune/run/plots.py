@@ -1,6 +1,7 @@
 """Plots of runs and studies, from run folders alone: loss, evaluations, step time, reuse. PNG and SVG."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from zotune.errors import InputError
+from zotune.files import write_whole
 from zotune.run.folder import RunFolder
 from zotune.run.metrics import EvalEvent, StepEvent, read_metrics, wilson_interval
 
@@ -56,9 +58,7 @@ def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> li
     stem = "training" if len(runs) == 1 else "comparison"
     files = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            figure.savefig(path, dpi=130)
+        _write(figure, files)
     except OSError as error:
         raise InputError(f"--output-dir: cannot write plots to {folder}: {error.strerror}") from error
     finally:
@@ -86,10 +86,15 @@ def plot_comparison(outcomes: Sequence[Mapping[str, Any]], folder: Path) -> list
     lines = [plt.Line2D([], [], color=f"C{index}") for index in range(len(names))]
     figure.legend(lines, names, loc="outside upper center", ncols=4)
     files = [folder / "comparison.png", folder / "comparison.svg"]
-    for path in files:
-        figure.savefig(path, dpi=130)
+    _write(figure, files)
     plt.close(figure)
     return files
+
+
+def _write(figure: Any, files: Sequence[Path]) -> None:
+    """Write a figure into files of the formats that their names say."""
+    for path in files:
+        write_whole(path, partial(figure.savefig, dpi=130, format=path.suffix.removeprefix(".")))
 
 
 def moving_average(values: np.ndarray, share: int = 20, least: int = 10) -> np.ndarray:

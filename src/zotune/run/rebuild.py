@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zotune.errors import InputError
+from zotune.run.checkpoint import checkpoint_steps
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Entry, Header, Point, history, latest
+from zotune.run.lost import Lost
 from zotune.run.metrics import StepEvent, read_metrics
 from zotune.zo.estimators import Estimator
 from zotune.zo.protocol import Theta
@@ -31,7 +33,7 @@ def check_journal_is_whole(folder: RunFolder, entries: Sequence[Entry]) -> None:
 
 
 def rebuild(
-    header: Header, entries: Sequence[Entry], estimator: Estimator, start: Theta | None, checkpoints: Path
+    header: Header, entries: Sequence[Entry], estimator: Estimator, start: Theta | None, checkpoints: Path, lost: Lost
 ) -> tuple[Point, Estimator]:
     """The last point of a run from which it can go on, and the estimator there.
 
@@ -40,12 +42,27 @@ def rebuild(
     Args:
         estimator: as the run began with it.
         start: the base model's parameters, where these are what is trained.
+        lost: is shown theta on the way, where it is at hand.
     """
     if not estimator.seeded:
-        return latest(header, entries, start, checkpoints), estimator
+        point = latest(header, entries, start, checkpoints)
+        if start is None:
+            _show(header, entries, point, checkpoints, lost)
+        return point, estimator
     points = history(header, entries, start)
     theta, state = next(points)
+    lost.look_at(0, theta)
     for entry, (next_theta, next_state) in zip(entries, points, strict=True):
         estimator = estimator.after(theta, entry.slopes)
         theta, state = next_theta, next_state
+        lost.look_at(entry.step, theta)
     return Point(len(entries), theta, state), estimator
+
+
+def _show(header: Header, entries: Sequence[Entry], last: Point, checkpoints: Path, lost: Lost) -> None:
+    """Show theta at the steps up to `last` that have a checkpoint."""
+    for step in [0, *(step for step in checkpoint_steps(checkpoints) if 0 < step <= last.step)]:
+        if lost.needs(step):
+            point = latest(header, entries[:step], None, checkpoints)
+            if point.step == step:
+                lost.look_at(step, point.theta)

@@ -61,10 +61,14 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Export:
-    """How theta is given to others: `save` writes a folder, which has the name `name` in the run folder."""
+    """How theta is given to others: `save` writes a folder, which has the name `name` in the run folder.
+
+    `is_saved` says whether a folder holds theta; of a model, whether it holds one.
+    """
 
     name: str
     save: Callable[[Path, Theta], None]
+    is_saved: Callable[[Path, Theta], bool]
 
 
 class MeZOTrainer:

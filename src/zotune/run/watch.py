@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zotune.engine.memory import is_out_of_memory
-from zotune.errors import TrainingError
+from zotune.errors import DiskError, TrainingError
 from zotune.run.metrics import EvalEvent, MetricsFile
 from zotune.zo.estimators import Estimate
 from zotune.zo.protocol import Theta
@@ -113,7 +113,7 @@ class Watch:
         try:
             yield
         except OSError as error:
-            raise TrainingError(
+            raise DiskError(
                 f"cannot write {error.filename or self.folder}: {error.strerror}. The run is kept up to step {step}; "
                 f"make room and go on with: zotune resume {self.folder}"
             ) from error

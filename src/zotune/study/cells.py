@@ -23,11 +23,11 @@ journal, so a study may be stopped anywhere. Nothing is kept but the run folders
 """
 
 import itertools
+import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ from zotune.config.ranges import MANY
 from zotune.config.reading import make_config, toml_values
 from zotune.config.settings import Config
 from zotune.engine.memory import reset_peak_memory
-from zotune.errors import InputError, TrainingError
+from zotune.errors import DiskError, InputError, TrainingError
 from zotune.finetune import resume, run, start_run
 from zotune.run.folder import RunFolder
-from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
+from zotune.run.journal.reading import begins_a_run
+from zotune.run.metrics import EvalEvent, StepEvent, read_metrics, write_json
 from zotune.run.trainer import Callback, MeZOTrainer
 from zotune.values import folder_of, is_number, path_of, shown, whole_of
 
@@ -46,6 +47,7 @@ UNITS = {"steps": lambda event: 1, "tokens": lambda event: event.tokens_computed
 OF_DIRECTIONS = ("directions", "noise", "noise_steps", "noise_blocks", "sparsity", "clip")  # no use to backpropagation
 MOST_CELLS = 10_000
 MOST_BUDGET = 10**15
+NOT_ASKED = {"output_dir", "overwrite", "device", "num_threads", "kv_cache_gb", "trust_remote_code"}
 TASK_ONLY = ("test_data", "test_samples", "target_accuracy")
 logger = logging.getLogger("zotune")
 
@@ -80,6 +82,18 @@ class Cell:
     def outcome(self) -> Path:
         return self.folder.path / "outcome.json"
 
+    @property
+    def asked_file(self) -> Path:
+        """Where it is kept what the study asked for when the cell was begun."""
+        return self.folder.path / "asked.json"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the study asks for, but for where it is kept and how it is computed."""
+        values = asdict(self.config)
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        return {name: value for name, value in plain.items() if name not in NOT_ASKED}
+
 
 @dataclass(frozen=True)
 class Study:
@@ -100,6 +114,7 @@ class StopAtBudget(Callback):
     def on_train_begin(self, trainer: MeZOTrainer) -> None:
         self.trainer = trainer
         self.spent = self.budget.spent(trainer.metrics.events)
+        trainer.should_stop = self.spent >= self.budget.amount
 
     def on_step_end(self, event: StepEvent) -> None:
         self.spent += UNITS[self.budget.unit](event)
@@ -197,21 +212,57 @@ def _budget(path: Path, value: Any) -> Budget:
 
 
 def train_cell(cell: Cell, budget: Budget) -> None:
-    """Train a cell until it has had its budget; goes on where an earlier call or process stopped."""
+    """Train a cell until it has had its budget; goes on where an earlier call or process stopped.
+
+    Raises:
+        InputError: the cell was begun with other settings than the study has now.
+        TrainingError: the disk refused; the cell goes on when the study is run again.
+    """
     reset_peak_memory()
     folder, stop = cell.folder, StopAtBudget(budget)
-    resumable = folder.journal.is_file() and folder.config.is_file()
-    if resumable and budget.spent(read_metrics(folder.metrics)) >= budget.amount:
-        return
-    if folder.config.is_file() and not folder.journal.is_file():  # stopped before its first line
-        shutil.rmtree(folder.path)
+    resumable = folder.config.is_file() and folder.journal.is_file() and begins_a_run(folder.journal)
+    if resumable:
+        check_as_begun(cell)
+        summed_up = read_json(folder.summary) is not None and folder.metrics.is_file()
+        if summed_up and budget.spent(read_metrics(folder.metrics)) >= budget.amount:
+            return
     try:
         if resumable:
-            resume(folder.path, callbacks=[stop])
+            resume(folder.path, callbacks=[stop], trust_remote_code=cell.config.trust_remote_code)
         else:
-            run(start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop]))
+            trainer = start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop])
+            write_json(cell.asked_file, cell.asked)
+            run(trainer)
+    except DiskError as error:  # says nothing of the method
+        named = f"{cell.method} on {cell.task}, seed {cell.seed}"
+        raise DiskError(f"{named}: {error.__cause__}. Make room and run the study again: it goes on there") from error
     except TrainingError as error:  # diverged: a result, too
         logger.warning("%s on %s, seed %d: %s", cell.method, cell.task, cell.seed, error)
+
+
+def check_as_begun(cell: Cell) -> None:
+    """Refuse a cell whose settings have been edited in the study since it was begun.
+
+    Raises:
+        InputError: with the names of the settings.
+    """
+    begun = read_json(cell.asked_file)
+    if begun is None or begun == cell.asked:
+        return
+    changed = sorted(name for name in begun.keys() | cell.asked.keys() if begun.get(name) != cell.asked.get(name))
+    raise InputError(
+        f"{cell.folder.path} was begun with other settings than the study has now: {', '.join(changed)}; put them "
+        "back, name another --output-dir, or delete that folder"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none that is whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

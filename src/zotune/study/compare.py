@@ -1,6 +1,5 @@
 """A comparison: every cell of a study at the same budget, and a table with the spread over seeds."""
 
-import json
 import logging
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from typing import Any
 
 from zotune.inference import evaluate
 from zotune.run.metrics import EvalEvent, StepEvent, best_of, read_metrics, write_json
-from zotune.study.cells import Cell, Study, train_cell
+from zotune.study.cells import Cell, Study, check_as_begun, read_json, train_cell
 
 logger = logging.getLogger("zotune")
 
@@ -16,11 +15,15 @@ logger = logging.getLogger("zotune")
 def run_comparison(study: Study) -> Iterator[dict[str, Any]]:
     """Run every cell that is not finished; gives the outcome of each when it is there."""
     for cell in study.cells:
-        if not cell.outcome.is_file():
+        outcome = read_json(cell.outcome)
+        asked = {"budget": {study.budget.unit: study.budget.amount}, "test": dict(cell.test)}
+        check_as_begun(cell)
+        if outcome is None or outcome.get("asked", asked) != asked:
             logger.info("%s on %s, seed %d", cell.method, cell.task, cell.seed)
             train_cell(cell, study.budget)
-            write_json(cell.outcome, _outcome(cell))
-        yield json.loads(cell.outcome.read_text(encoding="utf-8"))
+            outcome = {**_outcome(cell), "asked": asked}
+            write_json(cell.outcome, outcome)
+        yield outcome
 
 
 def _outcome(cell: Cell) -> dict[str, Any]:
@@ -28,12 +31,13 @@ def _outcome(cell: Cell) -> dict[str, Any]:
     events = read_metrics(cell.folder.metrics)
     evals = [event for event in events if isinstance(event, EvalEvent)]
     best = best_of(evals) if evals else None
-    summary = json.loads(cell.folder.summary.read_text(encoding="utf-8")) if cell.folder.summary.is_file() else {}
+    summary = read_json(cell.folder.summary) or {}
     test = None
     if "test_data" in cell.test and best is not None:
         found = evaluate(
-            cell.test["test_data"], adapter=cell.folder.best, max_eval_samples=cell.test.get("test_samples")
-        )
+            cell.test["test_data"], adapter=cell.folder.best, max_eval_samples=cell.test.get("test_samples"),
+            trust_remote_code=cell.config.trust_remote_code,
+        )  # fmt: skip
         test = {"accuracy": found.accuracy, "loss": found.loss, "num_examples": found.num_examples}
     spent, points = _spent(events)
     target = cell.test.get("target_accuracy")
