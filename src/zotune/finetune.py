@@ -33,6 +33,7 @@ from zotune.files import write_whole
 from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
 from zotune.run.journal import Header, Journal, Point
+from zotune.run.locks import LOCK_FILE
 from zotune.run.lost import Evaluator, Lost
 from zotune.run.metrics import MetricsFile, write_json
 from zotune.run.rebuild import check_journal_is_whole, rebuild
@@ -204,6 +205,7 @@ def reopen(
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
+        (folder.path / LOCK_FILE).unlink(missing_ok=True)  # a crash has left it: whoever had it has the journal, too
         check_journal_is_whole(folder, entries)
         data = load_data(config)
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, loaded, tokenizer), header.lora)

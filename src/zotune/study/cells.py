@@ -84,8 +84,8 @@ class Cell:
 
     @property
     def asked_file(self) -> Path:
-        """Where it is kept what the study asked for when the cell was begun."""
-        return self.folder.path / "asked.json"
+        """Where it is kept what the study asked for when the cell was begun: beside its folder, and before that."""
+        return self.folder.path.with_name(f"{self.folder.path.name}.asked.json")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -230,9 +230,8 @@ def train_cell(cell: Cell, budget: Budget) -> None:
         if resumable:
             resume(folder.path, callbacks=[stop], trust_remote_code=cell.config.trust_remote_code)
         else:
-            trainer = start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop])
             write_json(cell.asked_file, cell.asked)
-            run(trainer)
+            run(start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop]))
     except DiskError as error:  # says nothing of the method
         named = f"{cell.method} on {cell.task}, seed {cell.seed}"
         raise DiskError(f"{named}: {error.__cause__}. Make room and run the study again: it goes on there") from error
