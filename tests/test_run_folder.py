@@ -189,7 +189,7 @@ def test_a_link_and_a_mount_point_are_refused(options, run, tmp_path, overwrite)
 
 @pytest.mark.parametrize("wrong", [
     {"target_modules": ("no_such_module",)}, {"invocation": " 1" * 200}, {"model": "no/such-model"},
-    {"train_data": [{"text": "a", "label": 0, "extra": object()}, {"text": "b", "label": 1, "extra": object()}]},
+    {"train_data": [{"text": "a", "label": 0, ("extra",): 1}, {"text": "b", "label": 1, ("extra",): 1}]},
     {"noise_blocks": 3}, {"objective": "nll"},
 ], ids=lambda wrong: next(iter(wrong)))  # fmt: skip
 def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(options, run, tmp_path, wrong):

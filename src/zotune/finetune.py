@@ -205,16 +205,15 @@ def reopen(
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
+        if isinstance(header.lora, LoraSpec) and header.lora.start and config.lora_rank not in (None, header.lora.rank):
+            raise _started_with_other(folder, ["tensors", "lora"])  # a start of another rank fits no model
         (folder.path / LOCK_FILE).unlink(missing_ok=True)  # a crash has left it: whoever had it has the journal, too
         check_journal_is_whole(folder, entries)
         data = load_data(config)
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, loaded, tokenizer), header.lora)
         if changed := header.changes(_header(parts, header.examples_version)):
             parts.engine.close()
-            raise InputError(
-                f"{folder.path} was started with other {', '.join(changed)}: put back the data and "
-                f"{folder.config.name} as they were, or start a new run"
-            )
+            raise _started_with_other(folder, changed)
         evaluator = Evaluator(parts.engine, parts.run.objective, parts.evaluation, parts.run.config.eval_steps)
         lost = Lost(folder, evaluator, _export(parts, header), len(entries))
         point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints, lost)
@@ -267,6 +266,13 @@ def _listed(in_memory: dict[str, Any]) -> dict[str, Any]:
     """Records that can be read once, such as a generator's, as a list."""
     return {name: list(data) if isinstance(data, Iterable) and not hasattr(data, "__len__") else data
             for name, data in in_memory.items()}  # fmt: skip
+
+
+def _started_with_other(folder: RunFolder, names: list[str]) -> InputError:
+    return InputError(
+        f"{folder.path} was started with other {', '.join(names)}: put back the data and {folder.config.name} as they "
+        "were, or start a new run"
+    )
 
 
 def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
