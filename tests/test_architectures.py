@@ -3,22 +3,27 @@
 import pytest
 
 from tests.architectures import scan, summary
-from tests.tiny_models import KINDS
+from tests.tiny_models import KINDS, tiny_model
 
 FAST = ("falcon", "gpt_neo", "lfm2", "llama", "mpt", "olmoe", "phi3", "rwkv")  # of each kind of layer one
-NOT_BUILT = {  # with other modalities, or more than a configuration takes to be small
-    "blt", "dbrx", "dots3_note", "dots3_note_text", "gemma3", "gemma3n", "gemma4_assistant",
-    "gemma4_unified_assistant", "git", "got_ocr2", "moss_transcribe_diarize", "musicgen", "musicgen_melody",
-    "phi4_multimodal",
-}  # fmt: skip
+MOST_NOT_BUILT = 20  # with other modalities, or more than a configuration takes to be small
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 @pytest.mark.filterwarnings("ignore")
 def test_no_number_is_wrong(kind):
-    if kind in NOT_BUILT:
-        pytest.skip("not built tiny")
-    findings = scan(kind)
+    try:
+        model = tiny_model(kind)
+    except Exception as error:
+        NOT_BUILT.append(kind)
+        pytest.skip(f"not built tiny: {error}"[:200])
+    findings = scan(model)
     assert all(finding.is_right for finding in findings.values()), summary(findings)
+
+
+def test_nearly_all_are_tried():
+    assert len(NOT_BUILT) < MOST_NOT_BUILT
+    assert not set(FAST) & set(NOT_BUILT)
+
+
+NOT_BUILT: list[str] = []

@@ -28,7 +28,7 @@ from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.rows import Row, make_rows, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
-from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance
+from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, sees_later_tokens
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
 from zotune.errors import InputError
@@ -206,7 +206,7 @@ class PlainEngine:
         first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
         if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
             raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
-        if self._sees_later_tokens(batch[0].prompt, len(batch[0].prompt) - 1):
+        if sees_later_tokens(self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1):
             raise InputError(f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model")
         self.alone_above = None
         padded = self._tried(theta, probes, batch)
@@ -227,21 +227,6 @@ class PlainEngine:
                         self.alone_above = limit
         vars(self.stats).update(stats)
 
-    @torch.inference_mode()
-    def _sees_later_tokens(self, tokens: TokenIds, first: int) -> bool:
-        """Whether what the base model says at the first tokens, so many or more, changes with those behind them."""
-        self.layers.active, self.layers.num_groups = False, 1
-        counts = sorted({first + (len(tokens) - 1 - first) * part // 4 for part in range(4)})
-        whole, *parts = (
-            self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
-            for ids in (tokens, *(tokens[:count] for count in counts))
-        )
-        self.layers.active = True
-        if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
-            return False  # nothing can be told; whoever asks for scores finds that they are no numbers
-        tolerance = (1e-5 if self.model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
-        return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
-
     def _tried(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores | None:
         try:
             return self.score(theta, probes, batch)
@@ -257,7 +242,7 @@ class PlainEngine:
         rows = [row for index, example in enumerate(batch) for row in make_rows(index, example)]
         longest = max(rows, key=lambda row: len(row.input_ids)).input_ids
         if self._limit and len(longest) > self._limit and not self._causal_beyond:
-            if self._sees_later_tokens(longest, self._limit + 1):
+            if sees_later_tokens(self.model, self.layers, longest, self._limit + 1):
                 name = type(self.model).__name__
                 raise InputError(
                     f"--max-length: in sequences of more than {self._limit} tokens, {name} lets tokens see later ones; "

@@ -78,6 +78,22 @@ def distance(scores: Scores, reference: Scores) -> float:
     return float(np.sqrt(np.mean((_present(scores) - _present(reference)) ** 2)))
 
 
+@torch.inference_mode()
+def sees_later_tokens(model: PreTrainedModel, layers: TrainedLayers, tokens: TokenIds, first: int) -> bool:
+    """Whether what the base model says at the first tokens, so many or more, changes with those behind them."""
+    layers.active, layers.num_groups = False, 1
+    counts = sorted({first + (len(tokens) - 1 - first) * part // 4 for part in range(4)})
+    whole, *parts = (
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
+        for ids in (tokens, *(tokens[:count] for count in counts))
+    )
+    layers.active = True
+    if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
+        return False  # nothing can be told; whoever asks for scores finds that they are no numbers
+    tolerance = (1e-5 if model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
+    return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
+
+
 def _present(scores: Scores) -> np.ndarray:
     values = scores.log_probs if scores.tangents is None else np.stack([scores.log_probs, scores.tangents])
     return values[..., scores.num_tokens > 0].astype(np.float64)
