@@ -82,12 +82,16 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
+            try:
+                sync_folder(folder.parent)
+            except OSError:
+                folder.rename(new)
+                raise
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
-        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -205,7 +205,8 @@ def reopen(
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
     try:
-        if isinstance(header.lora, LoraSpec) and header.lora.start and config.lora_rank not in (None, header.lora.rank):
+        begun = header.lora if config.adapter is None and isinstance(header.lora, LoraSpec) else None
+        if begun and begun.start and config.lora_rank not in (None, begun.rank):
             raise _started_with_other(folder, ["tensors", "lora"])  # a start of another rank fits no model
         (folder.path / LOCK_FILE).unlink(missing_ok=True)  # a crash has left it: whoever had it has the journal, too
         check_journal_is_whole(folder, entries)
