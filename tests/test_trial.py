@@ -111,3 +111,18 @@ def test_rows_that_are_computed_whole_go_on_as_with_a_cache():
 def test_a_model_that_never_says_the_same_twice_is_refused():
     with pytest.raises(InputError, match="scores the same text differently each time"):
         PlainEngine(tiny_model("reformer"), LoraSpec(2, 4.0, ("all-linear",)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt", "recurrent_gemma", "pegasus"])
+@pytest.mark.parametrize("scope", ["everywhere", "activated"])
+def test_the_trial_finds_in_half_precision_what_it_finds_in_float32(kind, scope):
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model(kind).to(dtype)
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        engine = TorchEngine(model, LoraSpec(2, 4.0, ("all-linear",), INVOCATION if scope == "activated" else None))
+        found.append((engine.plain_reason is None, engine.plain.alone))
+        engine.close()
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+        assert not any("forward" in vars(module) for module in model.modules())
+    assert found[0] == found[1]

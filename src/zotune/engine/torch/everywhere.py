@@ -71,8 +71,8 @@ class Everywhere:
 
     def _mask(self, allowed: np.ndarray) -> torch.Tensor:
         """To be added to attention scores, from which token [.., row] may see which [.., column]."""
-        mask = torch.zeros(allowed.shape, dtype=self.model.dtype)
-        mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(self.model.dtype).min)
+        mask = torch.zeros(allowed.shape, dtype=self.passes.dtype)
+        mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(mask.dtype).min)
         return mask.to(self.model.device)
 
 

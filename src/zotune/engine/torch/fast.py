@@ -21,10 +21,11 @@ from zotune.engine.torch.everywhere import Everywhere
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
 from zotune.engine.torch.tangents import score_with_tangents
-from zotune.engine.torch.trial import BLOCK, KEPT_BYTES, Trial, agree
+from zotune.engine.torch.trial import BLOCK, KEPT_BYTES, Trial, agree, same
 from zotune.engine.torch.weights import ModelWeights
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
@@ -169,7 +170,7 @@ class TorchEngine:
                 self.head.max_logits, self.head.is_last = 1, pieces
                 fast = self.score(trial.theta, trial.probes, trial.batch)
                 agrees = agree(self.model, fast, slow, self.plain.noise)
-                if not pieces and not agrees:
+                if not pieces and (not agrees or self._differs_in_float32(trial)):
                     return f"{name} does not score the same with a mask and cache from outside"
             self.head.is_last = agrees
         except Exception as error:  # whatever a model's own code raises over arguments it does not know
@@ -179,6 +180,23 @@ class TorchEngine:
             self.layers.active, self.head.max_logits = True, MAX_LOGITS
             self.head.pick(None)
         return None
+
+    def _differs_in_float32(self, trial: Trial) -> bool:
+        """Whether a model of half precision scores otherwise than in padded rows for another reason than rounding."""
+        probes = trial.probes if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
+        cache, self.cache, self.passes.dtype = self.cache, PrefixCache(KEPT_BYTES, BLOCK), torch.float32
+        try:
+            if not is_half(self.model):
+                return False
+            with in_float32(self.model):
+                slow = self.plain.score(trial.theta, probes, trial.batch)
+                return not same(self.score(trial.theta, probes, trial.batch), slow)
+        except Exception:  # whatever a model's own code raises over a dtype that it does not expect
+            return False
+        finally:
+            self.cache, self.passes.dtype = cache, self.model.dtype
+            self.layers.active = True
+            self.head.pick(None)
 
     def _try_tangents(self) -> None:
         """Sets `plain_tangents`."""

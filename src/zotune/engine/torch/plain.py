@@ -26,9 +26,10 @@ from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.rows import Row, make_rows, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
-from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, sees_later_tokens
+from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, same, sees_later_tokens
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
 from zotune.errors import InputError
@@ -211,7 +212,7 @@ class PlainEngine:
         self.alone_above = None
         padded = self._tried(theta, probes, batch)
         limit, context = self._limit, context_length(self.model.config)
-        if padded is None or not agree(self.model, padded, reference):
+        if padded is None or not agree(self.model, padded, reference) or self._differ_in_float32(trial):
             self.alone_above = 0
             logger.info("rows go through the model one at a time: %s does not score the same with padding", name)
         else:
@@ -226,6 +227,19 @@ class PlainEngine:
                     if padded is None or alone is None or not agree(self.model, padded, alone, self.noise):
                         self.alone_above = limit
         vars(self.stats).update(stats)
+
+    def _differ_in_float32(self, trial: Trial) -> bool:
+        """Whether padded rows of a model of half precision score otherwise for another reason than rounding."""
+        probes = trial.probes[-1:] if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
+        try:
+            if not is_half(self.model):
+                return False
+            with in_float32(self.model):
+                padded = self.score(trial.theta, probes, trial.batch)
+                alone = self.score(trial.theta, probes, trial.batch[1:])  # the shorter one, alone in its row
+            return not same(Scores(padded.log_probs[:, 1:], padded.num_tokens[1:]), alone)
+        except Exception:  # whatever a model's own code raises over a dtype that it does not expect
+            return False
 
     def _tried(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores | None:
         try:

@@ -29,6 +29,7 @@ class SuffixPasses:
         self, model: PreTrainedModel, layers: TrainedLayers, head: ScoredHead, stats: EngineStats, max_tokens: int
     ) -> None:
         self.model = model
+        self.dtype = model.dtype  # of what a pass computes
         self.layers = layers
         self.head = head
         self.stats = stats
