@@ -1,5 +1,7 @@
 """What the trial at the start finds out, and what is done about it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -118,7 +120,8 @@ def test_a_model_that_never_says_the_same_twice_is_refused():
 def test_the_trial_finds_in_half_precision_what_it_finds_in_float32(kind, scope):
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = tiny_model(kind).to(dtype)
+        model: Any = tiny_model(kind)
+        model.to(dtype)
         before = {name: parameter.clone() for name, parameter in model.named_parameters()}
         engine = TorchEngine(model, LoraSpec(2, 4.0, ("all-linear",), INVOCATION if scope == "activated" else None))
         found.append((engine.plain_reason is None, engine.plain.alone))
