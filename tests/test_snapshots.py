@@ -67,7 +67,7 @@ def command(model: Path, data: Path, output: Path) -> list[str | Path]:
 def test_a_run_goes_on_to_the_bit_from_what_a_power_cut_leaves(disk, tmp_path, opt_dir, reviews_file):
     whole = tmp_path / "whole"
     assert run_to_end(*command(opt_dir, reviews_file, whole)).returncode == 0
-    copies: dict[Path, int] = {}  # and how many lines its journal had by then
+    copies: dict[Path, int] = {}  # and how many lines its journal had by then, the last of them maybe not yet on disk
     with mounted(disk, tmp_path / "mount", "data=writeback", "commit=1") as place:
         process = Process(*command(opt_dir, reviews_file, place / "run"))
         try:
@@ -85,7 +85,7 @@ def test_a_run_goes_on_to_the_bit_from_what_a_power_cut_leaves(disk, tmp_path, o
     for copy, steps in copies.items():
         with mounted(copy, tmp_path / "mount") as place:
             run = place / "run"
-            assert (run / "journal.jsonl").read_bytes().count(b"\n") >= steps, "a durable step is lost"
+            assert (run / "journal.jsonl").read_bytes().count(b"\n") >= steps - 1, "a durable step is lost"
             process = run_to_end("resume", run)
             assert process.returncode == 0, (copy.name, process.stderr)
             assert durable(run) == durable(whole), copy.name
