@@ -29,7 +29,7 @@ from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import PrefixCache
-from zotune.errors import InputError
+from zotune.errors import InputError, first_line
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling, Theta
 
@@ -256,7 +256,7 @@ def scan_all(kinds: list[str]) -> Iterator[tuple[str, dict[str, Finding] | str]]
         try:
             model = tiny_model(kind)
         except Exception as error:
-            yield kind, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            yield kind, f"{type(error).__name__}: {first_line(error)}"
         else:
             yield kind, scan(model)
         gc.collect()

@@ -14,3 +14,8 @@ class TrainingError(RuntimeError):
 
 class DiskError(TrainingError):
     """Training had to stop because the disk refused: this says nothing of the run, which goes on once there is room."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from zotune.engine.torch.backward import checked_record
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.quantization import quantization_method
+from zotune.errors import first_line
 from zotune.zo.protocol import AT_THETA, Engine, Example, Probe, Theta
 
 TRIAL = Example((2, 3), (4,), ((5,), (6,)))
@@ -74,8 +75,7 @@ def _why_failed(
     try:
         work(theta)
     except Exception as error:  # whatever a model's own code raises over numbers that have derivatives
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"{type(model).__name__} does not compute {what} ({lines[0]})"
+        return f"{type(model).__name__} does not compute {what} ({first_line(error)})"
     finally:
         vars(engine.stats).update(stats)
     return None

@@ -27,6 +27,7 @@ from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
 from zotune.engine.torch.tangents import score_with_tangents
 from zotune.engine.torch.trial import BLOCK, KEPT_BYTES, Trial, agree, same
 from zotune.engine.torch.weights import ModelWeights
+from zotune.errors import first_line
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
 
 logger = logging.getLogger("zotune")
@@ -174,7 +175,7 @@ class TorchEngine:
                     return f"{name} does not score the same with a mask and cache from outside"
             self.head.is_last = agrees
         except Exception as error:  # whatever a model's own code raises over arguments it does not know
-            return f"{name} does not take a mask and cache from outside ({error})"
+            return f"{name} does not take a mask and cache from outside ({first_line(error)})"
         finally:
             vars(self.stats).update(stats)
             self.layers.active, self.head.max_logits = True, MAX_LOGITS

@@ -21,7 +21,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
-from zotune.errors import InputError
+from zotune.errors import InputError, first_line
 
 logger = logging.getLogger("zotune")
 
@@ -145,5 +145,4 @@ class _explained:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         # the libraries raise of every kind for what is wrong in files, or not installed
         if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"--model: {self.model!r} could not be loaded: {reason}") from error
+            raise InputError(f"--model: {self.model!r} could not be loaded: {first_line(error)}") from error

@@ -32,7 +32,7 @@ from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, same, sees_later_tokens
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
-from zotune.errors import InputError
+from zotune.errors import InputError, first_line
 from zotune.zo.protocol import (
     AT_THETA,
     Cotangents,
@@ -202,7 +202,7 @@ class PlainEngine:
         except InputError:
             raise
         except Exception as error:  # whatever a model's own code raises
-            raise InputError(f"--model: {name} does not compute scores here ({error})") from error
+            raise InputError(f"--model: {name} does not compute scores here ({first_line(error)})") from error
         again = self.score(theta, probes, batch[:1])
         first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
         if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
