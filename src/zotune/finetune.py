@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,28 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter.forms import initial_theta
-from zotune.adapter.peft_files import is_saved, save_adapter
 from zotune.adapter.spec import AdapterSpec, LoraSpec
 from zotune.assemble.bounds import check_bounds
 from zotune.assemble.data import load_data
-from zotune.assemble.model import check_installed, find_model, model_path
-from zotune.assemble.parts import Parts, assemble
+from zotune.assemble.given import checked_callbacks, checked_model, listed
+from zotune.assemble.model import check_installed, find_model
+from zotune.assemble.parts import assemble
+from zotune.assemble.trainer import export_of, header_of, trainer_of
 from zotune.config.reading import make_config, read_run_config, write_toml
-from zotune.config.run import Run
 from zotune.config.settings import Config
-from zotune.data.digest import EXAMPLES_VERSION
 from zotune.data.records import json_lines
 from zotune.errors import InputError
 from zotune.files import write_whole
 from zotune.run.evaluation import Evaluation
 from zotune.run.folder import RunFolder, default_output_dir
-from zotune.run.journal import Header, Journal, Point
+from zotune.run.journal import Journal, Point
 from zotune.run.locks import LOCK_FILE
 from zotune.run.lost import Evaluator, Lost
 from zotune.run.metrics import MetricsFile, write_json
 from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
-from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
-from zotune.values import path_of, shown
-from zotune.zo.estimators import Estimator
+from zotune.run.trainer import Callback, MeZOTrainer
+from zotune.values import path_of
 
 logger = logging.getLogger("zotune")
 
@@ -106,7 +103,7 @@ def make_trainer(
 
     Use it in a `with` statement, or `close` it at the end.
     """
-    loaded = None if isinstance(model, str | os.PathLike) else _checked_model(model)
+    loaded = None if isinstance(model, str | os.PathLike) else checked_model(model)
     named = {"model": model, "task": task, **settings}
     if loaded is not None:  # one that was made in memory has no name
         named["model"] = loaded.name_or_path or Config.model
@@ -134,13 +131,13 @@ def start_run(
     Args:
         in_memory: records given from Python, by "train_data" and "eval_data"; they are kept in the run folder.
     """
-    callbacks = _checked(callbacks, tokenizer)
+    callbacks = checked_callbacks(callbacks, tokenizer)
     check_installed(config)
     given = RunFolder(Path(config.output_dir)) if config.output_dir else None
     with ExitStack() as held:  # the folder, until the journal is open
         if given:
             held.enter_context(given.claim(config.overwrite))
-        records = _listed(in_memory or {})
+        records = listed(in_memory or {})
         data = load_data(config, **records)
         lines = {name: json_lines(name, rows) for name, rows in records.items()}
         folder = given or RunFolder(default_output_dir(data.task.name, config.model))
@@ -152,7 +149,7 @@ def start_run(
         if not given:
             held.enter_context(folder.claim(overwrite=False))
         folder.clear()
-        header = _header(parts)
+        header = header_of(parts)
         try:
             write_toml(parts.run.config, folder.config)  # first: by it a folder is known that a crash leaves here
             for name, content in lines.items():
@@ -162,7 +159,7 @@ def start_run(
             raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     state = header.make_optimizer().init(theta)
-    return _trainer(parts, folder, journal, MetricsFile(folder.metrics), header, Point(0, theta, state), callbacks)
+    return trainer_of(parts, folder, journal, MetricsFile(folder.metrics), header, Point(0, theta, state), callbacks)
 
 
 def resume(
@@ -197,8 +194,8 @@ def reopen(
 ) -> MeZOTrainer:
     """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
     folder = RunFolder(Path(path_of(run_folder, "run_folder")))
-    loaded = None if model is None else _checked_model(model)
-    callbacks = _checked(callbacks, tokenizer)
+    loaded = None if model is None else checked_model(model)
+    callbacks = checked_callbacks(callbacks, tokenizer)
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = replace(read_run_config(folder.config), trust_remote_code=trust_remote_code)
@@ -212,11 +209,11 @@ def reopen(
         check_journal_is_whole(folder, entries)
         data = load_data(config)
         parts = assemble(_as_begun(config, header.lora), data, find_model(config, loaded, tokenizer), header.lora)
-        if changed := header.changes(_header(parts, header.examples_version)):
+        if changed := header.changes(header_of(parts, header.examples_version)):
             parts.engine.close()
             raise _started_with_other(folder, changed)
         evaluator = Evaluator(parts.engine, parts.run.objective, parts.evaluation, parts.run.config.eval_steps)
-        lost = Lost(folder, evaluator, _export(parts, header), len(entries))
+        lost = Lost(folder, evaluator, export_of(parts, header), len(entries))
         point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints, lost)
         logger.info("resuming %s after step %d", folder.path, point.step)
         journal.cut(point.step)
@@ -228,7 +225,7 @@ def reopen(
     except BaseException:
         journal.close()
         raise
-    return _trainer(parts, folder, journal, metrics, header, point, callbacks, estimator)
+    return trainer_of(parts, folder, journal, metrics, header, point, callbacks, estimator)
 
 
 def run(trainer: MeZOTrainer) -> Result:
@@ -241,32 +238,6 @@ def run(trainer: MeZOTrainer) -> Result:
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )
     return Result(trainer.folder.path, trainer.exported, initial, best, final, summary)
-
-
-# ---- the parts of a trainer
-
-
-def _checked_model(model: Any) -> PreTrainedModel:
-    """A model that the user has loaded."""
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"model: expected a hub id, a folder or a loaded model of transformers, got {shown(model)}")
-    return model
-
-
-def _checked(callbacks: Any, tokenizer: Any) -> list[Callback]:
-    """The callbacks as a list; None has none."""
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        raise InputError(f"tokenizer: expected a tokenizer of transformers, got {shown(tokenizer)}")
-    found = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
-    if wrong := [callback for callback in found if not isinstance(callback, Callback)]:
-        raise InputError(f"callbacks: expected a list of zotune.Callback, got {shown(wrong[0])}")
-    return found
-
-
-def _listed(in_memory: dict[str, Any]) -> dict[str, Any]:
-    """Records that can be read once, such as a generator's, as a list."""
-    return {name: list(data) if isinstance(data, Iterable) and not hasattr(data, "__len__") else data
-            for name, data in in_memory.items()}  # fmt: skip
 
 
 def _started_with_other(folder: RunFolder, names: list[str]) -> InputError:
@@ -282,72 +253,4 @@ def _as_begun(config: Config, lora: AdapterSpec | None) -> Config:
         return config
     return make_config(
         {"tuning": config.tuning or lora.peft_type, "init_lora_weights": config.init_lora_weights or "kaiming"}, config
-    )
-
-
-def _header(parts: Parts, examples_version: int = EXAMPLES_VERSION) -> Header:
-    config = parts.run.config
-    return Header(
-        seed=config.seed,
-        base_model=model_path(config.model),
-        tensors=parts.engine.tensor_shapes,
-        lora=parts.engine.spec,
-        optimizer=parts.run.optimizer,
-        data=parts.digests(examples_version),
-        noise=parts.run.noise,
-        dtype=config.dtype if parts.engine.spec is None else None,
-        settings=parts.run.decisive,
-        base_weights=parts.engine.identity(),
-        examples_version=examples_version,
-    )
-
-
-def _trainer(
-    parts: Parts,
-    folder: RunFolder,
-    journal: Journal,
-    metrics: MetricsFile,
-    header: Header,
-    point: Point,
-    callbacks: Iterable[Callback],
-    estimator: Estimator | None = None,
-) -> MeZOTrainer:
-    return MeZOTrainer(
-        engine=parts.engine,
-        estimator=estimator or parts.run.estimator,
-        optimizer=header.make_optimizer(),
-        objective=parts.run.objective,
-        schedule=parts.run.schedule,
-        plan=_plan(parts.run),
-        train_examples=parts.train,
-        eval_examples=parts.evaluation,
-        folder=folder,
-        journal=journal,
-        metrics=metrics,
-        export=_export(parts, header),
-        theta=point.theta,
-        optimizer_state=point.state,
-        step=point.step,
-        noise=header.noise,
-        callbacks=callbacks,
-    )
-
-
-def _plan(run: Run) -> TrainingPlan:
-    config = run.config
-    return TrainingPlan(
-        num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0, seed=config.seed,
-        eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience, model=config.model,
-        task=run.task.name, epsilon=config.epsilon, dtype=config.dtype,
-    )  # fmt: skip
-
-
-def _export(parts: Parts, header: Header) -> Export:
-    if (weights := parts.engine.weights) is not None:
-        return Export("model", lambda folder, theta: weights.save(folder, parts.tokenizer),
-                      lambda folder, theta: (folder / "config.json").is_file())  # fmt: skip
-    return Export(
-        "adapter",
-        partial(save_adapter, spec=parts.engine.spec, base_model=header.base_model, base=header.base),
-        partial(is_saved, spec=parts.engine.spec),
     )
