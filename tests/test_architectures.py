@@ -5,7 +5,7 @@ import pytest
 from tests.architectures import scan, summary
 from tests.tiny_models import KINDS, tiny_model
 
-FAST = ("falcon", "gpt_neo", "lfm2", "llama", "mpt", "olmoe", "phi3", "rwkv")  # of each kind of layer one
+FAST = ("lfm2", "llama", "mpt")  # with reuse, recurrent, and plain
 MOST_NOT_BUILT = 20  # with other modalities, or more than a configuration takes to be small
 
 
