@@ -27,16 +27,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, opt_dir: Path) -> Iterator[Pat
     try:
         for command in (["--bind", place / "written"], ["-o", "remount,ro,bind"]):
             subprocess.run(["mount", *command, place / "mount"], check=True, capture_output=True)
+        yield place / "mount" / "run"
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no mount: {error.stderr}")
-    yield place / "mount" / "run"
-    subprocess.run(["umount", place / "mount"], check=True)
+    finally:
+        subprocess.run(["umount", place / "mount"], check=False, capture_output=True)
 
 
 @pytest.mark.slow
 def test_what_only_looks_at_a_run_works(run, tmp_path):
     for command in (
         ["evaluate", "--adapter", run / "adapter", "--num-threads", "1"],
+        ["predict", "--adapter", run / "adapter", "--data", run / "train_data.jsonl", "--num-threads", "1"],
         ["replay", run, "--output-dir", tmp_path / "replayed"],
         ["plot", run, "--output-dir", tmp_path],
     ):

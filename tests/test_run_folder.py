@@ -316,3 +316,12 @@ def test_an_adapter_outside_its_run_is_not_evaluated_on_the_demo(run, tmp_path):
     shutil.copytree(run / "adapter", tmp_path / "elsewhere" / "adapter")
     with pytest.raises(InputError, match=r"--eval-data: the adapter .* lies outside its run"):
         evaluate(adapter=tmp_path / "elsewhere" / "adapter")
+
+
+def test_a_run_without_its_settings_is_still_replayed(options, run, tmp_path):
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    (run / "config.toml").unlink()
+    with pytest.raises(InputError, match=r"has lost its config.toml, .* `zotune replay .*` still gives the adapter"):
+        resume(run)
+    replay_run(run, tmp_path / "replayed")
+    assert (tmp_path / "replayed" / "adapter_model.safetensors").read_bytes() == adapter

@@ -196,6 +196,11 @@ def reopen(
     folder = RunFolder(Path(path_of(run_folder, "run_folder")))
     loaded = None if model is None else checked_model(model)
     callbacks = checked_callbacks(callbacks, tokenizer)
+    if not folder.config.is_file() and folder.journal.is_file():
+        raise InputError(
+            f"{folder.path} has lost its {folder.config.name}, and cannot go on without; `zotune replay {folder.path}` "
+            "still gives the adapter after any step"
+        )
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = replace(read_run_config(folder.config), trust_remote_code=trust_remote_code)
