@@ -1,7 +1,7 @@
 #!/bin/sh
 # Set up .venv with the test tools, and run lint, types and tests. Arguments go to pytest.
 #   sh test.sh           all but SGLang
-#   sh test.sh --fast    without the tests marked slow: under a minute on two cores, where .venv is up to date
+#   sh test.sh --fast    without the tests marked slow: a little over a minute on two cores, where .venv is up to date
 #   sh test.sh --all     and then SGLang's engine and plugin, in an environment of their own (about 11 GB)
 # Tests run on as many cores as there are, up to four; `-n 0` is this process alone.
 set -eu

@@ -157,6 +157,7 @@ def type_of(name: str, hint: Any) -> Any:
     return kind if kind in (int, float, str) else tuple if str(kind).startswith("tuple") else "choice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "profile"])  # it has those of train
 def test_every_option_refuses_values_of_the_wrong_type(command, capsys):
     for name, option, value in options_of(command):

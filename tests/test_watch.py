@@ -190,6 +190,7 @@ def test_a_model_that_was_given_is_as_it_was_afterwards(short):
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.slow
 def test_a_run_folder_may_be_called_anything(short, tmp_path, capsys, monkeypatch, reviews_file):
     monkeypatch.chdir(tmp_path)
     words = ["train", "--model", str(short["model"]), "--train-data", str(reviews_file), "--task", "demo"]
