@@ -1,7 +1,8 @@
 """Every causal architecture of the installed transformers, tiny, against transformers alone.
 
 `python -m tests.architectures` scores all of them (some minutes) and writes the table of docs/models.md;
-`python -m tests.architectures llama mpt` prints what it finds of some. Each number is compared, in fp32, with a forward
+`python -m tests.architectures llama mpt` prints what it finds of some; with `--half` first, where the trial at the start
+finds something else in bfloat16 than in float32. Each number is compared, in fp32, with a forward
 pass of one row without padding, mask or cache: of the bare model, of PEFT with the exported adapter, or of a copy whose
 weights were moved. The examples begin alike, branch, and lie on both sides of every window and chunk.
 """
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -329,12 +331,35 @@ def main(kinds: list[str]) -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
+    if kinds[:1] == ["--half"]:
+        other_in_half(kinds[1:] or KINDS)
+        return
     scanned = {}
     for kind, findings in scan_all(kinds or KINDS):
         scanned[kind] = findings
         print(kind, findings if isinstance(findings, str) else summary(findings), flush=True)
     if not kinds:
         put(Path(__file__).parents[1] / "docs" / "models.md", "architectures", "\n".join(page(scanned)) + "\n")
+
+
+def other_in_half(kinds: list[str]) -> None:
+    """Where the trial at the start does not find in bfloat16 what it finds in float32, and how often it was asked."""
+    asked = 0
+    for kind in kinds:
+        for scope in ("everywhere", "activated"):
+            spec = LoraSpec(2, 4.0, ("all-linear",), INVOCATION if scope == "activated" else None)
+            found = []
+            for dtype in (torch.float32, torch.bfloat16):
+                try:
+                    model: Any = tiny_model(kind)
+                    engine = TorchEngine(model.to(dtype), spec)
+                    found.append(_way(engine))
+                except Exception as error:  # not built, or refused
+                    found.append(first_line(error))
+            asked += 1
+            if found[0] != found[1]:
+                print(f"{kind}, {scope}: float32 {found[0]}; bfloat16 {found[1]}", flush=True)
+    print(f"asked {asked} times")
 
 
 def summary(findings: dict[str, Finding]) -> str:
