@@ -1,10 +1,10 @@
 """Every causal architecture of the installed transformers, tiny, against transformers alone.
 
 `python -m tests.architectures` scores all of them (some minutes) and writes the table of docs/models.md;
-`python -m tests.architectures llama mpt` prints what it finds of some; with `--half` first, where the trial at the start
-finds something else in bfloat16 than in float32. Each number is compared, in fp32, with a forward
-pass of one row without padding, mask or cache: of the bare model, of PEFT with the exported adapter, or of a copy whose
-weights were moved. The examples begin alike, branch, and lie on both sides of every window and chunk.
+`python -m tests.architectures llama mpt` prints what it finds of some; with `--half` first, where the trial at the
+start finds something else in bfloat16 than in float32. Each number is compared, in fp32, with a forward pass of one row
+without padding, mask or cache: of the bare model, of PEFT with the exported adapter, or of a copy whose weights were
+moved. The examples begin alike, branch, and lie on both sides of every window and chunk.
 """
 
 import copy
