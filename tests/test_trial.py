@@ -55,6 +55,13 @@ def test_an_encoder_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_ahead_a_little_is_refused_in_any_precision(dtype):
+    model: Any = tiny_model("cpmant")
+    with pytest.raises(InputError, match="lets tokens see later ones"):
+        PlainEngine(model.to(dtype), LoraSpec(2, 4.0, ("all-linear",)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_with_a_cap_is_not_taken_for_attention_in_any_precision(dtype):
     model = tiny_model("gemma2").to(dtype)
     engine = TorchEngine(model, ACTIVATED, PrefixCache(1e9))

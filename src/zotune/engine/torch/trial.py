@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from zotune.adapter.spec import AdapterSpec
 from zotune.engine.torch.everywhere import MIN_SHARED
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.precision import in_float32, is_half
 from zotune.zo.protocol import Example, Probe, Scores, Theta, TokenIds
 
 BLOCK = 12  # tokens of a block of the prefix cache: the longer prompt is two
@@ -86,17 +87,33 @@ def distance(scores: Scores, reference: Scores) -> float:
 @torch.inference_mode()
 def sees_later_tokens(model: PreTrainedModel, layers: TrainedLayers, tokens: TokenIds, first: int) -> bool:
     """Whether what the base model says at the first tokens, so many or more, changes with those behind them."""
-    layers.active, layers.num_groups = False, 1
     counts = sorted({first + (len(tokens) - 1 - first) * part // 4 for part in range(4)})
-    whole, *parts = (
-        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
-        for ids in (tokens, *(tokens[:count] for count in counts))
-    )
-    layers.active = True
+    rows = [tokens, *(tokens[:count] for count in counts)]
+    layers.active, layers.num_groups = False, 1
+    try:
+        whole, *parts = _logits(model, rows)
+    finally:
+        layers.active = True
     if not all(bool(logits.isfinite().all()) for logits in (whole, *parts)):
         return False  # nothing can be told; whoever asks for scores finds that they are no numbers
-    tolerance = (1e-5 if model.dtype == torch.float32 else 0.1) * float(whole.abs().max())
+    tolerance = (1e-5 if whole.dtype == torch.float32 else 0.1) * float(whole.abs().max())
     return any(not torch.allclose(whole[: len(part)], part, rtol=0, atol=tolerance) for part in parts)
+
+
+def _logits(model: PreTrainedModel, rows: list[TokenIds]) -> list[torch.Tensor]:
+    """Of each row alone, in float32 where the model can compute so."""
+
+    def compute() -> list[torch.Tensor]:
+        given = (torch.tensor([ids], device=model.device) for ids in rows)
+        return [model(input_ids=input_ids, use_cache=False).logits[0] for input_ids in given]
+
+    if is_half(model):
+        try:
+            with in_float32(model):
+                return compute()
+        except Exception:  # whatever a model's own code raises over a dtype that it does not expect
+            pass
+    return compute()
 
 
 def _present(scores: Scores) -> np.ndarray:
