@@ -119,10 +119,10 @@ def test_counters_equal_tokens_counted_by_hand_in_scope_activated():
     engine.score(theta, probes, BATCH)
     suffixes = 2 * (2 + 3)
     assert engine.stats.tokens_computed == 5 + 4 + suffixes
-    assert engine.stats.forward_passes == 3  # a block a prompt, then all suffixes of all probes
+    assert engine.stats.forward_passes == 2  # all prompts, then all suffixes of all probes
     engine.score(theta, probes, BATCH)
     assert engine.stats.tokens_computed == 5 + 4 + 2 * suffixes
-    assert engine.stats.forward_passes == 4
+    assert engine.stats.forward_passes == 3
     rows = (5 + 2) + (4 + 3) + (4 + 2)  # what the plain engine computes: a row for each distinct beginning
     assert engine.stats.tokens_reused == 2 * 2 * rows - engine.stats.tokens_computed
 

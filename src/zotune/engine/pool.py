@@ -36,11 +36,13 @@ class EnginePool(Generic[AnEngine]):
         counts = [asdict(engine.stats) for engine in self.engines]
         return EngineStats(**{name: sum(count[name] for count in counts) for name in counts[0]})
 
-    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(
+        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
+    ) -> Scores:
         if len(probes) >= len(self.engines):
-            shares = self._run(probes, lambda engine, some: engine.score(theta, some, batch))
+            shares = self._run(probes, lambda engine, some: engine.score(theta, some, batch, normalized))
             return Scores(np.concatenate([scores.log_probs for scores in shares]), shares[0].num_tokens)
-        shares = self._run(batch, lambda engine, some: engine.score(theta, probes, some))
+        shares = self._run(batch, lambda engine, some: engine.score(theta, probes, some, normalized))
         width = max(scores.num_tokens.shape[1] for scores in shares)
         return Scores(
             np.concatenate([_widened(scores.log_probs, width, -np.inf) for scores in shares], axis=1),

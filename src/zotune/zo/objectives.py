@@ -53,9 +53,10 @@ class ScoredObjective(Objective):
     """A loss of the candidates' log-probabilities."""
 
     has_gradient = True
+    normalized = True  # whether it needs log-probabilities, and not only their differences between candidates
 
     def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
-        scores = engine.score(theta, probes, batch)
+        scores = engine.score(theta, probes, batch, self.normalized)
         return Losses(
             self.losses(scores, batch),
             None if scores.tangents is None else self.derivatives(scores, batch),
@@ -88,6 +89,7 @@ class CrossEntropy(ScoredObjective):
     """-log softmax over the candidates' mean token log-probabilities, at the right one."""
 
     takes_labels = True
+    normalized = False
 
     def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
         logits = candidate_logits(scores)

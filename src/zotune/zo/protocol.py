@@ -177,8 +177,15 @@ class Engine(Protocol):
         """A digest of the base model's weights, those that a run began with; None where it is not known."""
         ...
 
-    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
-        """Score every candidate of every example under every probe."""
+    def score(
+        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
+    ) -> Scores:
+        """Score every candidate of every example under every probe.
+
+        Args:
+            normalized: false where the caller compares candidates of an example under a probe alone: then all their
+                log-probabilities may be off by the same amount, where that saves work.
+        """
         ...
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:

@@ -96,7 +96,9 @@ class SglangEngine:
         finally:
             os.close(theta_file)
 
-    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(
+        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
+    ) -> Scores:
         self._give(theta)
         scores: Scores = self._ask("score", self._version, list(probes), list(batch))
         self._count_what_ran()

@@ -15,6 +15,7 @@ from zotune.engine.scores import empty_scores
 from zotune.engine.torch.attention import PromptKV, side_by_side
 from zotune.engine.torch.backward import Part
 from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.engine.torch.prompts import Prompts
 from zotune.engine.torch.suffix import Suffix, ancestors, make_suffix
 from zotune.engine.torch.suffix_passes import SuffixPasses, add_values, tokens_needed
 from zotune.zo.protocol import Example, Scores, TokenIds
@@ -26,17 +27,17 @@ class Activated:
     def __init__(self, passes: SuffixPasses, cache: PrefixCache) -> None:
         self.passes = passes
         self.model, self.layers, self.stats = passes.model, passes.layers, passes.stats
-        self.cache = cache
+        self.prompts = Prompts(passes, cache)
 
     def score(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         """Add to zeros [probe, example, candidate]."""
         suffixes = [make_suffix(example.invocation, example.candidates) for example in batch]
         for rows in self.passes.chunks(by_length(batch, suffixes), suffixes, num_probes):
             prompts = [batch[i].prompt for i in rows]
-            values = self.log_probs(prompts, [self.prompt_kv(p) for p in prompts], rows, suffixes, num_probes)
+            values = self.log_probs(prompts, self.prompts.kv(prompts), rows, suffixes, num_probes)
             self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
             add_values(values, rows, suffixes, scores)
-            self.cache.trim()
+            self.prompts.cache.trim()
 
     def parts(self, batch: Sequence[Example]) -> list[Part]:
         """The passes of a gradient: through the suffixes alone."""
@@ -85,28 +86,11 @@ class Activated:
     def _log_probs_once(self, rows: list[int], suffixes: list[Suffix], batch: Sequence[Example]) -> torch.Tensor:
         """Log-probabilities [target] of rows under the adapter that is in place, and the counts of the pass."""
         before, prompts = self.stats.tokens_computed, [batch[i].prompt for i in rows]
-        values = self.log_probs(prompts, [self.prompt_kv(p) for p in prompts], rows, suffixes, 1)[0]
+        values = self.log_probs(prompts, self.prompts.kv(prompts), rows, suffixes, 1)[0]
         self.stats.tokens_computed += sum(len(suffixes[i].tokens) for i in rows)
         self.stats.tokens_reused += tokens_needed([batch[i] for i in rows]) - (self.stats.tokens_computed - before)
-        self.cache.trim()
+        self.prompts.cache.trim()
         return values
-
-    def prompt_kv(self, prompt: TokenIds) -> list[torch.Tensor]:
-        """From the cache, run by run, or computed with the adapter switched off."""
-        self.layers.active = False
-        # No inference mode: a backward pass may read what is kept.
-        with record_function("zotune::cache"), torch.inference_mode(False), torch.no_grad():
-            kv = self.cache.kv(prompt, self._compute_block)
-        self.layers.active = True
-        return kv
-
-    def _compute_block(self, tokens: TokenIds, before: list[torch.Tensor]) -> torch.Tensor:
-        """The KV of one block: one row, so that its bits do not depend on company."""
-        count, start = len(tokens), sum(run.shape[3] for run in before)
-        positions, visible = np.arange(start, start + count)[None], np.tri(count, dtype=bool)[None]
-        _, kv = self._forward([before], visible, np.array([tokens]), positions, np.zeros((1, 1)))
-        self.stats.tokens_computed += count
-        return kv.block()
 
     def _forward(
         self,

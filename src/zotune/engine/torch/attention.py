@@ -10,8 +10,8 @@ On CPU rows are taken one by one, straight from the cache where a prompt is one 
 elsewhere a batch is padded once and computed at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ Kept = Callable[[int], torch.Tensor]
 
 
 class PromptKV:
-    """What the queries of one pass attend to, given to the model as `prompt_kv`; collects the pass's own KV.
+    """What the queries of one pass attend to, given to the model as `prompt_kv`.
 
     Args:
         prompts: each row's KV, run by run: [layers, 2, kv heads, tokens, head size], keys and values.
@@ -67,22 +67,11 @@ class PromptKV:
             yield slice(None), lambda which: kv[which].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
-            kept = partial(_joined, runs, layer) if runs else partial(_same, nothing[row])
+            kept = partial(joined, runs, layer) if runs else partial(_same, nothing[row])
             yield slice(row * kv_heads, (row + 1) * kv_heads), kept, None
 
-    def block(self) -> torch.Tensor:
-        """The KV that the pass computed of its only row: [layers, 2, kv heads, tokens, head size].
 
-        Raises:
-            TypeError: not every layer is attention by transformers' interface.
-        """
-        if not self.computed or max(self.computed) != len(self.computed) - 1:
-            raise TypeError("not all of its layers are attention of the usual kind")
-        layers = [torch.stack(self.computed[layer])[:, 0] for layer in range(len(self.computed))]
-        return torch.stack(layers)
-
-
-def _joined(runs: Sequence[torch.Tensor], layer: int, which: int) -> torch.Tensor:
+def joined(runs: Sequence[torch.Tensor], layer: int, which: int) -> torch.Tensor:
     """One layer's keys or values of a prompt, without a copy where it is one run."""
     return runs[0][layer, which] if len(runs) == 1 else torch.cat([run[layer, which] for run in runs], dim=1)
 
@@ -129,8 +118,7 @@ def attention(
     Raises:
         TypeError: the model asks for more than attention, such as sinks or a cap on scores.
     """
-    if more := [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]:
-        raise TypeError(f"attention with {', '.join(more)}")
+    check_plain(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     prompt_kv.computed[layer] = (key, value)
     with record_function("zotune::attention"):
@@ -157,6 +145,16 @@ def attention(
         return output.view(rows, heads, count, size).transpose(1, 2), None
 
 
+def check_plain(kwargs: Mapping[str, Any]) -> None:
+    """Refuse more than attention among what a model hands to an attention function.
+
+    Raises:
+        TypeError: with the names.
+    """
+    if more := [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]:
+        raise TypeError(f"attention with {', '.join(more)}")
+
+
 def _product(differentiated: bool) -> Callable[[torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor]:
     """left @ kept(), by the rule that the pass's derivatives need, if any."""
     if differentiated:
@@ -167,18 +165,22 @@ def _product(differentiated: bool) -> Callable[[torch.Tensor, Callable[[], torch
 
 
 @contextmanager
-def side_by_side(model: PreTrainedModel) -> Iterator[None]:
-    """The model's passes take a `prompt_kv` and use `attention` with it."""
+def use_attention(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """The model's passes compute attention by `function`, known to transformers as `name`."""
     before = model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
-    model.set_attn_implementation(_NAME)
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
 
 
-_NAME = "zotune_side_by_side"
+def side_by_side(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """The model's passes take a `prompt_kv` and use `attention` with it."""
+    return use_attention(model, "zotune_side_by_side", attention)
+
+
 _HARMLESS = {  # what says nothing new of a pass that brings its own mask and positions, within the model's window
     "dropout", "is_causal", "sliding_window", "position_ids", "position_embeddings", "output_attentions", "use_cache",
     "output_router_logits",

@@ -74,7 +74,7 @@ def checked_record(model: PreTrainedModel) -> Iterator[None]:
 
     def check(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
         inputs = args[0]
-        if not inputs.requires_grad or not torch.is_tensor(output):  # routers give more than a product
+        if not inputs.requires_grad or not inputs.numel() or not torch.is_tensor(output):  # routers give more
             return
         found: torch.Tensor | None = None
         if output.requires_grad:

@@ -61,7 +61,7 @@ class TorchEngine:
         self.stats = self.plain.stats
         self.layers = self.plain.layers
         self._limit = length_limit(model.config)
-        self.head = ScoredHead(model)
+        self.head = ScoredHead(model, fixed=spec is not None)
         self.passes = SuffixPasses(model, self.layers, self.head, self.stats, max_tokens_per_forward)
         self.activated, self.everywhere = (
             Activated(self.passes, PrefixCache(KEPT_BYTES, BLOCK)),
@@ -77,11 +77,11 @@ class TorchEngine:
     @property
     def cache(self) -> PrefixCache:
         """Where prompts are kept."""
-        return self.activated.cache
+        return self.activated.prompts.cache
 
     @cache.setter
     def cache(self, cache: PrefixCache) -> None:
-        self.activated.cache = cache
+        self.activated.prompts.cache = cache
 
     @property
     def weights(self) -> ModelWeights | None:
@@ -95,7 +95,11 @@ class TorchEngine:
         return self.plain.identity()
 
     @torch.inference_mode()
-    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(
+        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
+    ) -> Scores:
+        # A normalizer that all candidates share is one of their only tokens' place.
+        self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
         fits = [self._fits(example) for example in batch]
         tangents = any(probe.derivative for probe in probes)
         if tangents and self.plain_tangents is None and not self.plain_reason:

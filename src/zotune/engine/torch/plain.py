@@ -94,7 +94,9 @@ class PlainEngine:
         return self._identity
 
     @torch.inference_mode()
-    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(
+        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
+    ) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         forwards = self._forwards(batch)
         if any(probe.derivative for probe in probes):

@@ -2,15 +2,17 @@
 
 Only an activated adapter leaves prompts alone, so only there may this be kept: it depends on neither theta, probe nor
 step. It is a radix tree: a node holds the KV of a run of tokens, its children what prompts go on with. Runs begin and
-end at multiples of `block` tokens (but for a prompt's end), and KV is always computed block by block, each alone on top
-of the blocks before it: its bits depend on the tokens alone, whatever was evicted, computed or asked for in between.
+end at multiples of `block` tokens (but for a prompt's end), and KV is always computed block by block, each on top of
+the blocks before it: its bits depend on the tokens alone, whatever was evicted, computed or asked for in between.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from zotune.engine.torch.piece_attention import Piece
 from zotune.zo.protocol import TokenIds
 
 BLOCK = 128  # shorter ones share more of prompts that begin alike; each reads all weights of the model once
@@ -46,26 +48,54 @@ class PrefixCache:
         self._by_use: OrderedDict[_Node, None] = OrderedDict()  # a node always stands behind its children
 
     def kv(
-        self, prompt: TokenIds, compute: Callable[[TokenIds, list[torch.Tensor]], torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """The KV of a prompt, run by run, computed where it is not there.
+        self, prompts: Sequence[TokenIds], compute: Callable[[Sequence[Piece]], Sequence[torch.Tensor]]
+    ) -> list[list[torch.Tensor]]:
+        """The KV of each prompt, run by run, computed where it is not there.
 
         Args:
-            compute: called with a block's tokens and the KV before it; gives the block's KV.
+            compute: gives the KV of pieces of prompts, each at most a block.
         """
+        waiting = list(dict.fromkeys(prompts))
+        while waiting:
+            waiting = self._add_some(waiting, compute)
+        return [self._found(prompt) for prompt in prompts]
+
+    def _add_some(
+        self, prompts: Sequence[TokenIds], compute: Callable[[Sequence[Piece]], Sequence[torch.Tensor]]
+    ) -> list[TokenIds]:
+        """Add the prompts that are not there, but of those that go on with the same block one alone: gives the rest."""
+        turn: dict[TokenIds, tuple[TokenIds, list[torch.Tensor]]] = {}
+        rest = []
+        for prompt in prompts:
+            found = [node.kv for node in self._match(prompt)]
+            start = sum(run.shape[3] for run in found)
+            if prompt[: start + self.block] in turn:
+                rest.append(prompt)
+            elif start < len(prompt):
+                turn[prompt[: start + self.block]] = (prompt, found)
+        new: dict[TokenIds, list[torch.Tensor]] = {prompt: [] for prompt, _ in turn.values()}
+        left = list(turn.values())
+        while left:
+            pieces = []
+            for prompt, found in left:
+                piece = Piece((), [*found, *new[prompt]])
+                pieces.append(replace(piece, tokens=prompt[piece.start : piece.start + self.block]))
+            for (prompt, _), kv in zip(left, compute(pieces), strict=True):
+                new[prompt].append(kv)
+            ends = [piece.start + len(piece.tokens) for piece in pieces]
+            left = [item for item, end in zip(left, ends, strict=True) if end < len(item[0])]
+        for prompt, runs in new.items():
+            path = self._match(prompt)
+            start = sum(len(node.tokens) for node in path)
+            self._add(_Node(prompt[start:], torch.cat(runs, dim=3), path[-1] if path else self._root))
+        return rest
+
+    def _found(self, prompt: TokenIds) -> list[torch.Tensor]:
+        """The KV of a prompt that is there, which is now the last used."""
         path = self._match(prompt)
-        found = [node.kv for node in path]
-        start = sum(len(node.tokens) for node in path)
-        new: list[torch.Tensor] = []
-        for first in range(start, len(prompt), self.block):
-            new.append(compute(prompt[first : first + self.block], [*found, *new]))
-        if new:
-            parent = path[-1] if path else self._root
-            path.append(self._add(_Node(prompt[start:], torch.cat(new, dim=3), parent)))
-            found.append(path[-1].kv)
         for node in reversed(path):
             self._by_use.move_to_end(node)
-        return found
+        return [node.kv for node in path]
 
     def trim(self) -> None:
         """Evict until the budget holds."""

@@ -35,7 +35,7 @@ def score_with_tangents(
         some = slice(start, start + most)
         count = 1 + len(probes[some])
         for rows in passes.chunks(by_length(batch, suffixes), suffixes, count):
-            kept = [[] if everywhere else activated.prompt_kv(prompts[i]) for i in rows]
+            kept = [[] for _ in rows] if everywhere else activated.prompts.kv([prompts[i] for i in rows])
             compute = partial(activated.log_probs, [prompts[i] for i in rows], kept, rows, suffixes, 1, True)
             assert isinstance(passes.layers, LoraLayers)
             with differentiable(passes.model, attention=False):
@@ -43,7 +43,7 @@ def score_with_tangents(
             passes.stats.tokens_computed += count * sum(len(suffixes[i].tokens) for i in rows)
             add_values(values.expand(count - 1, -1), rows, suffixes, log_probs[some])
             add_values(moved[:, 0], rows, suffixes, tangents[some])
-            activated.cache.trim()
+            activated.prompts.cache.trim()
         passes.stats.tokens_reused += tokens_needed(batch) * count
     passes.stats.tokens_reused -= passes.stats.tokens_computed - before
     return Scores(log_probs, num_tokens, tangents)
