@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from tests.conftest import TARGETS, VOCABULARY, make_model
 from tests.processes import run_to_end
@@ -19,10 +20,12 @@ from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import START_FILE, Start
 from zotune.engine.torch import eva
 from zotune.engine.torch.eva import principal_components
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.engine.torch.targets import resolve_targets
 from zotune.errors import InputError
 from zotune.run.trainer import Callback
-from zotune.zo.protocol import Example
+from zotune.zo.protocol import AT_THETA, Example
 
 INVOCATION = (50, 51)
 SCOPES = {"activated": INVOCATION, "everywhere": None}
@@ -35,25 +38,41 @@ examples = st.builds(
 
 
 def inputs_of_modules(model, targets, batch, scope) -> dict[str, np.ndarray]:
-    """[tokens, inputs] of each module, a candidate without its last token at a time, no padding, no cache."""
+    """[tokens, inputs] of each module, a candidate without its last token at a time, no padding, no cache. In scope
+    activated, a token that several candidates of an example share is one."""
     found: dict[str, list[torch.Tensor]] = {}
     hooks = []
     for name, module in resolve_targets(model, LoraSpec(4, 8.0, targets))[1].items():
         rows = found.setdefault(name, [])
-        hooks.append(module.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0][0])))
-    counts = []
+        hooks.append(
+            module.register_forward_pre_hook(
+                lambda _, args, rows=rows: rows.append(args[0].reshape(-1, args[0].shape[-1]))
+            )
+        )
+    kept = []
     for example in batch:
+        seen = set()
         for start in dict.fromkeys(candidate[:-1] for candidate in example.candidates):
-            suffix = example.invocation + start
+            whole = example.prompt + example.invocation + start
             with torch.no_grad():
-                model(torch.tensor([example.prompt + suffix]))
-            counts.append(len(suffix) if scope == "activated" else len(example.prompt) + len(suffix))
+                model(torch.tensor([whole]))
+            first = len(example.prompt) if scope == "activated" else 0
+            own = [n for n in range(first, len(whole)) if scope != "activated" or whole[: n + 1] not in seen]
+            seen |= {whole[: n + 1] for n in own}
+            kept.append(own)
     for hook in hooks:
         hook.remove()
     return {
-        name: torch.cat([row.reshape(-1, row.shape[-1])[-n:] for row, n in zip(rows, counts, strict=True)]).numpy()
-        for name, rows in found.items()
+        name: torch.cat([row[own] for row, own in zip(rows, kept, strict=True)]).numpy() for name, rows in found.items()
     }
+
+
+def start_of(model, spec: LoraSpec, batch: list[Example], seed: int = 0) -> Start:
+    engine = TorchEngine(model, spec, PrefixCache(1e9, 8))
+    try:
+        return principal_components(engine, batch, seed)
+    finally:
+        engine.close()
 
 
 def explained(inputs: np.ndarray, rows: np.ndarray) -> float:
@@ -70,14 +89,14 @@ def explained(inputs: np.ndarray, rows: np.ndarray) -> float:
 def test_rows_explain_as_much_as_the_best_of_their_number(kind, scope, batch, rank):
     model = make_model(kind)
     with patch.object(eva, "MAX_TOKENS", 10**6):
-        start = principal_components(
-            model, LoraSpec(rank, 8.0, TARGETS[kind], SCOPES[scope]), batch, seed=0, batch_size=20
-        )
+        spec = LoraSpec(rank, 8.0, TARGETS[kind], SCOPES[scope])
+        start = principal_components(TorchEngine(model, spec, PrefixCache(1e9, 8)), batch, seed=0, batch_size=7)
     for name, inputs in inputs_of_modules(make_model(kind), TARGETS[kind], batch, scope).items():
         rows = start.tensors[tensor_name(name, "A")].astype(np.float64)
-        if len(inputs) <= rank or np.ptp(inputs, axis=0).max() < 1e-3:  # OPT's layer 0 may see one token alone
+        _, sizes, best = np.linalg.svd(inputs - inputs.mean(axis=0, dtype=np.float64))
+        if np.sum(sizes > 1e-4 * max(sizes[0], 1e-3)) < rank:  # few tokens differ: OPT's layer 0 may see one alone
             continue
-        best = np.linalg.svd(inputs - inputs.mean(axis=0, dtype=np.float64))[2][:rank]
+        best = best[:rank]
         np.testing.assert_allclose(rows @ rows.T, np.eye(rank), atol=1e-5)
         assert explained(inputs, rows) == pytest.approx(explained(inputs, best), abs=1e-4)
 
@@ -87,33 +106,40 @@ def test_the_model_is_left_as_it_was_and_the_same_data_give_the_same_bits():
     batch = [Example((1, i, i + 1, i + 2), INVOCATION, ((60,), (61,)), 0) for i in range(2, 20)]
     ids = torch.tensor([[1, 5, 9]])
     before = model(ids).logits
-    assert principal_components(model, spec, batch, 0) == principal_components(model, spec, batch, 0)
+    assert start_of(model, spec, batch) == start_of(model, spec, batch)
     assert torch.equal(model(ids).logits, before)
-    assert principal_components(model, spec, batch[:9], 0) != principal_components(model, spec, batch, 0)
+    assert start_of(model, spec, batch[:9]) != start_of(model, spec, batch)
 
 
-def test_many_passes_come_close_to_one(monkeypatch):
-    """Pieces are decomposed one after the other, keeping the components alone: what that loses stays small."""
+def test_some_tokens_of_each_pass_stand_for_all():
     model, spec = make_model("llama"), LoraSpec(4, 8.0, TARGETS["llama"], None)
     rng = np.random.default_rng(0)
     batch = [Example(tuple(rng.integers(2, 300, 30).tolist()), (), ((7,), (8,)), 0) for _ in range(500)]
-    monkeypatch.setattr(eva, "MAX_TOKENS", 10**6)
-    start = principal_components(model, spec, batch, 0)
+    start = start_of(model, spec, batch)
     taken = batch[:: len(batch) // eva.NUM_EXAMPLES][: eva.NUM_EXAMPLES]
     for name, inputs in inputs_of_modules(make_model("llama"), TARGETS["llama"], taken, "everywhere").items():
         best = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2][:4]
-        assert explained(inputs, start.tensors[tensor_name(name, "A")]) > 0.97 * explained(inputs, best)
+        assert explained(inputs, start.tensors[tensor_name(name, "A")]) > 0.95 * explained(inputs, best)
+
+
+def test_prompts_are_kept_for_the_training_that_follows():
+    engine = TorchEngine(make_model("opt"), LoraSpec(4, 8.0, ("q_proj",), INVOCATION), PrefixCache(1e9, 8))
+    batch = [Example((1, i, i + 1, i + 2), INVOCATION, ((60,), (61,)), 0) for i in range(2, 20)]
+    principal_components(engine, batch, 0)
+    before = engine.stats.tokens_computed
+    engine.score(initial_theta(engine.tensor_shapes, 0), [AT_THETA], batch)
+    assert engine.stats.tokens_computed == before + len(batch) * len(INVOCATION)
 
 
 def test_rows_beyond_the_data_are_drawn():
     model, spec = make_model("opt"), LoraSpec(6, 8.0, ("q_proj",), INVOCATION)
     batch = [Example((1, 9), INVOCATION, ((60,),), 0)]  # two tokens: one component
     drawn = initial_theta({"base_model.model.model.decoder.layers.1.self_attn.q_proj.lora_A.weight": (6, 16)}, 3)
-    start = principal_components(model, spec, batch, seed=3)
+    start = start_of(model, spec, batch, seed=3)
     for name, value in drawn.items():
         assert np.array_equal(start.tensors[name][1:], value[1:])
         assert np.linalg.norm(start.tensors[name][0]) == pytest.approx(1.0, abs=1e-5)
-    wide = principal_components(model, LoraSpec(20, 8.0, ("q_proj",), None), [batch[0]] * 40, seed=3)
+    wide = start_of(model, LoraSpec(20, 8.0, ("q_proj",), None), [batch[0]] * 40, seed=3)
     assert {value.shape for value in wide.tensors.values()} == {(20, 16)}  # a rank above the 16 inputs
 
 
@@ -122,7 +148,7 @@ def test_inputs_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.model.decoder.layers[0].fc2.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"the inputs of .*layers.1.*q_proj are no numbers"):
-        principal_components(model, LoraSpec(2, 8.0, ("q_proj",), None), [Example((1, 9), (), ((7,),), 0)], 0)
+        start_of(model, LoraSpec(2, 8.0, ("q_proj",), None), [Example((1, 9), (), ((7,),), 0)])
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
@@ -171,8 +197,9 @@ def test_both_engines_start_alike(options, tmp_path, scope):
         run = tmp_path / engine
         own = {"num_steps": 1, "scope": scope, "init_lora_weights": "eva", "engine": engine}
         mezo_finetune(**{**options, **own}, output_dir=str(run))
-        starts.append((run / START_FILE).read_bytes())
-    assert starts[0] == starts[1]
+        starts.append(load_file(run / START_FILE))
+    for name, rows in starts[0].items():
+        np.testing.assert_allclose(np.abs(rows @ starts[1][name].T), np.eye(len(rows)), atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, own_data, task_of
-from zotune.assemble.model import Model, check_installed, find_model, open_engine
+from zotune.assemble.model import Model, check_installed, facts_of, find_model, open_engine
 from zotune.assemble.parts import encode_texts
 from zotune.config.ranges import MANY
 from zotune.config.reading import make_config, read_run_config
@@ -212,20 +212,16 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     return make_config(given, base)
 
 
-def _placed(config: Config) -> Config:
-    """With device and dtype chosen."""
-    device = choose_device(config.device)
-    return replace(config, device=device, dtype=config.dtype or default_dtype(device))
-
-
 def _load(
     config: Config, task: Task, adapter: str | Path | None, texts: Sequence[TextExample], num_new_tokens: int = 0
 ) -> _Predictor:
     check_installed(config)
     given = Adapter.read(adapter) if adapter is not None else None
     theta, spec = (given.theta, given.spec) if given else ({}, BARE)
-    config = _placed(config)
+    config = replace(config, device=choose_device(config.device))
     model = find_model(config)
+    facts = facts_of(model, config)
+    config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)
     max_length = choose_max_length(config.max_length, model.context)
     if model.context is not None and num_new_tokens >= model.context:
         raise InputError(

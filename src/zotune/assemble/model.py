@@ -3,25 +3,24 @@
 Training, evaluation, prediction and the tools all open a model here.
 """
 
-import gc
 import logging
-import time
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.adapter.spec import AdapterSpec, LoraSpec
-from zotune.adapter.start import Start
+from zotune.adapter.spec import AdapterSpec
+from zotune.config.defaults import SMALL_MODEL
+from zotune.config.machine import free_cores
 from zotune.config.run import Facts
 from zotune.config.settings import Config
 from zotune.data.demo import demo_path
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest
-from zotune.engine.torch.eva import principal_components
 from zotune.engine.torch.loading import (
     choose_device,
     context_length,
@@ -31,6 +30,7 @@ from zotune.engine.torch.loading import (
     load_model,
     load_tokenizer,
 )
+from zotune.engine.torch.precision import half_speedup
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
 from zotune.errors import InputError
 from zotune.run.watch import remedy
@@ -106,16 +106,31 @@ def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer:
 
 def facts_of(model: Model, config: Config) -> Facts:
     """What settings are chosen by."""
-    loaded = model.loaded
-    threads = None if ENGINES[config.engine].loads_model else config.num_threads or torch.get_num_threads()
+    loaded, kind = model.loaded, ENGINES[config.engine]
+    num_parameters = model.structure.num_parameters()
+    device = choose_device(config.device) if loaded is None else str(loaded.device)
+    measured = config.dtype is None and loaded is None and not kind.loads_model and config.tuning != "full"
     return Facts(
-        num_parameters=model.structure.num_parameters(),
+        num_parameters=num_parameters,
         context=model.context,
         quantization=quantization_method(model.config),
-        device=choose_device(config.device) if loaded is None else str(loaded.device),
+        device=device,
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
-        num_threads=threads,
+        num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
+        half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
     )
+
+
+def _choose_threads(device: str) -> int:
+    """As PyTorch or the environment chooses; but threads that share a core with another process wait for each other at
+    every product, so cores that are in use elsewhere are left alone."""
+    threads = torch.get_num_threads()
+    if device != "cpu" or threads == 1 or "OMP_NUM_THREADS" in os.environ:
+        return threads
+    free, cores = free_cores()
+    if free < cores:
+        logger.info("num_threads: %d (of %d cores; the others are in use by other processes)", free, cores)
+    return min(threads, free)
 
 
 def open_engine(
@@ -139,39 +154,17 @@ def open_engine(
         torch.set_num_threads(settings.num_threads)
     if loaded is None and not kind.loads_model:
         loaded = _load(model, settings)
-    if start_from:
-        assert isinstance(spec, LoraSpec)
-        spec = replace(spec, start=_start_from_data(model, settings, spec, loaded, start_from))
     request = EngineRequest(
         model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
-        settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded,
+        settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded, start_from, settings.seed,
+        settings.quantization,
     )  # fmt: skip
-    return kind.open(request)
+    try:
+        return kind.open(request)
+    except FloatingPointError as error:  # of a start from data
+        raise InputError(f"{error}: {remedy(settings.dtype)}") from error
 
 
 def _load(model: Model, settings: Config) -> PreTrainedModel:
     assert settings.dtype
     return load_model(model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization)
-
-
-def _start_from_data(
-    model: Model, settings: Config, spec: LoraSpec, loaded: PreTrainedModel | None, examples: Sequence[Example]
-) -> Start:
-    """A from the data; with a model that is loaded for this alone, where the engine keeps its own."""
-    began = time.perf_counter()
-    try:
-        loaded = _load(model, settings) if loaded is None else loaded
-        start = principal_components(loaded, spec, examples, settings.seed, settings.batch_size)
-    except FloatingPointError as error:
-        raise InputError(f"{error}: {remedy(settings.dtype)}") from error
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--init-lora-weights eva: with transformers, {settings.model} does not fit on {settings.device}; "
-            "use kaiming"
-        ) from error
-    finally:
-        del loaded
-        gc.collect()
-        torch.cuda.empty_cache()
-    logger.info("A starts from the principal components of each layer's inputs: %.1f s", time.perf_counter() - began)
-    return start

@@ -1,8 +1,10 @@
 """The parts of a run, put together once: what holds, the examples as token ids, and the engine."""
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -10,6 +12,7 @@ from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine
+from zotune.assemble.precision import slopes_hold
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
@@ -72,10 +75,17 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
     spec = prompt or _lora(settings, encoder, begun)
     from_data = settings.init_lora_weights == "eva" and (begun is None or begun.start is None)
-    engine = open_engine(
-        model, settings, spec, num_probes=run.estimator.num_probes(settings.directions or 0),
+    opened = partial(
+        open_engine, model, spec=spec, num_probes=run.estimator.num_probes(settings.directions or 0),
         start_from=train if from_data else (),
     )  # fmt: skip
+    engine = opened(settings)
+    if any(choice.name == "dtype" for choice in run.choices) and not slopes_hold(run, engine, train):
+        engine.close()
+        del engine
+        gc.collect()
+        run = replace(run, config=replace(settings, dtype="float32"))
+        engine = opened(run.config)
     try:
         if adapter:
             adapter.warn_of_other_weights(engine, settings)

@@ -152,7 +152,7 @@ class Fields:
 
     init_lora_weights: Literal["kaiming", "eva"] | None = None
     """Where LoRA's A starts, with --tuning lora or lora_fa (B starts at 0). `eva` starts it at the principal components
-    of what goes into each layer, over 256 training examples; `kaiming` at random, as PEFT does by default. Default: eva
+    of what goes into each layer, over 64 training examples; `kaiming` at random, as PEFT does by default. Default: eva
     in scope activated, kaiming in scope everywhere."""
 
     lora_rank: int = 8
@@ -177,7 +177,7 @@ class Fields:
     max_train_samples: int | None = None
     """Train on at most this many records, drawn at random by --data-seed. Default: all."""
 
-    max_eval_samples: int | None = 1000
+    max_eval_samples: int | None = 256
     """Evaluate on at most this many records, drawn at random by --data-seed."""
 
     fields: tuple[str, ...] = ()

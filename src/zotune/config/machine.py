@@ -13,6 +13,7 @@ from zotune.errors import InputError
 from zotune.values import shown
 
 THREADS_PER_PROCESSOR = 4  # more only take turns
+MEASURED_S = 0.2
 
 
 def check_machine(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -32,3 +33,10 @@ def check_machine(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None
     kept = settings.get("kv_cache_gb")
     if "kv_cache_gb" in given and kept is not None and kept > memory:
         raise InputError(f"--kv-cache-gb must be at most {memory:.1f}, the memory of this machine, got {kept:g}")
+
+
+def free_cores() -> tuple[int, int]:
+    """How many of the cores that this process may use are idle now, but at least one; and how many it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    idle = psutil.cpu_times_percent(interval=MEASURED_S).idle / 100 * (os.cpu_count() or 1)
+    return max(1, min(cores, round(idle))), cores

@@ -5,11 +5,11 @@ a folder of its own and a row of `ENGINES` (engine/__init__.py): nothing outside
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from zotune.zo.protocol import Engine
+from zotune.zo.protocol import Engine, Example
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -49,7 +49,8 @@ class EngineRequest:
 
     `model` is a folder or hub id and `config` its configuration, as transformers reads it; `loaded` is the model itself
     where the kind does not load it. `spec` is the form of the adapter, None for the model's own parameters. A step has
-    `num_probes` probes. `options` are the kind's own.
+    `num_probes` probes. `options` are the kind's own. Where there are examples in `start_from`, LoRA's A starts from
+    them (`engine.torch.eva`); `quantization` is how the model is quantised for that where the kind loads it itself.
     """
 
     model: str
@@ -62,6 +63,9 @@ class EngineRequest:
     kv_cache_gb: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     loaded: "PreTrainedModel | None" = None
+    start_from: Sequence[Example] = ()
+    seed: int = 0
+    quantization: str | None = None
 
 
 class EngineKind(ABC):

@@ -36,9 +36,7 @@ class EnginePool(Generic[AnEngine]):
         counts = [asdict(engine.stats) for engine in self.engines]
         return EngineStats(**{name: sum(count[name] for count in counts) for name in counts[0]})
 
-    def score(
-        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
-    ) -> Scores:
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
         if len(probes) >= len(self.engines):
             shares = self._run(probes, lambda engine, some: engine.score(theta, some, batch, normalized))
             return Scores(np.concatenate([scores.log_probs for scores in shares]), shares[0].num_tokens)
@@ -56,6 +54,9 @@ class EnginePool(Generic[AnEngine]):
         if need in ("tangents", "gradients"):
             return "a pool of engines passes no derivatives on"
         return self.engines[0].why_not(need)
+
+    def in_float32(self) -> None:
+        """Not for several at once."""
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("gradients"))

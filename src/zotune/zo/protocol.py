@@ -6,6 +6,7 @@ for, and the same call gives the same numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -177,15 +178,17 @@ class Engine(Protocol):
         """A digest of the base model's weights, those that a run began with; None where it is not known."""
         ...
 
-    def score(
-        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
-    ) -> Scores:
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
         """Score every candidate of every example under every probe.
 
         Args:
             normalized: false where the caller compares candidates of an example under a probe alone: then all their
                 log-probabilities may be off by the same amount, where that saves work.
         """
+        ...
+
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        """Inside, a model of half precision computes in float32; None where it is none, or cannot."""
         ...
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:

@@ -96,9 +96,7 @@ class SglangEngine:
         finally:
             os.close(theta_file)
 
-    def score(
-        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
-    ) -> Scores:
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
         self._give(theta)
         scores: Scores = self._ask("score", self._version, list(probes), list(batch))
         self._count_what_ran()
@@ -106,6 +104,9 @@ class SglangEngine:
 
     def identity(self) -> None:
         """Not known: SGLang reads the weights itself, and lays them out its own way."""
+
+    def in_float32(self) -> None:
+        """SGLang's kernels are of one precision."""
 
     def why_not(self, need: Need) -> str | None:
         return "SGLang's passes have no derivatives" if need in ("tangents", "gradients") else None

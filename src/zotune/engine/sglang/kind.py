@@ -1,6 +1,7 @@
 """SGLang as a kind of engine: what it cannot serve, its options, and one engine or a pool of several."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
@@ -59,6 +60,10 @@ class SglangKind(EngineKind):
                 "--engine sglang has one rank and one alpha for all modules, where the adapter has a rank_pattern or "
                 "an alpha_pattern; use --engine torch or plain"
             )
+        if request.start_from:
+            from zotune.engine.torch.eva import start_alone
+
+            request = replace(request, spec=replace(request.spec, start=start_alone(request)), start_from=())
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)

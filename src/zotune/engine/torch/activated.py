@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.profiler import record_function
 
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.attention import PromptKV, side_by_side
@@ -71,6 +70,8 @@ class Activated:
         visible = np.stack([ancestors(suffixes[i], size) for i in rows])
         scored = self.passes.scored(rows, suffixes)[:, None] + np.arange(num_probes)[:, None] * size
         self.layers.num_groups = len(rows)
+        adapted = np.arange(size) < np.array([[len(suffixes[i].tokens)] for i in rows])
+        self.layers.adapted = torch.from_numpy(np.tile(adapted, num_probes)).to(self.model.device)
         logits, _ = self._forward(
             prompt_kv,
             visible,
@@ -103,10 +104,12 @@ class Activated:
         differentiated: bool = False,
     ) -> tuple[torch.Tensor, PromptKV]:
         """One pass of probes side by side behind their prompts; logits, and the KV of the pass."""
-        kv = PromptKV(prompts, torch.from_numpy(visible).to(self.model.device), num_probes, differentiated)
+        kv = PromptKV(
+            prompts, torch.from_numpy(visible).to(self.model.device), num_probes, differentiated, self.passes.dtype
+        )
         unused = torch.zeros((1, 1, 1, 1), device=self.model.device)  # in place of a mask that the model would make
         with side_by_side(self.model):
-            return self.passes.forward(input_ids, positions, scored, attention_mask=unused, prompt_kv=kv), kv
+            return self.passes.forward(input_ids, positions, scored, True, attention_mask=unused, prompt_kv=kv), kv
 
 
 def by_length(batch: Sequence[Example], suffixes: list[Suffix]) -> list[int]:

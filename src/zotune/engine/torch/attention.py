@@ -34,6 +34,7 @@ class PromptKV:
         visible: bool [rows, suffix, suffix], what a token sees of its own probe.
         num_probes: probes side by side in a row.
         differentiated: whether the pass is one of `forward_mode`.
+        dtype: what is computed in; None: in what the model gives.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class PromptKV:
         visible: torch.Tensor,
         num_probes: int,
         differentiated: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.prompts = prompts
+        self.dtype = dtype
         self.num_probes = num_probes
         # [rows, kv heads, heads a kv head, probes, suffix, suffix], to be added to scores
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
@@ -120,6 +123,8 @@ def attention(
     """
     check_plain(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if prompt_kv.dtype is not None:
+        query, key, value = (tensor.to(prompt_kv.dtype) for tensor in (query, key, value))
     prompt_kv.computed[layer] = (key, value)
     with record_function("zotune::attention"):
         rows, heads, count, size = query.shape

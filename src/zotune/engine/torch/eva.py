@@ -2,98 +2,148 @@
 
 EVA (Paischer et al., 2024, arXiv 2410.07170), without its shifting of ranks between modules. A row of A then reads what
 differs most between the tokens that the adapter acts on, and a random change of B moves the output by more of it:
-to directions drawn at random that matters most. It takes forward passes alone.
+to directions drawn at random that matters most. It takes forward passes alone, whose prompts an engine keeps.
 """
 
+import gc
+import logging
+import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from peft.utils.incremental_pca import IncrementalPCA
 from torch import nn
-from transformers import PreTrainedModel
 
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
+from zotune.engine.kind import EngineRequest
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.loading import load_model
+from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.targets import resolve_targets
+from zotune.errors import InputError
 from zotune.zo.protocol import AT_THETA, Example
 
-NUM_EXAMPLES = 256
-MAX_TOKENS = 256  # of one forward pass: a decomposition of more takes long
+logger = logging.getLogger("zotune")
+
+NUM_EXAMPLES = 64  # from 256, the components explain 2 % more of what other examples put into SmolLM2's layers
+BATCH_SIZE = 64
+MAX_TOKENS = 1024  # of each module, of all passes together
 
 
 def principal_components(
-    model: PreTrainedModel, spec: LoraSpec, examples: Sequence[Example], seed: int, batch_size: int = 16
+    engine: TorchEngine | PlainEngine, examples: Sequence[Example], seed: int, batch_size: int = BATCH_SIZE
 ) -> Start:
     """A [rank, inputs] of each adapted module: the first principal components, as orthonormal rows, of its inputs in
     the base model at the tokens that the adapter acts on, of NUM_EXAMPLES examples, evenly taken, a batch at a time.
 
     Where there are fewer components than the rank, the other rows are drawn from `seed`, as A is elsewhere.
 
+    Args:
+        engine: one of an adapter that starts at the base model, as LoRA does without a start.
+
     Raises:
         FloatingPointError: a module's inputs are not finite.
     """
     examples = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
-    if spec.scope == "everywhere":  # the engine's token mask then marks all of a row but its padding
-        examples = [replace(e, prompt=(), invocation=e.prompt + e.invocation) for e in examples]
-    engine = PlainEngine(model, replace(spec, peft_type="lora", invocation_tokens=()))
-    engine.layers.active = False
+    if isinstance(engine, TorchEngine) and engine.scope == "everywhere":  # whose rows are whole
+        engine = engine.plain
+    layers, spec = engine.layers, engine.spec
+    assert isinstance(layers, LoraLayers)
+    assert isinstance(spec, LoraSpec)
     theta = initial_theta(engine.tensor_shapes, seed)
-    hooks, found = [], {}
-    for name, module in resolve_targets(model, spec)[1].items():
-        drawn = theta[tensor_name(name, "A")]
-        found[tensor_name(name, "A")] = components = _Components(name, min(drawn.shape), drawn)
-        hooks.append(module.register_forward_pre_hook(partial(_observe, engine, components)))
+    inputs = _Inputs(layers, tokens_a_pass=MAX_TOKENS // -(-len(examples) // batch_size))
+    modules = resolve_targets(engine.model, spec)[1]
+    hooks = [module.register_forward_pre_hook(partial(inputs.observe, name)) for name, module in modules.items()]
     try:
         for first in range(0, len(examples), batch_size):
             engine.score(theta, [AT_THETA], examples[first : first + batch_size])
     finally:
         for hook in hooks:
             hook.remove()
+    drawn = initial_theta({tensor_name(name, "A"): layers.matrices[tensor_name(name, "A")] for name in modules}, seed)
+    components: dict[tuple[int, ...], np.ndarray] = {}
+    for name, tokens in inputs.found.items():
+        key = tuple(map(id, tokens))
+        if key not in components:
+            components[key] = _components(torch.cat(tokens), max(shape[0] for shape in layers.matrices.values()), name)
+        rows = drawn[tensor_name(name, "A")]
+        found = components[key][: len(rows)]
+        rows[: len(found)] = found
+    return Start.of(drawn)
+
+
+def start_from_data(engine: TorchEngine | PlainEngine, request: EngineRequest) -> Start:
+    """A as the request asks for it; the log says how long it took."""
+    began = time.perf_counter()
+    start = principal_components(engine, request.start_from, request.seed)
+    logger.info("A starts from the principal components of each layer's inputs: %.1f s", time.perf_counter() - began)
+    return start
+
+
+def start_alone(request: EngineRequest) -> Start:
+    """The same for an engine that keeps a model of its own, with one that is loaded for this alone.
+
+    Raises:
+        InputError: transformers' model does not fit on the device.
+    """
+    try:
+        return _start_of_loaded(request)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--init-lora-weights eva: with transformers, {request.model} does not fit on {request.device}; use kaiming"
+        ) from error
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _start_of_loaded(request: EngineRequest) -> Start:
+    model = load_model(request.model, request.dtype, request.device, request.trust_remote_code, request.quantization)
+    engine = TorchEngine(model, request.spec)
+    try:
+        return start_from_data(engine, request)
+    finally:
         engine.close()
-    return Start.of({name: components.rows() for name, components in found.items()})
 
 
-def _observe(engine: PlainEngine, components: "_Components", module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-    assert engine.layers.token_mask is not None
-    tokens = args[0].reshape(-1, args[0].shape[-1])[engine.layers.token_mask.reshape(-1)].float()
-    if len(tokens) > MAX_TOKENS:  # at random: every n-th may be the same word of the invocation
-        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:MAX_TOKENS]]
-    components.add(tokens)
+class _Inputs:
+    """What goes into each module, at most so many tokens a pass."""
+
+    def __init__(self, layers: TrainedLayers, tokens_a_pass: int) -> None:
+        self.layers = layers
+        self.tokens_a_pass = tokens_a_pass
+        self.found: dict[str, list[torch.Tensor]] = {}
+        self._last: torch.Tensor | None = None  # modules side by side read the same
+
+    def observe(self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if not self.layers.active:
+            return
+        tokens = self._tokens(args[0])
+        if self._last is None or not torch.equal(self._last, tokens):
+            self._last = tokens
+        self.found.setdefault(name, []).append(self._last)
+
+    def _tokens(self, inputs: torch.Tensor) -> torch.Tensor:
+        assert self.layers.adapted is not None
+        tokens = inputs.reshape(-1, inputs.shape[-1])[self.layers.adapted.reshape(-1)].float()
+        if len(tokens) > self.tokens_a_pass:  # at random: every n-th may be the same word of the invocation
+            order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
+            tokens = tokens[order[: self.tokens_a_pass].to(tokens.device)]
+        return tokens
 
 
-class _Components:
-    """Principal components [at most `number`, inputs] of tokens that come in pieces of any size, over `drawn`."""
-
-    def __init__(self, module_name: str, number: int, drawn: np.ndarray) -> None:
-        self.module_name = module_name
-        self.number = number
-        self.drawn = drawn
-        self.waiting: list[torch.Tensor] = []
-        self.pca: Any = None
-
-    def add(self, tokens: torch.Tensor) -> None:
-        if not tokens.isfinite().all():
-            raise FloatingPointError(f"the inputs of {self.module_name} are no numbers")
-        self.waiting.append(tokens)
-        if sum(map(len, self.waiting)) > self.number:
-            self._fit(self.number)
-
-    def rows(self) -> np.ndarray:
-        if self.pca is None and (count := sum(map(len, self.waiting)) - 1) > 0:  # centred, so one fewer than tokens
-            self._fit(count)
-        rows = self.drawn.copy()
-        if self.pca is not None:
-            found = self.pca.components_.cpu().numpy()
-            rows[: len(found)] = found
-        return rows
-
-    def _fit(self, number: int) -> None:
-        self.pca = self.pca or IncrementalPCA(n_components=number)
-        self.pca.partial_fit(torch.cat(self.waiting))
-        self.waiting.clear()
+def _components(tokens: torch.Tensor, number: int, module_name: str) -> np.ndarray:
+    """The first principal components [at most `number`, inputs] of tokens [tokens, inputs]."""
+    if not tokens.isfinite().all():
+        raise FloatingPointError(f"the inputs of {module_name} are no numbers")
+    centred = tokens.double() - tokens.double().mean(dim=0)
+    few = len(tokens) < tokens.shape[1]  # of the two products of the matrix with itself, the smaller one
+    squares, vectors = torch.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+    kept = vectors.flip(1)[:, :number][:, squares.flip(0)[:number] > 1e-12 * squares[-1].clamp(min=1e-30)]
+    rows = kept.T @ centred if few else kept.T
+    return torch.nn.functional.normalize(rows, dim=1).float().cpu().numpy()

@@ -6,7 +6,8 @@ candidates that follow it, and only scored positions reach the LM head.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,6 @@ from zotune.engine.torch.everywhere import Everywhere
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.plain import PlainEngine
-from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
 from zotune.engine.torch.tangents import score_with_tangents
@@ -56,7 +56,6 @@ class TorchEngine:
     ) -> None:
         self.plain = PlainEngine(model, spec)
         self.model = self.plain.model
-        self.spec = self.plain.spec
         self.scope = self.plain.scope
         self.stats = self.plain.stats
         self.layers = self.plain.layers
@@ -69,7 +68,9 @@ class TorchEngine:
         )
         self.plain_tangents: bool | None = None  # whether derivatives alone are the plain engine's; found when asked
         self.plain_reason: str | None = None
+        self.activated.prompts.same_in_company = True  # the trial is about more than the last bits
         self.plain_reason = self._why_plain()
+        self.activated.prompts.same_in_company = None
         self.cache = prefix_cache or NoPrefixCache()
         if self.plain_reason:
             logger.info("every token will be computed, without reuse: %s", self.plain_reason)
@@ -84,6 +85,10 @@ class TorchEngine:
         self.activated.prompts.cache = cache
 
     @property
+    def spec(self) -> AdapterSpec | None:
+        return self.plain.spec
+
+    @property
     def weights(self) -> ModelWeights | None:
         return self.plain.weights
 
@@ -95,9 +100,7 @@ class TorchEngine:
         return self.plain.identity()
 
     @torch.inference_mode()
-    def score(
-        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
-    ) -> Scores:
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
         # A normalizer that all candidates share is one of their only tokens' place.
         self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
         fits = [self._fits(example) for example in batch]
@@ -122,6 +125,20 @@ class TorchEngine:
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        inside = self.plain.in_float32()
+        return None if inside is None else self._in_float32(inside)
+
+    @contextmanager
+    def _in_float32(self, inside: AbstractContextManager[None]) -> Iterator[None]:
+        cache = self.cache
+        self.cache, self.passes.dtype = PrefixCache(KEPT_BYTES, cache.block), torch.float32
+        try:
+            with inside:
+                yield
+        finally:
+            self.cache, self.passes.dtype = cache, self.model.dtype
+
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
         if self.plain_reason or self.scope == "everywhere" or not all(map(self._fits, batch)):
@@ -142,6 +159,7 @@ class TorchEngine:
 
     def close(self) -> None:
         self.head.remove()
+        self.passes.stream.remove()
         self.plain.close()
 
     def _fits(self, example: Example) -> bool:
@@ -173,8 +191,7 @@ class TorchEngine:
             slow = self.plain.score(trial.theta, trial.probes, trial.batch)
             for pieces in (False, True):
                 self.head.max_logits, self.head.is_last = 1, pieces
-                fast = self.score(trial.theta, trial.probes, trial.batch)
-                agrees = agree(self.model, fast, slow, self.plain.noise)
+                agrees = self._agrees(trial, slow)
                 if not pieces and (not agrees or self._differs_in_float32(trial)):
                     return f"{name} does not score the same with a mask and cache from outside"
             self.head.is_last = agrees
@@ -186,20 +203,31 @@ class TorchEngine:
             self.head.pick(None)
         return None
 
+    def _agrees(self, trial: Trial, slow: Scores) -> bool:
+        """With the residual stream in float32, or else as the model has it."""
+        stream = self.passes.stream
+        if stream.possible:
+            try:
+                if agree(self.model, self.score(trial.theta, trial.probes, trial.batch), slow, self.plain.noise):
+                    return True
+            except Exception:  # whatever a model's own code raises over a dtype that it does not expect
+                self.layers.active = True
+            stream.possible, self.cache = False, PrefixCache(KEPT_BYTES, BLOCK)
+        return agree(self.model, self.score(trial.theta, trial.probes, trial.batch), slow, self.plain.noise)
+
     def _differs_in_float32(self, trial: Trial) -> bool:
         """Whether a model of half precision scores otherwise than in padded rows for another reason than rounding."""
-        probes = trial.probes if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
-        cache, self.cache, self.passes.dtype = self.cache, PrefixCache(KEPT_BYTES, BLOCK), torch.float32
         try:
-            if not is_half(self.model):
+            inside = self.in_float32()
+            if inside is None:
                 return False
-            with in_float32(self.model):
-                slow = self.plain.score(trial.theta, probes, trial.batch)
+            probes = trial.probes[-1:] if self.spec else trial.probes[:1]  # all parameters are moved in their precision
+            with inside:
+                slow = self.plain.padded_float32 or self.plain.score(trial.theta, probes, trial.batch)
                 return not same(self.score(trial.theta, probes, trial.batch), slow)
         except Exception:  # whatever a model's own code raises over a dtype that it does not expect
             return False
         finally:
-            self.cache, self.passes.dtype = cache, self.model.dtype
             self.layers.active = True
             self.head.pick(None)
 

@@ -1,5 +1,7 @@
 """The engines on transformers' models in this process: the fast one, and the plain one that it is held to."""
 
+from typing import Any
+
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
 from zotune.errors import InputError
 from zotune.zo.protocol import Engine
@@ -16,7 +18,7 @@ class TorchKind(EngineKind):
         model = request.loaded
         assert model is not None
         budget = free_memory_bytes(model.device) / 2 if request.kv_cache_gb is None else request.kv_cache_gb * 1e9
-        return TorchEngine(model, request.spec, PrefixCache(budget))
+        return _started(TorchEngine(model, request.spec, PrefixCache(budget)), request)
 
 
 class PlainKind(EngineKind):
@@ -30,4 +32,18 @@ class PlainKind(EngineKind):
         from zotune.engine.torch.plain import PlainEngine
 
         assert request.loaded is not None
-        return PlainEngine(request.loaded, request.spec)
+        return _started(PlainEngine(request.loaded, request.spec), request)
+
+
+def _started(engine: Any, request: EngineRequest) -> Engine:
+    """The engine, with A from the data where the request has some."""
+    from zotune.engine.torch.eva import start_from_data
+
+    if request.start_from:
+        try:
+            engine.layers.start_from(start_from_data(engine, request))
+        except BaseException:
+            engine.close()
+            raise
+    opened: Engine = engine
+    return opened

@@ -13,7 +13,9 @@ class TrainedLayers(ABC):
     """The trained modules of one model, from now until `remove`.
 
     How the tokens of a pass lie: as [num_groups, probes, the rest]; `token_mask` [rows, tokens] keeps an adapter to
-    some of them; with `active` false the model is the base model. Nothing of it matters where weights move.
+    some of them; with `active` false the model is the base model. Nothing of it matters where weights move. `adapted`
+    [rows, tokens] are the tokens that are no padding, of those that an adapter is kept to. With `float_stream` what a
+    module gives need not be rounded to its precision.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -24,6 +26,8 @@ class TrainedLayers(ABC):
         self.active = True
         self.num_groups = 1
         self.token_mask: torch.Tensor | None = None
+        self.adapted: torch.Tensor | None = None
+        self.float_stream = False
 
     @abstractmethod
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from zotune.adapter.forms import FORMS, lora_matrices, lora_tangents, trained_shapes
 from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
+from zotune.adapter.start import Start
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.targets import resolve_targets
 from zotune.zo.draws import gaussian
@@ -33,7 +34,7 @@ class LoraLayers(TrainedLayers):
         self.device = model.device
         self.num_slots = 1
         self.tensors: dict[str, torch.Tensor] = {}  # A as [slots, inputs, rank], B as [slots, rank, outputs]
-        matrices: dict[str, tuple[int, ...]] = {}
+        self.matrices: dict[str, tuple[int, ...]] = {}  # shapes of A and B
         self._hooks = []
         fan_in_fan_out = False
         spec, modules = resolve_targets(model, spec)
@@ -42,12 +43,17 @@ class LoraLayers(TrainedLayers):
             num_in, num_out = _features(module)
             rank, scaling = rank_and_scaling(name, spec)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
-            matrices[key_a], matrices[key_b] = (rank, num_in), (num_out, rank)
+            self.matrices[key_a], self.matrices[key_b] = (rank, num_in), (num_out, rank)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b, scaling)))
-        self.shapes = dict(trained_shapes(matrices, spec))
-        frozen = tuple(matrices.items()) if spec.peft_type != "lora" else ()
+        self.shapes = dict(trained_shapes(self.matrices, spec))
+        frozen = tuple(self.matrices.items()) if spec.peft_type != "lora" else ()
         self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
+
+    def start_from(self, start: Start) -> None:
+        """A is not drawn, but taken from there."""
+        self.spec = replace(self.spec, start=start)
+        self._frozen = None
 
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
         with record_function("zotune::noise"):
@@ -95,7 +101,8 @@ class LoraLayers(TrainedLayers):
             if self.active:
                 with record_function("zotune::lora"):
                     product = self._product(args[0], self.tensors[key_a], self.tensors[key_b], scaling)
-                    return (output + product.reshape(output.shape)).to(output.dtype)
+                    whole = output + product.reshape(output.shape)
+                    return whole if self.float_stream else whole.to(output.dtype)
             return output
 
         return add_product

@@ -34,10 +34,12 @@ class PiecesKV:
 
     Args:
         places: each piece, and where in the row its first token lies.
+        dtype: what is computed in.
     """
 
-    def __init__(self, places: Sequence[tuple[Piece, int]], device: torch.device) -> None:
+    def __init__(self, places: Sequence[tuple[Piece, int]], device: torch.device, dtype: torch.dtype) -> None:
         self.places = places
+        self.dtype = dtype
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.masks = [_visible(piece).to(device) if piece.before else None for piece, _ in places]
 
@@ -77,6 +79,7 @@ def attention(
     """
     check_plain(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    query, key, value = (tensor.to(pieces_kv.dtype) for tensor in (query, key, value))
     pieces_kv.computed[layer] = (key, value)
     with record_function("zotune::attention"):
         output = torch.zeros_like(query)  # of padding, which belongs to no piece

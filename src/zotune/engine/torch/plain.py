@@ -7,6 +7,7 @@ kept between calls. This form is the measure of correctness for every faster one
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -67,12 +68,13 @@ class PlainEngine:
         self.max_tokens_per_forward = max_tokens_per_forward
         self.stats = EngineStats()
         self.layers = _trained_layers(model, spec)
-        self.spec = self.layers.spec if isinstance(self.layers, LoraLayers) else spec
+        self._spec = spec
         self.scope = "everywhere" if spec is None else spec.scope
         self._identity = weights_identity(model)  # now: training moves weights, and passes lay quantised ones out
         self._limit = length_limit(model.config)
         self._causal_beyond = False  # the limit; not known before there is a row
         self.alone_above: int | None = 0  # tokens; longer rows go through the model one at a time, without padding
+        self.padded_float32: Scores | None = None  # of the trial's last probe, of a model of half precision
         self.noise = 0.0  # how far two right ways of scoring are apart here, in nats
         self._generates_whole_rows: bool | None = None  # not known before somebody asks for texts
         try:
@@ -80,6 +82,11 @@ class PlainEngine:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def spec(self) -> AdapterSpec | None:
+        """The form of the adapter; None: theta is the model's own parameters."""
+        return self.layers.spec if isinstance(self.layers, LoraLayers) else self._spec
 
     @property
     def weights(self) -> ModelWeights | None:
@@ -94,9 +101,7 @@ class PlainEngine:
         return self._identity
 
     @torch.inference_mode()
-    def score(
-        self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True
-    ) -> Scores:
+    def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         forwards = self._forwards(batch)
         if any(probe.derivative for probe in probes):
@@ -129,6 +134,9 @@ class PlainEngine:
         if need == "tangents":
             return why_no_tangents(self.model, self.layers, self)
         return why_no_gradients(self.model, self.layers, self) if need == "gradients" else None
+
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        return in_float32(self.model) if is_half(self.model) else None
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """By backpropagation over whole sequences."""
@@ -234,12 +242,16 @@ class PlainEngine:
         """Whether padded rows of a model of half precision score otherwise for another reason than rounding."""
         probes = trial.probes[-1:] if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
         try:
-            if not is_half(self.model):
+            inside = self.in_float32()
+            if inside is None:
                 return False
-            with in_float32(self.model):
+            with inside:
                 padded = self.score(trial.theta, probes, trial.batch)
                 alone = self.score(trial.theta, probes, trial.batch[1:])  # the shorter one, alone in its row
-            return not same(Scores(padded.log_probs[:, 1:], padded.num_tokens[1:]), alone)
+            if not same(Scores(padded.log_probs[:, 1:], padded.num_tokens[1:]), alone):
+                return True
+            self.padded_float32 = padded
+            return False
         except Exception:  # whatever a model's own code raises over a dtype that it does not expect
             return False
 
@@ -276,10 +288,12 @@ class PlainEngine:
         for index, row in enumerate(rows):
             input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
             attention_mask[index, longest - len(row.input_ids) :] = 1
+        device = self.model.device
+        self.layers.adapted = attention_mask.bool().to(device)
         if self.scope == "activated":
             adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            self.layers.token_mask = (torch.arange(longest)[None, :] >= longest - adapted).to(self.model.device)
-        device = self.model.device
+            self.layers.adapted = (torch.arange(longest)[None, :] >= longest - adapted).to(device)
+            self.layers.token_mask = self.layers.adapted
         if len(rows) == 1:
             return {"input_ids": input_ids.to(device)}
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}

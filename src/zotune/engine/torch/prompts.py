@@ -29,7 +29,7 @@ class Prompts:
     def __init__(self, passes: SuffixPasses, cache: PrefixCache) -> None:
         self.passes = passes
         self.cache = cache
-        self._same_in_company: bool | None = None  # not known before there is a pass
+        self.same_in_company: bool | None = None  # not known before there is a pass
 
     def kv(self, prompts: Sequence[TokenIds]) -> list[list[torch.Tensor]]:
         """The KV of each prompt, run by run: [layers, 2, kv heads, tokens, head size]."""
@@ -44,12 +44,12 @@ class Prompts:
     def _compute(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
         """The KV of pieces, whatever order they are in."""
         size = self.cache.block * BLOCKS_A_PASS.get(self.passes.model.device.type, 2)
-        if self._same_in_company is None:
-            self._same_in_company = self._try_company(pieces, size)
+        if self.same_in_company is None:
+            self.same_in_company = self._try_company(pieces, size)
         found: dict[int, torch.Tensor] = {}
-        for row in _fill(pieces, size) if self._same_in_company else [[i] for i in range(len(pieces))]:
+        for row in _fill(pieces, size) if self.same_in_company else [[i] for i in range(len(pieces))]:
             some = [pieces[i] for i in row]
-            length = size if self._same_in_company else len(some[0].tokens)
+            length = size if self.same_in_company else len(some[0].tokens)
             found |= dict(zip(row, self._pass(some, length), strict=True))
             self.passes.stats.tokens_computed += sum(len(piece.tokens) for piece in some)
         return [found[i] for i in range(len(pieces))]
@@ -83,10 +83,10 @@ class Prompts:
             places.append((piece, place))
             place = end
         model = self.passes.model
-        kv = PiecesKV(places, model.device)
+        kv = PiecesKV(places, model.device, self.passes.dtype)
         unused = torch.zeros((1, 1, 1, 1), device=model.device)  # in place of a mask that the model would make
         with use_attention(model, _NAME, attention):
-            self.passes.forward(input_ids, positions, np.zeros((1, 0)), attention_mask=unused, pieces_kv=kv)
+            self.passes.forward(input_ids, positions, np.zeros((1, 0)), True, attention_mask=unused, pieces_kv=kv)
         return kv.blocks()
 
 

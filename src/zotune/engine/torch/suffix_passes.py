@@ -12,8 +12,10 @@ import torch
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
+from zotune.engine.torch.float_stream import FloatStream
 from zotune.engine.torch.head import ScoredHead
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.precision import is_half
 from zotune.engine.torch.suffix import Suffix
 from zotune.zo.protocol import EngineStats, Example
 
@@ -29,7 +31,8 @@ class SuffixPasses:
         self, model: PreTrainedModel, layers: TrainedLayers, head: ScoredHead, stats: EngineStats, max_tokens: int
     ) -> None:
         self.model = model
-        self.dtype = model.dtype  # of what a pass computes
+        self.dtype = model.dtype  # of the products of a pass
+        self.stream = FloatStream(model, possible=is_half(model))
         self.layers = layers
         self.head = head
         self.stats = stats
@@ -55,12 +58,15 @@ class SuffixPasses:
             scored[row, : len(suffixes[i].scored)] = suffixes[i].scored
         return scored
 
-    def forward(self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, **more: Any) -> torch.Tensor:
+    def forward(
+        self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, float_stream: bool = False, **more: Any
+    ) -> torch.Tensor:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
         self.layers.token_mask = None
         self.head.pick(self._tensor(scored))
+        self.layers.float_stream = wide = float_stream and self.stream.possible and self.dtype == self.model.dtype
         try:
-            with record_function("zotune::forward"):
+            with record_function("zotune::forward"), self.stream.in_use(wide):
                 logits = self.model(
                     input_ids=self._tensor(input_ids),
                     position_ids=self._tensor(positions),
@@ -68,6 +74,7 @@ class SuffixPasses:
                     **more,
                 ).logits
         finally:
+            self.layers.float_stream = False
             self.head.pick(None)
         self.stats.forward_passes += 1
         return logits
