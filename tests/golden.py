@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.conftest import CONFIGS, REVIEWS, make_model, make_tokenizer
-from zotune import mezo_finetune
+from zotune import Callback, mezo_finetune
 from zotune.run.journal import read_journal
 from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
 
@@ -74,6 +74,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "nf4": ("llama", {"quantization": "nf4"}),
 }  # fmt: skip
 STOPPED = ("defaults", "svrg", "adaptive", "full", "prompt_tuning", "blocks", "vera")
+
+
+class StopAt(Callback):
+    """Ends a run after a step, as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, event: StepEvent) -> None:
+        if event.step == self.step:
+            raise KeyboardInterrupt
 
 
 def fingerprint() -> str:
