@@ -69,16 +69,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(left, ignore_errors=True)
         make_folder(new)
         try:
-            mode = _new_file(new / ".mode")
-            (new / ".mode").unlink()
-            write(new)
-            for path in new.rglob("*"):
-                if path.is_dir():
-                    sync_folder(path)
-                else:
-                    path.chmod(mode)
-                    _sync(path)
-            sync_folder(new)
+            fill_folder(new, write)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
@@ -93,6 +84,26 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
                 old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def fill_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` put files into a folder, given its path; they are on disk when this returns, and as readable as new
+    files are here, whatever a library made of them.
+
+    Raises:
+        OSError: with the name of the folder.
+    """
+    with _naming(folder):
+        mode = _new_file(folder / ".mode")
+        (folder / ".mode").unlink()
+        write(folder)
+        for path in folder.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                path.chmod(mode)
+                _sync(path)
+        sync_folder(folder)
 
 
 def make_folder(folder: Path) -> None:

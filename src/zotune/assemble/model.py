@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,6 +22,7 @@ from zotune.config.settings import Config
 from zotune.data.demo import demo_path
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest
+from zotune.engine.torch.gguf import converted, is_gguf, smollm2_file
 from zotune.engine.torch.loading import (
     choose_device,
     context_length,
@@ -84,8 +86,16 @@ def check_installed(config: Config) -> None:
 
 
 def model_path(model: str) -> str:
-    """The name to load a model by."""
-    return demo_path("model") if model == "demo" else model
+    """The name to load a model by.
+
+    Raises:
+        InputError: the model of a name that zotune knows is not installed, or a GGUF file cannot be read.
+    """
+    if model == "demo":
+        return demo_path("model")
+    if model == "smollm2":
+        return converted(smollm2_file())
+    return converted(Path(model)) if is_gguf(model) else model
 
 
 def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer: Tokenizer | None = None) -> Model:

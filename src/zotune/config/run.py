@@ -17,7 +17,7 @@ from zotune.config.defaults import (
     make_noise,
     optimizer_arguments,
 )
-from zotune.config.fields import Dtype
+from zotune.config.fields import KNOWN_MODELS, Dtype
 from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES
 from zotune.data.tasks import Task
@@ -130,7 +130,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "device": facts.device,
         "dtype": facts.dtype or choose("dtype", *default_dtype(facts)),
         "num_threads": facts.num_threads,
-        "model": config.model if config.model == "demo" else absolute(config.model),
+        "model": config.model if config.model in KNOWN_MODELS else absolute(config.model),
         "task": task.name if config.task is not None or not config.labels else None,
         "adapter": absolute(config.adapter),
         "train_data": absolute(config.train_data),

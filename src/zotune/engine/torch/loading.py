@@ -46,13 +46,13 @@ def choose_device(device: str) -> str:
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration; reads no weights."""
     _check_path(model)
-    with _explained(model):
+    with explained(model):
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Tokenizer:
     _check_path(model)
-    with _explained(model):
+    with explained(model):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
 
 
@@ -78,20 +78,20 @@ def load_model(
     own = quantization_method(load_config(model, trust_remote_code))
     options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
-    with _explained(model):
+    with explained(model):
         result: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
         loaded: PreTrainedModel = result[0]
-        _check_weights(model, type(loaded).__name__, result[1])
+        check_weights(model, type(loaded).__name__, result[1])
         keep_dtype(loaded, dtype)
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
 
 
-def _check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
+def check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
     """transformers fills what a checkpoint lacks with random numbers, and says so in a warning."""
     lacking = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     if lacking:
@@ -105,7 +105,7 @@ def _check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's modules and the shapes of its weights, without the weights."""
-    with _explained(str(config.name_or_path)), torch.device("meta"):
+    with explained(str(config.name_or_path)), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
@@ -134,7 +134,7 @@ def _check_path(model: str) -> None:
         raise InputError(f"--model: there is no folder {model}")
 
 
-class _explained:
+class explained:
     """Turns what transformers raises for a wrong or unreachable model into one sentence."""
 
     def __init__(self, model: str) -> None:
