@@ -47,11 +47,18 @@ def merges_of(word: str) -> list[str]:
     return [f"{word[:i]} {word[i]}" for i in range(1, len(word))]
 
 
-def write_gguf(path: Path, quantized: str = "F32", seed: int = 0, **fields: str) -> dict[str, np.ndarray]:
+def write_gguf(
+    path: Path,
+    quantized: str = "F32",
+    seed: int = 0,
+    architecture: str = "llama",
+    kind: str = "model",
+    tokenizer: bool = True,
+    without: str = "",
+) -> dict[str, np.ndarray]:
     """A tiny Llama with a tokenizer; gives the weights as a reader dequantises them, by their names in the file."""
-    writer = gguf.GGUFWriter(path, fields.get("architecture", "llama"))
-    if "type" in fields:
-        writer.add_type(fields["type"])
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(kind)
     writer.add_context_length(128)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
@@ -63,7 +70,7 @@ def write_gguf(path: Path, quantized: str = "F32", seed: int = 0, **fields: str)
     writer.add_rope_freq_base(10000.0)
     pieces = list(dict.fromkeys(start for word in WORDS for start in (word[:i] for i in range(2, len(word)))))
     tokens = [*TOKENS, *(piece for piece in pieces if piece not in TOKENS)]
-    if fields.get("tokenizer") != "none":
+    if tokenizer:
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list(tokens)
         writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
@@ -84,13 +91,13 @@ def write_gguf(path: Path, quantized: str = "F32", seed: int = 0, **fields: str)
         }  # fmt: skip
     rng, weights = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
-        if name == fields.get("without"):
+        if name == without:
             continue
         value = (rng.standard_normal(shape) * 0.1 + (len(shape) == 1)).astype(np.float32)
-        kind = QUANTS[quantized] if len(shape) == 2 else gguf.GGMLQuantizationType.F32
-        packed = gguf.quants.quantize(value, kind)
-        weights[name] = gguf.quants.dequantize(packed, kind).reshape(shape)
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=kind)
+        form = QUANTS[quantized] if len(shape) == 2 else QUANTS["F32"]
+        packed = gguf.quants.quantize(value, form)
+        weights[name] = gguf.quants.dequantize(packed, form).reshape(shape)
+        writer.add_tensor(f"{name}.weight", packed, raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -189,10 +196,10 @@ def test_two_processes_convert_at_once_and_a_killed_one_leaves_nothing_half(tmp_
 
 
 def broken(kind: str, file: Path) -> None:
-    fields: dict[str, dict[str, str]] = {
+    fields: dict[str, Any] = {
         "architecture": {"architecture": "whisper"},
-        "adapter": {"type": "adapter"},
-        "no tokenizer": {"tokenizer": "none"},
+        "adapter": {"kind": "adapter"},
+        "no tokenizer": {"tokenizer": False},
         "no weights": {"without": "blk.1.ffn_up"},
     }
     write_gguf(file, **fields.get(kind, {}))

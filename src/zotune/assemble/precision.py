@@ -16,7 +16,7 @@ logger = logging.getLogger("zotune")
 
 NUM_EXAMPLES = 8
 NUM_DIRECTIONS = 4
-MOST_ERROR = 0.2  # of a slope, beside its spread over batches: noise of 4 % more variance
+MOST_ERROR = 0.1**0.5  # of a slope, beside its spread over batches: it adds a tenth to their variance
 
 
 def slopes_hold(run: Run, engine: Engine, examples: list[Example]) -> bool:
