@@ -75,7 +75,7 @@ def main() -> None:
     spread = float(np.std(derivatives, axis=1).mean())
     print(f"LoRA on {', '.join(options.modules)}; a slope differs by {spread:.2f} between examples")
     print(
-        "| epsilon | slope | rounding, stream in bfloat16 | rounding, stream in float32 | curvature |\n|---|---|---|---|---|"
+    print("| epsilon | slope | rounding, bfloat16 stream | rounding, float32 stream | curvature |\n|---|---|---|---|---|")
     )
     for epsilon in options.epsilons:
         for side, name in enumerate(SIDES):
