@@ -74,9 +74,8 @@ def main() -> None:
     assert derivatives is not None
     spread = float(np.std(derivatives, axis=1).mean())
     print(f"LoRA on {', '.join(options.modules)}; a slope differs by {spread:.2f} between examples")
-    print(
-    print("| epsilon | slope | rounding, bfloat16 stream | rounding, float32 stream | curvature |\n|---|---|---|---|---|")
-    )
+    print("| epsilon | slope | rounding, bfloat16 stream | rounding, float32 stream | curvature |")
+    print("|---|---|---|---|---|")
     for epsilon in options.epsilons:
         for side, name in enumerate(SIDES):
             errors = [rounded[stream][epsilon][side] - exact[epsilon][side] for stream in ("bfloat16", "float32")]
