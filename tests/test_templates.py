@@ -77,7 +77,15 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def prompt_of(task: Task, text: str) -> TextExample:
-    return TextExample(task.template.format(text=text), label=0, completion="", where="here")
+    return TextExample(
+        task.template.format_map(dict.fromkeys(task.prompt_fields, text)), label=0, completion="", where="here"
+    )
+
+
+def whole_text(task: Task, prompt: TextExample, word: str) -> str:
+    """What a writer would write: a space before the word, but not at the beginning of a line."""
+    before = prompt.prompt + task.invocation
+    return f"{before}{word}" if before.endswith("\n") else f"{before} {word}"
 
 
 def encode_one(tokenizer: Tokenizer, task: Task, text: TextExample, max_length: int = 2048) -> Example:
@@ -132,7 +140,7 @@ TOKEN_IDS = {  # of the same records: prompt, invocation, candidates
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SNAPSHOTS)
 def test_texts_of_the_built_in_tasks(name):
     record, prompt, invocation, candidates = SNAPSHOTS[name]
     (text,) = to_texts(load_records([record], "--data"), TASKS[name], {})
@@ -161,7 +169,7 @@ def test_tokenizing_apart_equals_tokenizing_the_whole(tokenizer, name):
         prompt = prompt_of(task, text)
         example = encode_one(tokenizer, task, prompt)
         for word, candidate in zip(task.label_words, example.candidates, strict=True):
-            whole = tokenizer(f"{prompt.prompt}{task.invocation} {word}").input_ids
+            whole = tokenizer(whole_text(task, prompt, word)).input_ids
             assert list(example.prompt + example.invocation + candidate) == whole
 
 
@@ -173,7 +181,7 @@ def test_the_cut_is_clean_after_any_text(text, name):
     for tokenizer in (STARTING, DEMO):
         prompt = prompt_of(task, text)
         example = encode_one(tokenizer, task, prompt)
-        whole = tokenizer(f"{prompt.prompt}{task.invocation} {task.label_words[0]}").input_ids
+        whole = tokenizer(whole_text(task, prompt, task.label_words[0])).input_ids
         assert list(example.prompt + example.invocation + example.candidates[0]) == whole
 
 

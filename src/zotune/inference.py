@@ -24,7 +24,7 @@ from zotune.config.settings import Config
 from zotune.data.records import load_records, sample_records
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
-from zotune.data.texts import TextExample, to_texts
+from zotune.data.texts import TextExample, expand, to_texts
 from zotune.engine import ENGINES
 from zotune.engine.memory import is_out_of_memory
 from zotune.engine.torch.loading import choose_device
@@ -64,7 +64,7 @@ def evaluate(
         whole_of(max_eval_samples, "--max-eval-samples", 1, MANY)
     config = _config(adapter, settings)
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
-    if source is None and adapter is not None and config.task is None and not config.labels and not config.train_data:
+    if source is None and adapter is not None and not _says_task(config) and not config.train_data:
         raise InputError(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
         )
@@ -96,27 +96,29 @@ def predict(
         InputError: something asked for cannot be done.
     """
     config = _config(adapter, settings)
-    if config.task is None and not config.labels and config.model != "demo":
+    if not _says_task(config) and config.model != "demo":
         raise InputError("--task: say what to predict, e.g. --task completion, or --labels for a classification")
     task = task_of(config, [])
-    if not task.labels and not task.template:
+    if not task.classifies and not task.template:
         raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
     max_new_tokens = whole_of(max_new_tokens, "--max-new-tokens", 1, MOST_NEW_TOKENS)
     temperature = _temperature(temperature)
     role = task.prompt_fields[0]
     source = _checked_path(data, "--data")
     records = load_records(source, "--data", "test", text_field=config.field_names.get(role, role))
+    records = expand(records, task, config.field_names)
     check_used(records, task, config)
     texts = to_texts(records, task, config.field_names, need_labels=False)
-    predictor = _load(config, task, adapter, texts, num_new_tokens=0 if task.labels else max_new_tokens)
+    predictor = _load(config, task, adapter, texts, num_new_tokens=0 if task.classifies else max_new_tokens)
     with _using(predictor, config):
         engine, theta, examples = predictor.engine, predictor.theta, predictor.examples
-        if task.labels:
+        if task.classifies:
             logits = candidate_logits(engine.score(theta, [AT_THETA], examples))[0]
             if not np.isfinite(logits.max(axis=-1)).all():
                 raise FloatingPointError("the scores of the labels are no numbers")
             answers = logits.argmax(axis=-1)
-            return [task.label_words[answer] for answer in answers]
+            words = [text.choices or task.label_words for text in texts]
+            return [of_text[answer] for of_text, answer in zip(words, answers, strict=True)]
         tokenizer = predictor.model.tokenizer
         sampling = Sampling(max_new_tokens, temperature, config.seed, predictor.model.stop_token_ids)
         (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
@@ -136,6 +138,10 @@ def _using(predictor: "_Predictor", config: Config) -> Iterator[None]:
         raise InputError("out of memory: lower --max-length, or take a smaller --dtype or --model") from error
     finally:
         predictor.engine.close()
+
+
+def _says_task(config: Config) -> bool:
+    return config.task is not None or bool(config.labels or config.choice_fields)
 
 
 def _checked_path(data: Any, option: str) -> Any:
@@ -162,12 +168,14 @@ def _labelled(config: Config, source: Any, limit: int | None) -> tuple[Task, lis
     records = [] if source is None else load_records(source, "--eval-data", "test")
     task = task_of(config, records)
     if records:
+        records = expand(records, task, config.field_names)
         check_used(records, task, config)
     else:
         _, own = own_data(task)
         if own is None:
             raise InputError(f"--eval-data: task {task.name} has no data set of its own; name a file or data set")
         records = load_records(own, "--eval-data", task.hub.evaluation if task.hub else "test")
+        records = expand(records, task, config.field_names)
     records = sample_records(records, limit, config.data_seed, "eval")
     return task, to_texts(records, task, config.field_names)
 
@@ -206,8 +214,8 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
         base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, tables=tables)
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
-            base, template=None, invocation=None, labels=(), label_separator=None, objective=None, fields=(),
-            train_data=None, eval_data=None,
+            base, template=None, invocation=None, labels=(), choice_fields=(), label_separator=None, objective=None,
+            fields=(), train_data=None, eval_data=None,
         )  # fmt: skip
     return make_config(given, base)
 

@@ -9,7 +9,7 @@ from zotune.data.demo import demo_path
 from zotune.data.records import Record, load_records, sample_records, split_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
-from zotune.data.texts import TextExample, to_texts
+from zotune.data.texts import TextExample, expand, to_texts
 from zotune.data.unused import unused_fields
 from zotune.errors import InputError
 
@@ -50,6 +50,8 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
             raise InputError("--train-data: one record cannot be split; give --eval-data too")
         train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
         logger.info("no evaluation data given: %d of the training records are held out for it", len(evaluation))
+    names = config.field_names
+    train, evaluation = expand(train, task, names), expand(evaluation, task, names)
     for source, records in ((train_source, train), (eval_source, evaluation)):
         if source is not None:
             check_used(records, task, config)
@@ -57,7 +59,6 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     if config.max_eval_samples and config.max_eval_samples < len(evaluation):
         logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
     evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
-    names = config.field_names
     return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names))
 
 
@@ -91,5 +92,5 @@ def task_of(config: Config, records: list[Record]) -> Task:
         sample |= {role: sample.pop(name) for role, name in config.field_names.items() if name in sample}
     return choose_task(
         config.task, template=config.template, invocation=config.invocation, labels=config.labels,
-        separator=config.label_separator, sample=sample,
+        choice_fields=config.choice_fields, separator=config.label_separator, sample=sample,
     )  # fmt: skip

@@ -35,6 +35,9 @@ class Analyze:
     """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
     labels as names. Default: the task's."""
 
+    choice_fields: tuple[str, ...] = ()
+    """The data's fields that hold the options of each record, as in train. Default: the task's."""
+
     fields: tuple[str, ...] = ()
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 

@@ -39,6 +39,9 @@ class Inference:
     """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
     labels as names. Default: the task's."""
 
+    choice_fields: tuple[str, ...] | None = None
+    """The data's fields that hold the options of each record, as in train. Default: the task's."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, as in train. Default: that of the adapter's run, else a
     space where one belongs."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from zotune.data.tasks import TASKS
+from zotune.data.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,14 @@ class Tasks:
         for title in ("task", "prompt + invocation + answer", "labels", "data set"):
             table.add_column(title, overflow="fold")  # rather than cut: these are there to be copied
         for task in TASKS.values():
-            answer = "" if task.labels else task.completion
+            answer = "" if task.classifies else task.completion
             text = f"{task.template}{task.invocation}{answer}".replace("\n", "\\n")
-            source = "comes with zotune" if task.demo else task.hub.path if task.hub else "your own (--train-data)"
-            table.add_row(task.name, text, ", ".join(task.labels) or "-", source)
+            labels = ", ".join(task.labels or (f"{{{name}}}" for name in task.choice_fields)) or "-"
+            table.add_row(task.name, text, labels, _source(task))
         Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _source(task: Task) -> str:
+    if task.hub is None:
+        return "comes with zotune" if task.demo else "your own (--train-data)"
+    return task.hub.path if task.hub.subset is None else f"{task.hub.path}:{task.hub.subset}"

@@ -196,6 +196,10 @@ class Fields:
     """The label words, in the order of the label ids, e.g. terrible great; or name=word for each, where the data gives
     labels as names. Default: the task's."""
 
+    choice_fields: tuple[str, ...] = ()
+    """The data's fields that hold the options of each record: one with a list of texts, such as choices, or one for
+    each option, such as choice1 choice2. The label says which is right, by number or text. Default: the task's."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, e.g. "". Default: a space where one belongs: not behind a
     space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""

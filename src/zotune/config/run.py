@@ -131,7 +131,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "dtype": facts.dtype or choose("dtype", *default_dtype(facts)),
         "num_threads": facts.num_threads,
         "model": config.model if config.model in KNOWN_MODELS else absolute(config.model),
-        "task": task.name if config.task is not None or not config.labels else None,
+        "task": None if config.task is None and (config.labels or config.choice_fields) else task.name,
         "adapter": absolute(config.adapter),
         "train_data": absolute(config.train_data),
         "eval_data": absolute(config.eval_data),
@@ -181,8 +181,12 @@ def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]
 def _objective(config: Config, task: Task) -> Objective:
     assert config.objective is not None
     objective = OBJECTIVES[config.objective]
-    if objective.takes_labels not in (None, bool(task.labels)):
-        needs = "label words (--labels)" if objective.takes_labels else "a completion, not labels"
+    if objective.takes_labels not in (None, task.classifies):
+        needs = (
+            "label words (--labels) or options (--choice-fields)"
+            if objective.takes_labels
+            else "a completion, not labels"
+        )
         raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
     if config.estimator == "backprop" and not objective.has_gradient:
         raise InputError(

@@ -41,7 +41,7 @@ def load_records(source: Any, option: str, split: str = "train", text_field: str
     if isinstance(source, str | Path):
         rows = _from_path(str(source), option, split)
     elif isinstance(source, HubSource):
-        rows = read_hub(source.path, option, split, source.revision)
+        rows = read_hub(source.path, option, split, source.revision, source.subset)
     elif isinstance(source, Mapping):  # such as a DatasetDict
         raise InputError(
             f"{option}: expected one data set, got a {type(source).__name__} of {', '.join(map(str, source))}; "

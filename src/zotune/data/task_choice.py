@@ -20,6 +20,7 @@ def choose_task(
     template: str | None = None,
     invocation: str | None = None,
     labels: Sequence[str] = (),
+    choice_fields: Sequence[str] = (),
     separator: str | None = None,
     sample: Mapping[str, Any] | None = None,
 ) -> Task:
@@ -38,22 +39,29 @@ def choose_task(
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InputError(f"--task: there is no task {name!r}{hint} (tasks: {', '.join(TASKS)})")
         task = TASKS[name]
-    elif labels:
+    elif labels or choice_fields:
         task = Task("classification", template="{text}")
     elif sample is not None:
         task = _detect(sample)
     else:
         task = TASKS["demo"]
-    if labels and task.completion and name is not None:
+    if labels and choice_fields:
+        raise InputError(
+            "--choice-fields: the options are those of --labels, or each record's own; give one of the two"
+        )
+    if name is not None and task.completion and labels:
         raise InputError(f"--labels: task {name} has no labels; leave out --task for a classification of your own")
-    if separator is not None and not (labels or task.labels):
+    if name is not None and task.completion and choice_fields:
+        raise InputError(f"--choice-fields: task {name} learns its text, and compares no options; leave out --task")
+    if separator is not None and not (labels or choice_fields or task.classifies):
         raise InputError(
             f"--label-separator: task {task.name} has no label words that {separator!r} could stand before"
         )
     changes: dict[str, Any] = {
         "template": template,
         "invocation": invocation,
-        "labels": tuple(labels) or None,
+        "labels": () if choice_fields else tuple(labels) or None,
+        "choice_fields": () if labels else tuple(choice_fields) or None,
         "separator": separator,
         "shorter": None if template is None else "",
     }
@@ -88,7 +96,7 @@ def _detect(sample: Mapping[str, Any]) -> Task:
 def _check(task: Task) -> None:
     for option, text in (
         ("template", task.template), ("invocation", task.invocation), ("label-separator", task.separator or ""),
-        *(("labels", label) for label in task.labels),
+        *(("labels", label) for label in task.labels), *(("choice-fields", name) for name in task.choice_fields),
     ):  # fmt: skip
         if is_torn(text):
             raise InputError(f"--{option}: {text!r} has half a character in it (a lone surrogate)")
@@ -105,10 +113,12 @@ def _check(task: Task) -> None:
         raise InputError(
             f"--invocation: task {task.name} has no prompt that {task.invocation!r} could end; leave it out"
         )
-    if task.labels and not task.fields:
+    if task.classifies and not task.fields:
         raise InputError(f"--template: {task.template!r} uses no field of the data, such as {{text}}")
     if len(task.labels) == 1:
         raise InputError(f"--labels: a classification needs two labels or more, got {task.labels[0]!r}")
+    if len(set(task.choice_fields)) < len(task.choice_fields):
+        raise InputError(f"--choice-fields: {', '.join(task.choice_fields)} has a field twice")
     for what, values in (("names", task.label_names), ("words", task.label_words)):
         double = [value for value in dict.fromkeys(values) if values.count(value) > 1]
         if double:

@@ -1,13 +1,16 @@
 """Tasks: the text around an example, its label words, and where its data set lies on the hub.
 
 Classification templates are those of MeZO (Malladi et al., 2023, appendix E; its released `templates.py`), where it has
-one for a left-to-right model: SST-2, and for the other review tasks the same words. TREC is asked as in
-Zhao et al., 2021 (arXiv 2102.09690), since MeZO's has the mask in front.
+one for a left-to-right model: SST-2 and SuperGLUE's, and for the other review tasks the same words as for SST-2. MNLI
+and SNLI are asked as CB is, and TREC as in Zhao et al., 2021 (arXiv 2102.09690), since MeZO's have a mask.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
+
+from zotune.data import rows
+from zotune.data.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class HubSource:
     train: str = "train"
     evaluation: str = "test"
     revision: str | None = None
+    subset: str | None = None
+    """What the hub calls a configuration, such as rte of super_glue."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +31,33 @@ class Task:
 
     `template` is the prompt, with fields in braces; `shorter` stands for it where a field that only `template` has is
     absent or empty; `invocation` is the fixed text that ends the prompt. A task with `labels` (one word per label id,
-    `name=word` where the data's labels are strings) is a classification; else `completion` is the text to learn, with
-    fields in braces. `separator` stands between the invocation and a label word; None: a space where one belongs.
+    `name=word` where the data's labels are strings) is a classification, and so is one with `choice_fields`, whose
+    records bring their own options: one field with a list of texts, or one field for each option. Else `completion` is
+    the text to learn, with fields in braces. `separator` stands between the invocation and a label word or choice, by
+    default a space where one belongs. `rows` makes the fields of the template out of a record as the data set has it.
     """
 
     name: str
     template: str
     invocation: str = ""
     labels: tuple[str, ...] = ()
+    choice_fields: tuple[str, ...] = ()
     completion: str = ""
     shorter: str = ""
     separator: str | None = None
     label_field: str = "label"
     hub: HubSource | None = None
     demo: bool = False
+    rows: Rows | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether candidates are compared, and not one completion learnt."""
+        return bool(self.labels or self.choice_fields)
 
     @property
     def objective(self) -> str:
-        return "cross_entropy" if self.labels else "token_nll"
+        return "cross_entropy" if self.classifies else "token_nll"
 
     @property
     def label_words(self) -> tuple[str, ...]:
@@ -90,6 +104,18 @@ def _reviews(name: str, hub: HubSource | None = None, classes: tuple[str, ...] =
 
 
 WORDS = ("terrible", "great")
+_NLI = ("entailment=Yes", "neutral=Maybe", "contradiction=No")
+_NO_OR_YES = ("False=No", "True=Yes")
+
+
+def _inference(name: str, hub: HubSource, labels: tuple[str, ...], rows: Rows | None = None) -> Task:
+    """Whether a hypothesis follows from a premise, asked as CB is."""
+    template = 'Suppose {premise} Can we infer that "{hypothesis}"?'
+    return Task(name, template, " Yes, No, or Maybe?\n", labels, hub=hub, rows=rows)
+
+
+def _super_glue(subset: str) -> HubSource:
+    return HubSource("aps/super_glue", evaluation="validation", subset=subset)
 
 
 # The prompts of Stanford's Alpaca (github.com/tatsu-lab/stanford_alpaca), with a line break after the last mark.
@@ -125,6 +151,77 @@ TASKS: dict[str, Task] = {
             label_field="coarse_label",
             # The data set is a script on its main branch; the hub keeps a parquet copy, which loads without running it.
             hub=HubSource("CogComp/trec", revision="refs/convert/parquet"),
+        ),
+        Task(
+            "sst5",
+            template="{text}",
+            invocation=" It was",
+            labels=("very negative=terrible", "negative=bad", "neutral=okay", "positive=good", "very positive=great"),
+            hub=HubSource("SetFit/sst5"),
+        ),
+        Task(
+            "rte",
+            template='{premise}\nDoes this mean that "{hypothesis}" is true?',
+            invocation=" Yes or No?\n",
+            labels=("entailment=Yes", "not_entailment=No"),
+            hub=_super_glue("rte"),
+        ),
+        _inference("cb", _super_glue("cb"), ("entailment=Yes", "contradiction=No", "neutral=Maybe")),
+        _inference("snli", HubSource("stanfordnlp/snli"), _NLI, rows.labelled),
+        _inference("mnli", HubSource("nyu-mll/multi_nli", evaluation="validation_matched"), _NLI),
+        Task(
+            "boolq",
+            template="{passage} {question}",
+            invocation="\n",
+            labels=_NO_OR_YES,
+            hub=_super_glue("boolq"),
+            rows=rows.boolq,
+        ),
+        Task(
+            "wsc",
+            template='{text}\nIn the previous sentence, does the pronoun "{span2_text}" refer to {span1_text}?',
+            invocation=" Yes or No?\n",
+            labels=_NO_OR_YES,
+            hub=_super_glue("wsc.fixed"),
+            rows=rows.wsc,
+        ),
+        Task(
+            "wic",
+            template='Does the word "{word}" have the same meaning in these two sentences? Yes, No?\n{sentence1}\n'
+            "{sentence2}",
+            invocation="\n",
+            labels=_NO_OR_YES,
+            hub=_super_glue("wic"),
+        ),
+        Task(
+            "multirc",
+            template='{paragraph}\nQuestion: {question}\nI found this answer "{answer}".',
+            invocation=" Is that correct? Yes or No?\n",
+            labels=_NO_OR_YES,
+            hub=_super_glue("multirc"),
+            rows=rows.multirc,
+        ),
+        Task(
+            "copa",
+            template="{premise} {connective}",
+            choice_fields=("choice1", "choice2"),
+            hub=_super_glue("copa"),
+            rows=rows.copa,
+        ),
+        Task(
+            "record",
+            template="{passage}",
+            invocation="\n-",
+            choice_fields=("choices",),
+            hub=_super_glue("record"),
+            rows=rows.record,
+        ),
+        Task(
+            "gsm8k",
+            template="Question: {question}",
+            invocation="\nAnswer:",
+            completion=" {answer}",
+            hub=HubSource("openai/gsm8k", subset="main"),
         ),
         Task("completion", template="{prompt}", completion="{completion}"),
         Task("alpaca", template=_ALPACA_INPUT, shorter=_ALPACA, completion="{output}"),

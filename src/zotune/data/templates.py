@@ -85,10 +85,13 @@ class Encoder:
         examples: list[Example] = []
         num_truncated = 0
         for text in texts:
-            if not self.task.labels and not self.task.template:
+            if not self.task.classifies and not self.task.template:
                 examples.extend(self._blocks(text))
                 continue
-            candidates = self.words or (self._completion(text),)
+            if self.task.choice_fields:
+                candidates = tuple(self._choice(text, choice) for choice in text.choices)
+            else:
+                candidates = self.words or (self._completion(text),)
             prompt = self.start + self._body(text.prompt)
             room = self.max_length - len(self.invocation) - max(map(len, candidates))
             if room < len(self.start) + 1:
@@ -104,10 +107,10 @@ class Encoder:
             self._check_first(prompt, text)
             self._check_known(prompt, text.where)
             if not self.words:
-                self._check_known(candidates[0], text.where)
-            examples.append(
-                Example(prompt, self.invocation, candidates, text.label, MappingProxyType(dict(text.columns)))
-            )
+                for candidate in candidates:
+                    self._check_known(candidate, text.where)
+            columns = MappingProxyType(dict(text.columns))
+            examples.append(Example(prompt, self.invocation, candidates, text.label, columns, text.also_right))
         return Encoded(examples, num_truncated)
 
     def _body(self, text: str) -> TokenIds:
@@ -129,6 +132,18 @@ class Encoder:
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
             raise InputError(
                 f"{text.where}: the completion contains the invocation {self.task.invocation!r} (--invocation)"
+            )
+        return token_ids
+
+    def _choice(self, text: TextExample, choice: str) -> TokenIds:
+        before = text.prompt + self.task.invocation
+        between = separator(before, choice) if self.task.separator is None else self.task.separator
+        token_ids = self.fragments.encode(between + choice, before)
+        if not token_ids:
+            raise InputError(f"{text.where}: the option {choice!r} is no token for this tokenizer")
+        if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
+            raise InputError(
+                f"{text.where}: the option {choice!r} contains the invocation {self.task.invocation!r} (--invocation)"
             )
         return token_ids
 

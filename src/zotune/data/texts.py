@@ -18,7 +18,8 @@ from zotune.errors import InputError
 class TextExample:
     """A record in the words of its task: the prompt's text, and a label id or the completion's text.
 
-    `columns` are the record's own fields, and `where` is the place that it came from.
+    `columns` are the record's own fields, and `where` is the place that it came from. `choices` are the options that
+    the record brings; where several are right, `label` is the first and `also_right` has the others.
     """
 
     prompt: str
@@ -26,6 +27,29 @@ class TextExample:
     completion: str
     where: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    also_right: tuple[int, ...] = ()
+
+
+def expand(records: Sequence[Record], task: Task, names: Mapping[str, str]) -> list[Record]:
+    """The records that the task's template speaks of; `names` as for `to_texts`.
+
+    Raises:
+        InputError: a record of another shape, with its place.
+    """
+    if task.rows is None:
+        return list(records)
+    made: list[Record] = []
+    for record in records:
+        renamed = {role: record.fields[name] for role, name in names.items() if name in record.fields}
+        fields = {name: value for name, value in record.fields.items() if name not in names.values()} | renamed
+        try:
+            made.extend(Record(row, record.where) for row in task.rows(fields))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{record.where}: {error}") from error
+    if not made:
+        raise InputError(f"{records[0].where}: no record has anything that task {task.name} could use")
+    return made
 
 
 def to_texts(
@@ -36,13 +60,15 @@ def to_texts(
     Raises:
         InputError: a field is missing, empty or of the wrong type, or a label is not among the task's.
     """
-    roles = (*task.fields, *(("label", task.label_field) if task.labels else ()))
+    roles = (*task.fields, *task.choice_fields, *(("label", task.label_field) if task.classifies else ()))
     for role in names:
         if role not in roles:
             raise InputError(
                 f"--fields {role}={names[role]}: task {task.name} has no field {role!r}; "
                 f"it has {', '.join(dict.fromkeys(roles))}"
             )
+    if task.rows is not None:  # whose records have the task's own names
+        names = {}
     return [_to_text(record, task, names, need_labels) for record in records]
 
 
@@ -50,6 +76,11 @@ def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: 
     values = _prompt_values(record, task, names)
     shorter = not all(values[name] for name in task.optional_fields)
     prompt = (task.shorter if shorter else task.template).format_map(values)
+    if task.choice_fields:
+        choices, called = _choices(record, task, names)
+        right = _right_choices(record, task, names, choices, called) if need_labels else ()
+        first = right[0] if right else None
+        return TextExample(prompt, first, "", record.where, record.fields, choices, right[1:])
     if not task.labels:
         completion = {name: _text_field(record, name, names) for name in task.completion_fields} if need_labels else {}
         text = task.completion.format_map(completion) if need_labels else ""
@@ -87,8 +118,10 @@ def find_field(record: Record, role: str, names: Mapping[str, str]) -> str | Non
 
 def used_fields(record: Record, task: Task, names: Mapping[str, str]) -> set[str]:
     """The record's fields that its texts and its label are made of."""
-    found = {find_field(record, role, names) for role in task.fields}
-    if task.labels:
+    if task.rows is not None:
+        names = {}
+    found = {find_field(record, role, names) for role in (*task.fields, *task.choice_fields)}
+    if task.classifies:
         found.add(find_field(record, task.label_field, _label_name(task, names)))
     return {name for name in found if name is not None}
 
@@ -137,6 +170,52 @@ def is_torn(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _choices(record: Record, task: Task, names: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The options of a record, and what its label may call them, such as A, B, C in the data of ARC."""
+    fields = [_find(record, role, names) for role in task.choice_fields]
+    values: Any = [record.fields[field] for field in fields]
+    called: Sequence[Any] = fields
+    if len(fields) == 1:
+        (values,), called = values, ()
+        if isinstance(values, Mapping):
+            values, called = values.get("text"), values.get("label") or ()
+    what = f"field{'s' if len(fields) > 1 else ''} {', '.join(map(repr, fields))}"
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{record.where}: {what} should be a list of texts, got {reprlib.repr(values)}")
+    if len(values) < 2 or not all(value.strip() for value in values):
+        raise InputError(
+            f"{record.where}: {what} should have two options or more, none empty, got {reprlib.repr(values)}"
+        )
+    if any(map(is_torn, values)):
+        raise InputError(f"{record.where}: {what} has half a character in it (a lone surrogate)")
+    return tuple(value.strip() for value in values), tuple(map(str, called))
+
+
+def _right_choices(
+    record: Record, task: Task, names: Mapping[str, str], choices: tuple[str, ...], called: tuple[str, ...]
+) -> tuple[int, ...]:
+    """The indices of the right options, which a label has by name, by text or by number; or by a list of these."""
+    field = _find(record, task.label_field, _label_name(task, names))
+    values = record.fields[field]
+    found = []
+    for value in values if isinstance(values, list) else [values]:
+        number = _whole_number(value)
+        if isinstance(value, str) and value in called:
+            found.append(called.index(value))
+        elif isinstance(value, str) and value.strip() in choices:
+            found.append(choices.index(value.strip()))
+        elif number is not None and 0 <= number < len(choices):
+            found.append(number)
+        else:
+            raise InputError(
+                f"{record.where}: label {reprlib.repr(value)} in field {field!r} is none of the options "
+                f"{', '.join(called or choices)}, nor a number in 0..{len(choices) - 1}"
+            )
+    if not found:
+        raise InputError(f"{record.where}: field {field!r} has no label")
+    return tuple(dict.fromkeys(found))
 
 
 def _label(record: Record, task: Task, names: Mapping[str, str]) -> int:

@@ -34,5 +34,9 @@ def evaluate(
     labels = [example.label for example in examples]
     if any(label is None for label in labels) or len(answers) < len(labels):
         return Evaluation(None, loss, len(examples))
-    accuracy = float(np.mean([label == answer for label, answer in zip(labels, answers, strict=True)]))
+    right = [
+        answer == example.label or answer in example.also_right
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+    accuracy = float(np.mean(right))
     return Evaluation(accuracy, loss, len(examples), tuple(answers))

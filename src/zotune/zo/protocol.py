@@ -70,8 +70,9 @@ class Example:
 
     An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
     has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right candidate where it is known.
-    `columns` is the record that the example was made of, for rewards and metrics. Engines read neither, and the record
-    stays in the process that made it: a copy sent to another process has none.
+    `columns` is the record that the example was made of, for rewards and metrics, and `also_right` has further
+    candidates that count as right. Engines read none of these, and the last two stay in the process that made them: a
+    copy sent to another process has none.
     """
 
     prompt: TokenIds
@@ -79,6 +80,7 @@ class Example:
     candidates: tuple[TokenIds, ...]
     label: int | None = None
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+    also_right: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type["Example"], tuple[Any, ...]]:
         return Example, (self.prompt, self.invocation, self.candidates, self.label)
