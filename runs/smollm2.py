@@ -1,0 +1,192 @@
+"""The study on a real model: SmolLM2-135M-Instruct on real tasks, on one core; tables of docs/results.md.
+
+    python runs/smollm2.py OUTPUT_FOLDER                                  # everything that is not done yet
+    python runs/smollm2.py OUTPUT_FOLDER --part rates --tasks sst2        # learning rates and modules of the default
+    python runs/smollm2.py OUTPUT_FOLDER --part study --seeds 0           # every method, 300 seconds of training each
+    python runs/smollm2.py --write docs/results.md                        # the tables of what is done
+
+What is finished is a line of docs/smollm2.jsonl, with the processor, and never computed again; stop at any moment and
+run it again. Training has 1,000 examples, 300 others choose the adapter, up to 1,000 of the test file judge it.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from page import put
+
+from zotune import Evaluation, evaluate, mezo_finetune
+from zotune.engine.memory import reset_peak_memory
+from zotune.run.metrics import EvalEvent, StepEvent, read_metrics
+from zotune.study.cells import Budget, StopAtBudget
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "smollm2.jsonl"
+# Task -> files for training and test, in ../shared/data.
+TASKS = {
+    "sst2": ("train", "test"), "mr": ("train", "test"), "imdb": ("train", "test"), "trec": ("train", "test"),
+    "rte": ("train", "val"), "cb": ("train", "val"), "boolq": ("train", "val"), "copa": ("train", "val"),
+}  # fmt: skip
+MODULES = {
+    "q, v": ("q_proj", "v_proj"), "o, down": ("o_proj", "down_proj"), "all linear": ("all-linear",),
+}  # fmt: skip
+RATES = (1e-3, 3e-3, 1e-2)
+RATE_TASKS = ("sst2", "mr", "trec")
+RATE_STEPS = 150
+MEZO = {
+    "scope": "everywhere", "estimator": "spsa", "directions": 1, "optimizer": "sgd", "tuning": "lora",
+    "init_lora_weights": "kaiming", "lr_scheduler_type": "constant", "epsilon": 1e-3, "learning_rate": 1e-4,
+}  # fmt: skip
+# Method -> settings, and about how many steps 300 seconds are; the rate falls over those. None: no training.
+METHODS: dict[str, tuple[dict[str, Any], int] | None] = {
+    "zero-shot": None,
+    "MeZO as published": (MEZO, 100_000),
+    "default": ({}, 250),
+    "backpropagation through the suffix": ({"estimator": "backprop"}, 300),
+    "backpropagation of whole sequences": ({"estimator": "backprop", "scope": "everywhere"}, 100),
+}
+SECONDS = 300.0
+
+
+def kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in KEPT.read_text("utf-8").splitlines()] if KEPT.is_file() else []
+
+
+def processor() -> str:
+    cpu = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu]
+    return f"{names[0] if names else platform.machine()} ({', '.join(flags) or 'no bfloat16'})"
+
+
+def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What there is to do, by what names it."""
+    if options.part in (None, "rates"):
+        for task in [task for task in RATE_TASKS if task in options.tasks]:
+            for modules in MODULES:
+                for rate in RATES:
+                    yield {"part": "rates", "task": task, "modules": modules, "rate": rate, "seed": 0}
+    if options.part in (None, "study"):
+        for seed in options.seeds:
+            for task in options.tasks:
+                for method in METHODS:
+                    yield {"part": "study", "task": task, "method": method, "seed": seed}
+
+
+def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    train, _ = TASKS[cell["task"]]
+    shared = {
+        "task": cell["task"], "train_data": str(options.data / cell["task"] / f"{train}.jsonl.gz"),
+        "max_train_samples": 1000, "max_eval_samples": 300, "num_threads": options.threads, "seed": cell["seed"],
+        "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
+    }  # fmt: skip
+    if cell["part"] == "rates":
+        own = {"target_modules": MODULES[cell["modules"]], "learning_rate": cell["rate"], "num_steps": RATE_STEPS}
+        return {**shared, **own, "eval_steps": 50}
+    method = METHODS[cell["method"]]
+    assert method
+    settings, steps = method
+    return {**shared, **settings, "num_steps": steps, "eval_steps": max(1, min(steps // 10, 25))}
+
+
+def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge."""
+    test_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][1]}.jsonl.gz")
+    if cell["part"] == "study" and METHODS[cell["method"]] is None:
+        found = evaluate(
+            test_data, model="smollm2", task=cell["task"], max_eval_samples=1000, num_threads=options.threads
+        )
+        return {"test": result(found), "seconds": 0.0, "steps": 0, "tokens": 0}
+    reset_peak_memory()
+    settings = settings_of(cell, options)
+    ended = mezo_finetune("smollm2", callbacks=[StopAtBudget(Budget("seconds", SECONDS))], **settings)
+    events = read_metrics(Path(settings["output_dir"]) / "metrics.jsonl")
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    summary = json.loads((Path(settings["output_dir"]) / "summary.json").read_text("utf-8"))
+    outcome = {
+        "seconds": sum(step.step_time_s for step in steps), "steps": len(steps),
+        "tokens": sum(step.tokens_computed for step in steps), "peak_memory_bytes": summary["peak_memory_bytes"],
+        "evaluations": [[e.step, e.accuracy, e.loss] for e in events if isinstance(e, EvalEvent)],
+    }  # fmt: skip
+    if cell["part"] == "study":
+        best = ended.adapter.parent / "best"
+        outcome["test"] = result(evaluate(test_data, adapter=best, max_eval_samples=1000, num_threads=options.threads))
+    return outcome
+
+
+def result(found: Evaluation) -> dict[str, Any]:
+    return {"accuracy": found.accuracy, "loss": found.loss, "num_examples": found.num_examples}
+
+
+def rates_table(rows: list[dict[str, Any]]) -> str:
+    """Accuracy and loss where the held-out loss was lowest."""
+    lines = [heading("task", "modules", "learning rate", "held-out accuracy, %", "held-out loss", "seconds")]
+    for row in sorted(rows, key=lambda row: (RATE_TASKS.index(row["task"]), row["modules"], row["rate"])):
+        _, accuracy, loss = min(row["evaluations"], key=lambda evaluation: evaluation[2])
+        cells = [row["task"], row["modules"], f"{row['rate']:g}", f"{100 * accuracy:.1f}", f"{loss:.3f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def study_table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds."""
+    lines = [heading("task", "method", "seeds", "test accuracy, %", "seconds", "steps", "million tokens", "peak MiB")]
+    for task in TASKS:
+        for method in METHODS:
+            group = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            if not group:
+                continue
+            accuracies = [100 * row["test"]["accuracy"] for row in group]
+            spread = f" ± {statistics.stdev(accuracies):.1f}" if len(group) > 1 else ""
+            seconds, steps, tokens, peak = (
+                statistics.mean(row.get(name) or 0 for row in group)
+                for name in ("seconds", "steps", "tokens", "peak_memory_bytes")
+            )
+            lines.append(
+                f"| {task} | {method} | {len(group)} | {statistics.mean(accuracies):.1f}{spread} | {seconds:.0f} "
+                f"| {steps:.0f} | {tokens / 1e6:.2f} | {peak / 2**20:,.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def heading(*names: str) -> str:
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
+def write(page: Path) -> None:
+    for part, table in (("rates", rates_table), ("study", study_table)):
+        rows = [row for row in kept() if row["part"] == part]
+        machines = sorted({row["processor"] for row in rows})
+        if rows:
+            put(page, f"smollm2-{part}", f"{table(rows)}\n\nOne thread of: {'; '.join(machines)}.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, nargs="?")
+    parser.add_argument("--part", choices=("rates", "study"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
+    parser.add_argument("--write", type=Path, help="a page to put the tables into")
+    options = parser.parse_args()
+    if options.output:
+        names = [{name: row.get(name) for name in cell} for cell in cells(options) for row in kept()]
+        for cell in cells(options):
+            if cell not in names:
+                line = {**cell, **done(cell, options), "processor": processor(), "date": str(date.today())}
+                with KEPT.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+    if options.write:
+        write(options.write)
+
+
+if __name__ == "__main__":
+    main()
