@@ -9,7 +9,7 @@ from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
 from zotune.zo.optimizers import OPTIMIZERS, Optimizer
 
-SMALL_MODEL = 100_000_000  # parameters
+SMALL_MODEL, LARGE_MODEL = 100_000_000, 1_000_000_000  # parameters
 
 
 def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
@@ -62,12 +62,15 @@ def shared_settings(config: Fields, made: Any) -> dict[str, Any]:
 
 
 def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, tuning: str) -> float:
-    """By the method and the size of the base model. Small models: what the study in docs/results.md found. Large
-    ones: with Adam what backpropagation of LoRA takes, else MeZO's range for OPT with LoRA, 5e-5 .. 1e-4. MeZO's range
-    for all parameters is 1e-7 .. 1e-6."""
+    """By the method and the size of the base model: what docs/results.md found with models of 4 and of 135 million
+    parameters; for larger ones, which nobody has searched, a fifth of that. Other optimizers than Adam have MeZO's range
+    for OPT with LoRA, 5e-5 .. 1e-4, there; all parameters MeZO's 1e-7 .. 1e-6."""
     if tuning == "full":
         return 1e-6
-    small, large = (4e-3, 2e-4) if optimizer in ("adam", "adamw") else (2e-3, 1e-4)
     if estimator == "backprop":
-        small = 1e-3
-    return small if num_parameters < SMALL_MODEL else large
+        return 1e-3 if num_parameters < SMALL_MODEL else 2e-4
+    if optimizer not in ("adam", "adamw"):
+        return 2e-3 if num_parameters < SMALL_MODEL else 1e-4
+    if num_parameters < SMALL_MODEL:
+        return 4e-3
+    return 1e-2 if num_parameters < LARGE_MODEL else 2e-3
