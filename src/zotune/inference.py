@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from zotune.adapter.base import read_base
 from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.adapter import Adapter
-from zotune.assemble.data import check_used, load_data, own_data, task_of
+from zotune.assemble.data import check_used, load_data, load_demonstrations, own_data, task_of
 from zotune.assemble.model import Model, check_installed, facts_of, find_model, open_engine
 from zotune.assemble.parts import encode_texts
 from zotune.config.ranges import MANY
@@ -69,7 +70,8 @@ def evaluate(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
         )
     task, texts = _labelled(config, source, max_eval_samples)
-    predictor = _load(config, task, adapter, texts)
+    demonstrations = _demonstrations(config, task, adapter, settings)
+    predictor = _load(config, task, adapter, texts, demonstrations)
     with _using(predictor, config):
         objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.model.tokenizer)
         found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples)
@@ -109,7 +111,10 @@ def predict(
     records = expand(records, task, config.field_names)
     check_used(records, task, config)
     texts = to_texts(records, task, config.field_names, need_labels=False)
-    predictor = _load(config, task, adapter, texts, num_new_tokens=0 if task.classifies else max_new_tokens)
+    demonstrations = _demonstrations(config, task, adapter, settings)
+    predictor = _load(
+        config, task, adapter, texts, demonstrations, num_new_tokens=0 if task.classifies else max_new_tokens
+    )
     with _using(predictor, config):
         engine, theta, examples = predictor.engine, predictor.theta, predictor.examples
         if task.classifies:
@@ -158,6 +163,14 @@ def _temperature(value: Any) -> float:
     if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
         raise InputError(f"--temperature must be 0, or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, got {value}")
     return value
+
+
+def _demonstrations(config: Config, task: Task, adapter: str | Path | None, settings: dict[str, Any]) -> str:
+    """What stands before every prompt: as the adapter was trained, unless a number is asked for."""
+    if adapter is None or settings.get("num_demonstrations") is not None:
+        return load_demonstrations(config, task)
+    base = read_base(Path(adapter))
+    return base.demonstrations if base else ""
 
 
 def _labelled(config: Config, source: Any, limit: int | None) -> tuple[Task, list[TextExample]]:
@@ -221,7 +234,12 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
 
 
 def _load(
-    config: Config, task: Task, adapter: str | Path | None, texts: Sequence[TextExample], num_new_tokens: int = 0
+    config: Config,
+    task: Task,
+    adapter: str | Path | None,
+    texts: Sequence[TextExample],
+    demonstrations: str,
+    num_new_tokens: int = 0,
 ) -> _Predictor:
     check_installed(config)
     given = Adapter.read(adapter) if adapter is not None else None
@@ -240,7 +258,7 @@ def _load(
         given.check_fits(model, task, config)
     encoder = Encoder(
         model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens,
-        num_embeddings=model.num_embeddings,
+        num_embeddings=model.num_embeddings, demonstrations=demonstrations,
     )  # fmt: skip
     examples = encode_texts(encoder, texts, "given")
     engine = open_engine(model, config, spec)

@@ -6,6 +6,7 @@ from typing import Any
 
 from zotune.config.settings import Config
 from zotune.data.demo import demo_path
+from zotune.data.demonstrations import demonstrations_text, draw_demonstrations
 from zotune.data.records import Record, load_records, sample_records, split_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
@@ -24,6 +25,8 @@ class Data:
     task: Task
     train: list[TextExample]
     evaluation: list[TextExample]
+    demonstrations: str = ""
+    """What stands before every prompt."""
 
 
 def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
@@ -55,11 +58,33 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     for source, records in ((train_source, train), (eval_source, evaluation)):
         if source is not None:
             check_used(records, task, config)
+    shown, train = draw_demonstrations(train, config.num_demonstrations, config.data_seed, task)
     train = sample_records(train, config.max_train_samples, config.data_seed, "train")
     if config.max_eval_samples and config.max_eval_samples < len(evaluation):
         logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
     evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
-    return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names))
+    demonstrations = demonstrations_text(to_texts(shown, task, names), task)
+    return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names), demonstrations)
+
+
+def load_demonstrations(config: Config, task: Task) -> str:
+    """What stands before every prompt: those of `load_data`, where the examples themselves are not needed.
+
+    Raises:
+        InputError: no training data, or a record that does not fit the task.
+    """
+    if not config.num_demonstrations:
+        return ""
+    own, _ = own_data(task)
+    source = own if config.train_data is None else config.train_data
+    if source is None:
+        raise InputError("--train-data: name the data that --num-demonstrations are to be drawn from")
+    records = load_records(source, "--train-data", task.hub.train if task.hub else "train")
+    if config.train_data is not None and config.eval_data is None:
+        records, _ = split_records(records, HELD_OUT_SHARE, config.data_seed)
+    records = expand(records, task, config.field_names)
+    shown, _ = draw_demonstrations(records, config.num_demonstrations, config.data_seed, task)
+    return demonstrations_text(to_texts(shown, task, config.field_names), task)
 
 
 def check_used(records: list[Record], task: Task, config: Config) -> None:

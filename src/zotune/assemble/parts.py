@@ -36,6 +36,7 @@ class Parts:
     tokenizer: Tokenizer
     train: list[Example]
     evaluation: list[Example]
+    demonstrations: str = ""
 
     def digests(self, version: int) -> dict[str, str]:
         """What a journal knows the examples by."""
@@ -70,6 +71,7 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     encoder = Encoder(
         model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",
         virtual_tokens=prompt.virtual_tokens if prompt else (), num_embeddings=model.num_embeddings,
+        demonstrations=data.demonstrations,
     )  # fmt: skip
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
@@ -94,7 +96,7 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
         engine.close()
         raise
     run = replace(run, objective=run.objective.prepared(model.tokenizer))
-    return Parts(run, engine, model.tokenizer, train, evaluation)
+    return Parts(run, engine, model.tokenizer, train, evaluation, data.demonstrations)
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[Example]:

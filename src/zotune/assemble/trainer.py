@@ -27,7 +27,7 @@ def header_of(parts: Parts, examples_version: int = EXAMPLES_VERSION) -> Header:
         data=parts.digests(examples_version),
         noise=parts.run.noise,
         dtype=config.dtype if parts.engine.spec is None else None,
-        settings=parts.run.decisive,
+        settings=parts.run.decisive | ({"demonstrations": parts.demonstrations} if parts.demonstrations else {}),
         base_weights=parts.engine.identity(),
         examples_version=examples_version,
     )

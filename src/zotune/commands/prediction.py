@@ -46,6 +46,13 @@ class Inference:
     """What stands between the invocation and a label word, as in train. Default: that of the adapter's run, else a
     space where one belongs."""
 
+    num_demonstrations: int | None = None
+    """Put this many examples of --train-data with their answers before every prompt (in-context learning), drawn by
+    --data-seed 0 or that of the adapter's run. Default: those that the adapter was trained with, else none."""
+
+    train_data: str | None = None
+    """Where demonstrations are drawn from. Default: the adapter's run's training data, else the task's own."""
+
     fields: tuple[str, ...] | None = None
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 

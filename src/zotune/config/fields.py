@@ -182,6 +182,10 @@ class Fields:
     max_eval_samples: int | None = 256
     """Evaluate on at most this many records, drawn at random by --data-seed."""
 
+    num_demonstrations: int = 0
+    """Put this many training examples with their answers before every prompt (in-context learning). They are drawn by
+    --data-seed, and not trained on."""
+
     fields: tuple[str, ...] = ()
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 

@@ -11,6 +11,7 @@ from string import Formatter
 
 from zotune.data import rows
 from zotune.data.rows import Rows
+from zotune.data.spacing import separator
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Task:
     def label_names(self) -> tuple[str, ...]:
         """What the data calls each label: the name of `name=word`, else the word."""
         return tuple(name for name, _ in map(_name_and_word, self.labels))
+
+    def spaced(self, word: str, prompt: str) -> str:
+        """A label word or an option as it stands behind a prompt and the invocation."""
+        return (separator(prompt + self.invocation, word) if self.separator is None else self.separator) + word
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:

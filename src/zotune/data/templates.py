@@ -11,7 +11,6 @@ from types import MappingProxyType
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.data.fragments import Fragments
-from zotune.data.spacing import separator
 from zotune.data.tasks import Task
 from zotune.data.texts import TextExample
 from zotune.errors import InputError
@@ -34,6 +33,7 @@ class Encoder:
         activated: the adapter will act from the invocation on; candidates that contain it are refused.
         virtual_tokens: ids of a soft prompt, which begin every prompt and count towards `max_length`.
         num_embeddings: how many tokens the model knows; None: as many as the tokenizer.
+        demonstrations: a text before every prompt, which is never cut.
 
     Raises:
         InputError: label words or an invocation that cannot be used with this tokenizer.
@@ -47,6 +47,7 @@ class Encoder:
         activated: bool,
         virtual_tokens: TokenIds = (),
         num_embeddings: int | None = None,
+        demonstrations: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self.fragments = Fragments(tokenizer)
@@ -70,13 +71,10 @@ class Encoder:
                 f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text "
                 f"within {max_length} tokens (--max-length)"
             )
+        self.demonstrations = demonstrations
+        self.head = self.start + self._before(demonstrations)
         before = task.template + task.invocation
-        self.words = tuple(
-            self.fragments.encode(
-                (separator(before, word) if task.separator is None else task.separator) + word, before
-            )
-            for word in task.label_words
-        )
+        self.words = tuple(self.fragments.encode(task.spaced(word, task.template), before) for word in task.label_words)
         self._check_words()
         self._check_known(self.invocation, "--invocation")
 
@@ -92,17 +90,20 @@ class Encoder:
                 candidates = tuple(self._choice(text, choice) for choice in text.choices)
             else:
                 candidates = self.words or (self._completion(text),)
-            prompt = self.start + self._body(text.prompt)
+            prompt = self.head + self._prompt(text.prompt)
             room = self.max_length - len(self.invocation) - max(map(len, candidates))
-            if room < len(self.start) + 1:
+            if room < len(self.head) + 1:
                 fixed = self.max_length - room + len(self.virtual_tokens)
                 what = f"{'virtual tokens, ' if self.virtual_tokens else ''}invocation and completion"
+                if self.demonstrations:
+                    fixed += len(self.head) - len(self.start)
+                    what = f"demonstrations (--num-demonstrations), {what}"
                 raise InputError(
                     f"{text.where}: {what} alone have {fixed} tokens, which leaves no room for a prompt within "
                     f"--max-length {self.max_length}"
                 )
             if len(prompt) > room:
-                prompt = self.start + prompt[len(prompt) - room + len(self.start) :]
+                prompt = self.head + prompt[len(prompt) - room + len(self.head) :]
                 num_truncated += 1
             self._check_first(prompt, text)
             self._check_known(prompt, text.where)
@@ -119,6 +120,16 @@ class Encoder:
         token_ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         own = len(self._own_start)
         return token_ids[own:] if own and token_ids[:own] == self._own_start else token_ids
+
+    def _before(self, demonstrations: str) -> TokenIds:
+        """The tokens of a text that goes on: those that it has before a letter."""
+        if not demonstrations:
+            return ()
+        whole, letter = self._body(demonstrations + "a"), self.fragments.encode("a", demonstrations)
+        return whole[: -len(letter)] if whole[-len(letter) :] == letter else self._body(demonstrations)
+
+    def _prompt(self, text: str) -> TokenIds:
+        return self.fragments.encode(text, self.demonstrations) if self.demonstrations else self._body(text)
 
     def _ended(self, token_ids: TokenIds) -> TokenIds:
         """With one end token, where the tokenizer has one."""
@@ -137,8 +148,7 @@ class Encoder:
 
     def _choice(self, text: TextExample, choice: str) -> TokenIds:
         before = text.prompt + self.task.invocation
-        between = separator(before, choice) if self.task.separator is None else self.task.separator
-        token_ids = self.fragments.encode(between + choice, before)
+        token_ids = self.fragments.encode(self.task.spaced(choice, text.prompt), before)
         if not token_ids:
             raise InputError(f"{text.where}: the option {choice!r} is no token for this tokenizer")
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:

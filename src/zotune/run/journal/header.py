@@ -44,9 +44,12 @@ class Header:
     @property
     def base(self) -> Base | None:
         """What an adapter of the run was trained on; None in journals that do not know it."""
-        if self.base_weights is None or self.settings is None:
+        if self.settings is None:
             return None
-        return Base(self.base_weights, self.settings.get("dtype"), self.settings.get("quantization"))
+        shown = self.settings.get("demonstrations", "")
+        if self.base_weights is None and not shown:
+            return None
+        return Base(self.base_weights, self.settings.get("dtype"), self.settings.get("quantization"), shown)
 
     def make_optimizer(self) -> Optimizer:
         optimizer = make_optimizer(self.optimizer)
