@@ -23,6 +23,12 @@ class Piece:
     tokens: TokenIds
     before: Sequence[torch.Tensor]
 
+    @classmethod
+    def after(cls, before: Sequence[torch.Tensor], prompt: TokenIds, most: int) -> "Piece":
+        """The tokens of a prompt that follow what is there of it, so many at most."""
+        start = cls((), before).start
+        return cls(prompt[start : start + most], before)
+
     @property
     def start(self) -> int:
         """The position of the first token."""

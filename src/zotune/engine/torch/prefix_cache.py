@@ -8,7 +8,6 @@ the blocks before it: its bits depend on the tokens alone, whatever was evicted,
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -64,30 +63,29 @@ class PrefixCache:
         self, prompts: Sequence[TokenIds], compute: Callable[[Sequence[Piece]], Sequence[torch.Tensor]]
     ) -> list[TokenIds]:
         """Add the prompts that are not there, but of those that go on with the same block one alone: gives the rest."""
-        turn: dict[TokenIds, tuple[TokenIds, list[torch.Tensor]]] = {}
+        turn: dict[TokenIds, tuple[TokenIds, list[torch.Tensor]]] = {}  # by the end of their first new block
         rest = []
         for prompt in prompts:
-            found = [node.kv for node in self._match(prompt)]
-            start = sum(run.shape[3] for run in found)
-            if prompt[: start + self.block] in turn:
+            runs = [node.kv for node in self._match(prompt)]
+            piece = Piece.after(runs, prompt, self.block)
+            end = prompt[: piece.start + len(piece.tokens)]
+            if end in turn:
                 rest.append(prompt)
-            elif start < len(prompt):
-                turn[prompt[: start + self.block]] = (prompt, found)
-        new: dict[TokenIds, list[torch.Tensor]] = {prompt: [] for prompt, _ in turn.values()}
-        left = list(turn.values())
-        while left:
-            pieces = []
-            for prompt, found in left:
-                piece = Piece((), [*found, *new[prompt]])
-                pieces.append(replace(piece, tokens=prompt[piece.start : piece.start + self.block]))
-            for (prompt, _), kv in zip(left, compute(pieces), strict=True):
-                new[prompt].append(kv)
-            ends = [piece.start + len(piece.tokens) for piece in pieces]
-            left = [item for item, end in zip(left, ends, strict=True) if end < len(item[0])]
-        for prompt, runs in new.items():
+            elif piece.tokens:
+                turn[end] = prompt, runs
+        unfinished = list(turn.values())
+        while unfinished:
+            pieces = [Piece.after(list(runs), prompt, self.block) for prompt, runs in unfinished]
+            for (_, runs), kv in zip(unfinished, compute(pieces), strict=True):
+                runs.append(kv)
+            unfinished = [item for item in unfinished if Piece.after(item[1], item[0], self.block).tokens]
+        for prompt, runs in turn.values():
             path = self._match(prompt)
-            start = sum(len(node.tokens) for node in path)
-            self._add(_Node(prompt[start:], torch.cat(runs, dim=3), path[-1] if path else self._root))
+            known = sum(len(node.tokens) for node in path)
+            new: list[torch.Tensor] = []
+            while known + sum(run.shape[3] for run in new) < len(prompt):
+                new.insert(0, runs.pop())
+            self._add(_Node(prompt[known:], torch.cat(new, dim=3), path[-1] if path else self._root))
         return rest
 
     def _found(self, prompt: TokenIds) -> list[torch.Tensor]:

@@ -57,7 +57,8 @@ class Prompts:
     def _try_company(self, pieces: Sequence[Piece], size: int) -> bool:
         """Whether pieces have the same bits at the other end of a row, with others in it."""
         model = self.passes.model
-        if getattr(model.config.get_text_config(), "num_experts_per_tok", None):
+        settings = vars(model.config.get_text_config()).items()
+        if any("expert" in name and isinstance(value, int) and value > 1 for name, value in settings):
             return False  # how many tokens go to an expert, and so the shape of its products, is up to the company
         stats = vars(self.passes.stats).copy()
         row = [pieces[i] for i in _fill(pieces, size)[0]]
