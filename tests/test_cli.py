@@ -27,7 +27,7 @@ STEP_KEYS = {
     "event", "step", "loss", "learning_rate", "slopes", "step_time_s", "forward_passes", "tokens_computed",
     "tokens_reused",
 }  # fmt: skip
-EVAL_KEYS = {"event", "step", "split", "accuracy", "loss", "num_examples", "time_s"}
+EVAL_KEYS = {"event", "step", "split", "accuracy", "loss", "num_examples", "time_s", "macro_f1"}
 SUMMARY_KEYS = {
     "model", "task", "initial", "best", "final", "steps", "train_time_s", "steps_per_s", "tokens_computed",
     "tokens_reused", "kv_reuse", "peak_memory_bytes", "seed", "versions", "exported", "worse_than_initial",
@@ -133,7 +133,7 @@ def test_the_summary_is_read_off_the_metrics(run):
     steps = [event for event in events if event["event"] == "step"]
     evals = [event for event in events if event["event"] == "eval"]
     for name, event in (("initial", evals[0]), ("final", evals[-1]), ("best", min(evals, key=lambda e: e["loss"]))):
-        assert summary[name] == {key: event[key] for key in ("accuracy", "loss", "num_examples")}
+        assert summary[name] == {key: event[key] for key in ("accuracy", "loss", "num_examples", "macro_f1")}
     assert summary["final"]["num_examples"] == 10
     assert (summary["model"], summary["task"], summary["seed"]) == (str(run.model), "demo", 5)
     assert summary["steps"] == NUM_STEPS

@@ -32,6 +32,7 @@ from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
 from zotune.run.evaluation import Evaluation
 from zotune.run.evaluation import evaluate as evaluate_examples
+from zotune.run.scores import exact_match, mean_best, token_f1
 from zotune.run.watch import remedy
 from zotune.values import is_number, number_of, path_of, shown, whole_of
 from zotune.zo.objectives import OBJECTIVES, candidate_logits
@@ -39,6 +40,7 @@ from zotune.zo.protocol import AT_THETA, Engine, Example, Sampling, Theta
 
 logger = logging.getLogger("zotune")
 MOST_NEW_TOKENS = 2**20
+MOST_ANSWER_TOKENS = 50
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3  # beyond, logits divided by it are no numbers, or all alike
 BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())
 
@@ -50,7 +52,10 @@ def evaluate(
     max_eval_samples: int | None = None,
     **settings: Any,
 ) -> Evaluation:
-    """Loss and accuracy of an adapter (or of the bare model) on labelled data, with the predictions.
+    """Loss and scores of an adapter (or of the bare model) on labelled data, with the predictions.
+
+    A classification has accuracy and macro F1. For squad and drop, answers are generated greedily up to a line break,
+    and have exact match and token F1.
 
     Args:
         eval_data: a path, hub id, list of dicts or `datasets.Dataset`; default: that of the adapter's run, or the
@@ -71,13 +76,21 @@ def evaluate(
         )
     task, texts = _labelled(config, source, max_eval_samples)
     demonstrations = _demonstrations(config, task, adapter, settings)
-    predictor = _load(config, task, adapter, texts, demonstrations)
+    room = MOST_ANSWER_TOKENS if task.answers_field else 0
+    predictor = _load(config, task, adapter, texts, demonstrations, num_new_tokens=room)
     with _using(predictor, config):
         objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.model.tokenizer)
         found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples)
         if not math.isfinite(found.loss):
             raise FloatingPointError(f"the loss is {found.loss}")
-        return found
+        if task.answers_field is None:
+            return found
+        answers = [text.partition("\n")[0].strip() for text in _generated(predictor, MOST_ANSWER_TOKENS, 0.0, 0)]
+        golds = [text.columns[task.answers_field] for text in texts]
+        return replace(
+            found, predictions=tuple(answers), exact_match=mean_best(exact_match, answers, golds),
+            token_f1=mean_best(token_f1, answers, golds),
+        )  # fmt: skip
 
 
 def predict(
@@ -124,10 +137,15 @@ def predict(
             answers = logits.argmax(axis=-1)
             words = [text.choices or task.label_words for text in texts]
             return [of_text[answer] for of_text, answer in zip(words, answers, strict=True)]
-        tokenizer = predictor.model.tokenizer
-        sampling = Sampling(max_new_tokens, temperature, config.seed, predictor.model.stop_token_ids)
-        (completions,) = engine.generate(theta, [AT_THETA], examples, sampling)
-        return [str(tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
+        return _generated(predictor, max_new_tokens, temperature, config.seed)
+
+
+def _generated(predictor: "_Predictor", max_new_tokens: int, temperature: float, seed: int) -> list[str]:
+    """What the model goes on with behind each prompt."""
+    model = predictor.model
+    sampling = Sampling(max_new_tokens, temperature, seed, model.stop_token_ids)
+    (completions,) = predictor.engine.generate(predictor.theta, [AT_THETA], predictor.examples, sampling)
+    return [str(model.tokenizer.decode(list(token_ids), skip_special_tokens=True)) for token_ids in completions]
 
 
 @contextmanager

@@ -48,6 +48,9 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
     table.add_column("", justify="right")
     if metrics["accuracy"] is not None:
         table.add_row("accuracy", _accuracy(metrics))
+    for name, title in (("macro_f1", "macro F1"), ("exact_match", "exact match"), ("token_f1", "token F1")):
+        if metrics[name] is not None:
+            table.add_row(title, f"{metrics[name]:.1%}")
     table.add_row("loss", f"{metrics['loss']:.4f}")
     table.add_row("examples", f"{metrics['num_examples']:,}")
     table.show_header = False

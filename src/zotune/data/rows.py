@@ -99,6 +99,20 @@ def record(fields: Fields) -> Iterator[Fields]:
         }
 
 
+def squad(fields: Fields) -> Iterator[Fields]:
+    """`answers` is the list of right answers, as texts, and `answer` is its first; DROP calls them answers_spans."""
+    found = fields.get("answers", fields.get("answers_spans"))
+    if isinstance(found, Mapping):
+        found = found.get("text", found.get("spans"))
+    if found is None:
+        yield fields
+        return
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
+        raise ValueError("field 'answers' should hold a list of texts, one at least")
+    changed = {name: value for name, value in fields.items() if name != "answers_spans"}
+    yield {**changed, "answers": found, "answer": found[0]}
+
+
 def labelled(fields: Fields) -> Iterator[Fields]:
     """Without the records of SNLI that its annotators did not agree on, whose label is -1."""
     if fields.get("label") != -1:

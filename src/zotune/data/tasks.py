@@ -36,6 +36,7 @@ class Task:
     records bring their own options: one field with a list of texts, or one field for each option. Else `completion` is
     the text to learn, with fields in braces. `separator` stands between the invocation and a label word or choice, by
     default a space where one belongs. `rows` makes the fields of the template out of a record as the data set has it.
+    With `answers_field`, the field with all right answers, an evaluation generates texts and compares them with those.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task:
     hub: HubSource | None = None
     demo: bool = False
     rows: Rows | None = None
+    answers_field: str | None = None
 
     @property
     def classifies(self) -> bool:
@@ -227,6 +229,24 @@ TASKS: dict[str, Task] = {
             invocation="\nAnswer:",
             completion=" {answer}",
             hub=HubSource("openai/gsm8k", subset="main"),
+        ),
+        Task(
+            "squad",
+            template="Title: {title}\nContext: {context}\nQuestion: {question}\n",
+            invocation="Answer:",
+            completion=" {answer}",
+            hub=HubSource("rajpurkar/squad", evaluation="validation"),
+            rows=rows.squad,
+            answers_field="answers",
+        ),
+        Task(
+            "drop",
+            template="Passage: {passage}\nQuestion: {question}\n",
+            invocation="Answer:",
+            completion=" {answer}",
+            hub=HubSource("ucinlp/drop", evaluation="validation"),
+            rows=rows.squad,
+            answers_field="answers",
         ),
         Task("completion", template="{prompt}", completion="{completion}"),
         Task("alpaca", template=_ALPACA_INPUT, shorter=_ALPACA, completion="{output}"),

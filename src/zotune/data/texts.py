@@ -120,7 +120,8 @@ def used_fields(record: Record, task: Task, names: Mapping[str, str]) -> set[str
     """The record's fields that its texts and its label are made of."""
     if task.rows is not None:
         names = {}
-    found = {find_field(record, role, names) for role in (*task.fields, *task.choice_fields)}
+    roles = (*task.fields, *task.choice_fields, *([task.answers_field] if task.answers_field else ()))
+    found = {find_field(record, role, names) for role in roles}
     if task.classifies:
         found.add(find_field(record, task.label_field, _label_name(task, names)))
     return {name for name in found if name is not None}

@@ -63,7 +63,9 @@ class Lost:
         if self.has_evaluation(step):
             made = self.evaluator
             found = evaluate(made.engine, theta, made.objective, made.examples)
-            self.events.append(EvalEvent(step, "eval", found.accuracy, found.loss, found.num_examples, time_s=0.0))
+            self.events.append(
+                EvalEvent(step, "eval", found.accuracy, found.loss, found.num_examples, 0.0, macro_f1=found.macro_f1)
+            )
             self._changed = True
         evaluations = sorted(self._evaluations, key=lambda event: event.step)
         if evaluations and best_of(evaluations).step == step and not self.export.is_saved(self.folder.best, theta):

@@ -34,7 +34,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EvalEvent:
-    """One evaluation after `step` steps. `accuracy` is None where the task has no labels."""
+    """One evaluation after `step` steps. `accuracy` and `macro_f1` are None where the task has no labels."""
 
     step: int
     split: str
@@ -43,10 +43,13 @@ class EvalEvent:
     num_examples: int
     time_s: float
     event: str = "eval"
+    macro_f1: float | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "loss": self.loss, "num_examples": self.num_examples}
+        return {
+            "accuracy": self.accuracy, "loss": self.loss, "num_examples": self.num_examples, "macro_f1": self.macro_f1
+        }  # fmt: skip
 
 
 class MetricsFile:

@@ -253,6 +253,7 @@ class MeZOTrainer:
             loss=evaluation.loss,
             num_examples=evaluation.num_examples,
             time_s=time.perf_counter() - started,
+            macro_f1=evaluation.macro_f1,
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
         with self._watch.writing(self.step):
