@@ -125,10 +125,11 @@ def result(found: Evaluation) -> dict[str, Any]:
 
 def rates_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy and loss where the held-out loss was lowest."""
-    lines = [heading("task", "modules", "learning rate", "held-out accuracy, %", "held-out loss", "seconds")]
+    lines = [heading("task", "modules", "learning rate", "steps", "held-out accuracy, %", "held-out loss", "seconds")]
     for row in sorted(rows, key=lambda row: (RATE_TASKS.index(row["task"]), row["modules"], row["rate"])):
         _, accuracy, loss = min(row["evaluations"], key=lambda evaluation: evaluation[2])
-        cells = [row["task"], row["modules"], f"{row['rate']:g}", f"{100 * accuracy:.1f}", f"{loss:.3f}"]
+        what = [row["task"], row["modules"], f"{row['rate']:g}", str(row["steps"])]
+        cells = [*what, f"{100 * accuracy:.1f}", f"{loss:.3f}"]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
     return "\n".join(lines)
 
