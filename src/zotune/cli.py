@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": ("studies", "Sweep", "Search settings by successive halving."),
     "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
     "profile": ("analysis", "Profile", "Where the time of a training step goes."),
+    "linear-probe": ("probing", "LinearProbe", "A logistic regression on hidden states, as a baseline."),
     "tasks": ("tasks", "Tasks", "List the built-in tasks."),
 }
 """Name -> file of `commands`, class in it, and what it does."""

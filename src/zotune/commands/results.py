@@ -41,6 +41,18 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
 
 
+def print_probe(found: dict[str, Any]) -> None:
+    """The scores of a linear probe as a table, on standard output."""
+    table = Table(show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("accuracy", _accuracy(found))
+    table.add_row("macro F1", f"{found['macro_f1']:.1%}")
+    table.add_row("training examples", f"{found['num_train']:,}")
+    table.add_row("examples", f"{found['num_examples']:,}")
+    plain_console().print(table)
+
+
 def print_evaluation(metrics: dict[str, Any]) -> None:
     """One evaluation as a table, on standard output."""
     table = Table()
