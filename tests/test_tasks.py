@@ -114,6 +114,22 @@ def test_options_in_fields_of_their_own_under_names_of_their_own():
     assert (text.choices, text.label) == (("red", "blue"), 1)
 
 
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("copa", {"premise": "A.", "choice1": "b", "choice2": "c", "question": "why", "label": 0}, "cause or effect"),
+        ("multirc", {"passage": {"text": "A.", "questions": "b"}}, "field 'questions' should be a list of objects"),
+        ("record", {"passage": {"text": "A.", "entities": [{"start": 0}]}, "qas": []}, "has no field 'end'"),
+        ("record", {"passage": "A.", "query": "b", "entities": ["A"], "answers": []}, "field 'query' has no @placeh"),
+        ("squad", {"title": "A", "context": "b", "question": "c", "answers": {"text": []}}, "one at least"),
+        ("rte", {"premise": "A.", "label": 0}, "no field 'hypothesis'"),
+    ],
+)
+def test_records_of_another_shape_are_refused_with_their_place(task, record, message):
+    with pytest.raises(InputError, match=rf"--data\[0\]: .*{message}"):
+        texts_of([record], TASKS[task])
+
+
 @pytest.mark.parametrize("engine", ["torch", "plain"])
 def test_options_of_any_number_and_length_are_scored_as_transformers_scores_them(engine):
     """The answer is the option with the highest mean log-probability a token."""

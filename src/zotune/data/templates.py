@@ -1,7 +1,8 @@
 """From text to token ids: prompt, invocation and candidates are tokenized apart and joined.
 
 So the cut between them is always at the same ids, which an activated adapter needs (arXiv 2504.12397). For the
-built-in templates this equals tokenizing the whole text. Truncation takes tokens from the left of the prompt only.
+built-in templates this equals tokenizing the whole text, unless a tokenizer has a token for a mark and the line break
+behind it. Truncation takes tokens from the left of the prompt only.
 """
 
 from collections.abc import Sequence

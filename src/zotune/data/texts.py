@@ -45,7 +45,9 @@ def expand(records: Sequence[Record], task: Task, names: Mapping[str, str]) -> l
         fields = {name: value for name, value in record.fields.items() if name not in names.values()} | renamed
         try:
             made.extend(Record(row, record.where) for row in task.rows(fields))
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise InputError(f"{record.where}: an object in it has no field {error}") from error
+        except (ValueError, TypeError) as error:
             raise InputError(f"{record.where}: {error}") from error
     if not made:
         raise InputError(f"{records[0].where}: no record has anything that task {task.name} could use")
