@@ -45,6 +45,7 @@ MEZO = {
 # Method -> settings, and about how many steps 300 seconds are; the rate falls over those. None: no training.
 METHODS: dict[str, tuple[dict[str, Any], int] | None] = {
     "zero-shot": None,
+    "in-context, 16 demonstrations": None,
     "MeZO as published": (MEZO, 100_000),
     "default": ({}, 250),
     "backpropagation through the suffix": ({"estimator": "backprop"}, 300),
@@ -98,9 +99,12 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train and judge."""
     test_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][1]}.jsonl.gz")
     if cell["part"] == "study" and METHODS[cell["method"]] is None:
+        train_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][0]}.jsonl.gz")
+        shown = {"num_demonstrations": 16, "train_data": train_data} if "in-context" in cell["method"] else {}
         found = evaluate(
-            test_data, model="smollm2", task=cell["task"], max_eval_samples=1000, num_threads=options.threads
-        )
+            test_data, model="smollm2", task=cell["task"], max_eval_samples=1000, num_threads=options.threads,
+            seed=cell["seed"], **shown,
+        )  # fmt: skip
         return {"test": result(found), "seconds": 0.0, "steps": 0, "tokens": 0}
     reset_peak_memory()
     settings = settings_of(cell, options)

@@ -63,8 +63,8 @@ def shared_settings(config: Fields, made: Any) -> dict[str, Any]:
 
 def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, tuning: str) -> float:
     """By the method and the size of the base model: what docs/results.md found with models of 4 and of 135 million
-    parameters; for larger ones, which nobody has searched, a fifth of that. Other optimizers than Adam have MeZO's range
-    for OPT with LoRA, 5e-5 .. 1e-4, there; all parameters MeZO's 1e-7 .. 1e-6."""
+    parameters; for larger ones, which nobody has searched, a fifth of that. Above the small ones, other optimizers than
+    Adam have MeZO's range for OPT with LoRA, 5e-5 .. 1e-4; all parameters have its 1e-7 .. 1e-6."""
     if tuning == "full":
         return 1e-6
     if estimator == "backprop":
