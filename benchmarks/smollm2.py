@@ -45,6 +45,7 @@ from zotune.zo.protocol import AT_THETA, Example
 from zotune.zo.updates import Slopes
 
 ROOT = Path(__file__).parents[1]
+PARTS = ("steps", "memory", "start")
 PASSES = {
     "scoring": "inference: scoring the batch, prompts kept",
     "step": "a step of 16 directions",
@@ -198,32 +199,33 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
     parser.add_argument("--write", type=Path, help="a page to put the table into, such as docs/performance.md")
     options = parser.parse_args()
     rows = ["| figure | ratio | range | ours | other |", "|---|---|---|---|---|"]
-    for name, found in paces(options).items():
-        rows.append(
-            f"| {name} | {found['ratio']:.2f} | {found['low']:.2f} - {found['high']:.2f} | {found['ours']:.3f} s "
-            f"| {found['other']:.3f} s |"
-        )
-        print(rows[-1], flush=True)
-    memory = peaks(options)
-    for what, name in PASSES.items():
-        if what != "scoring":
+    if "steps" in options.parts:
+        for name, found in paces(options).items():
             rows.append(
-                f"| peak memory: {name} over {PASSES['scoring']} | {memory[what] / memory['scoring']:.2f} | "
+                f"| {name} | {found['ratio']:.2f} | {found['low']:.2f} - {found['high']:.2f} | {found['ours']:.3f} s "
+                f"| {found['other']:.3f} s |"
+            )
+    if "memory" in options.parts:
+        memory = peaks(options)
+        for what in [what for what in PASSES if what != "scoring"]:
+            rows.append(
+                f"| peak memory: {PASSES[what]}, over {PASSES['scoring']} | {memory[what] / memory['scoring']:.2f} | "
                 f"| {memory[what] / 2**20:,.0f} MiB | {memory['scoring'] / 2**20:,.0f} MiB |"
             )
-            print(rows[-1], flush=True)
-    began = starts(options)
-    rows.append(
-        f"| `zotune train --model smollm2 --task sst2` to its first step | | {min(began):.1f} - {max(began):.1f} s "
-        f"| {statistics.median(began):.1f} s | |"
-    )
+    if "start" in options.parts:
+        began = starts(options)
+        rows.append(
+            f"| `zotune train --model smollm2 --task sst2` to its first step | | {min(began):.1f} - {max(began):.1f} s "
+            f"| {statistics.median(began):.1f} s | |"
+        )
     table = "\n".join(rows) + (
         f"\n\n{processor()}, {options.threads} thread, torch {torch.__version__}, {date.today()}; batches of "
-        f"{options.batch_size} prompts of up to {options.prompt_tokens} tokens, {options.rounds} rounds"
+        f"{options.batch_size} prompts of up to {options.prompt_tokens} tokens, {options.rounds} rounds."
     )
     print(table)
     if options.write:
