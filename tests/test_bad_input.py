@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "--fields of an absent column": (f"{GOOD} --fields text=body", ("$REVIEWS:1", "no field 'body'", "--fields")),
     "--fields of no role": (f"{GOOD} --fields txt=text", ("--fields txt=text", "no field 'txt'", "text, label")),
     # task, template, invocation, labels
-    "unknown task": (f"{TRAIN} --task sst3", ("--task", "'sst3'", "did you mean sst2?")),
+    "unknown task": (f"{TRAIN} --task imbd", ("--task", "'imbd'", "did you mean imdb?")),
     "texts with labels but no words": (f"{TRAIN} --train-data $REVIEWS", ("--labels", "--labels terrible great")),
     "fields of no task": (f"{TRAIN} --train-data $BAD/stuff.jsonl", ("--task", "stuff", "--fields")),
     "task without data": (f"{TRAIN} --task completion", ("--train-data", "task completion has no data set")),

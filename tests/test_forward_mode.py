@@ -20,6 +20,7 @@ from zotune.adapter.spec import LoraSpec
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
+from zotune.zo.draws import gaussian
 from zotune.zo.estimators import Jvp, Spsa
 from zotune.zo.objectives import cross_entropy, token_nll
 from zotune.zo.protocol import Example, Probe, Scores
@@ -112,7 +113,10 @@ def test_in_bfloat16_the_error_is_smaller_than_spsas_at_every_epsilon(kind, scop
     spec, seeds = LoraSpec(4, 8.0, TARGETS[kind], SCOPES[scope]), range(16)
     model = make_model(kind).bfloat16()
     engine = ENGINES["torch"](model, spec)
-    theta = some_theta(engine)
+    # At some points a unit of OPT's ReLU is so near 0 that rounding turns it on or off, and its derivative with it.
+    theta = {
+        name: value + np.float32(0.1) * gaussian(100, name, value.shape) for name, value in some_theta(engine).items()
+    }
     rounded = make_model(kind)
     rounded.load_state_dict({name: value.bfloat16() for name, value in rounded.state_dict().items()})
     exact = exact_slopes(rounded, spec, theta, seeds)

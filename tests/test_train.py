@@ -49,7 +49,7 @@ def options(opt_dir: Path, reviews_file: Path) -> dict:
         "model": str(opt_dir), "train_data": str(reviews_file), "labels": ("terrible", "great"),
         "invocation": " It was", "num_steps": STEPS, "batch_size": 3, "directions": 2, "eval_steps": 3,
         "optimizer": "sgd", "learning_rate": 0.05, "sgd": {"momentum": 0.5}, "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,        "lora_rank": 2, "early_stopping_patience": 3, "num_threads": 1,
+        "warmup_steps": 2,        "lora_rank": 2, "early_stopping_patience": 4, "num_threads": 1,
     }  # fmt: skip
 
 

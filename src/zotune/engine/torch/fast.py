@@ -101,8 +101,6 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example], normalized: bool = True) -> Scores:
-        # A normalizer that all candidates share is one of their only tokens' place.
-        self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
         fits = [self._fits(example) for example in batch]
         tangents = any(probe.derivative for probe in probes)
         if tangents and self.plain_tangents is None and not self.plain_reason:
@@ -111,6 +109,8 @@ class TorchEngine:
             return self.plain.score(theta, probes, batch)
         if not all(fits):
             return self._score_apart(theta, probes, batch, fits)
+        # A normalizer that all candidates share is one of their only tokens' place.
+        self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
         if tangents:
             return score_with_tangents(self.activated, self.scope == "everywhere", theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
@@ -143,7 +143,7 @@ class TorchEngine:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
         if self.plain_reason or self.scope == "everywhere" or not all(map(self._fits, batch)):
             return self.plain.gradient(theta, batch, cotangents)
-        score = partial(self.score, theta, [AT_THETA], batch)
+        self.head.normalized, score = True, partial(self.score, theta, [AT_THETA], batch)
         return scores_and_gradient(self.model, self.layers, theta, self.activated.parts(batch), score, cotangents)
 
     def why_not(self, need: Need) -> str | None:
