@@ -81,8 +81,10 @@ def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     train, _ = TASKS[cell["task"]]
+    folder = options.data / cell["task"]
+    held_out = {"eval_data": str(folder / "dev.jsonl.gz")} if (folder / "dev.jsonl.gz").is_file() else {}
     shared = {
-        "task": cell["task"], "train_data": str(options.data / cell["task"] / f"{train}.jsonl.gz"),
+        "task": cell["task"], "train_data": str(folder / f"{train}.jsonl.gz"), **held_out,
         "max_train_samples": 1000, "max_eval_samples": 300, "num_threads": options.threads, "seed": cell["seed"],
         "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
     }  # fmt: skip

@@ -189,6 +189,6 @@ def test_where_company_moves_bits_pieces_go_alone(caplog):
 
 def test_mixtures_of_experts_go_alone():
     engine = TorchEngine(tiny_model("mixtral"), LoraSpec(2, 4.0, ("q_proj",), INVOCATION), PrefixCache(1e9, 8))
-    if engine.plain_reason is None:
-        engine.activated.prompts.kv([(3, 4, 5), (6, 7)])
-        assert engine.activated.prompts.same_in_company is False
+    assert engine.plain_reason is None
+    engine.activated.prompts.kv([(3, 4, 5), (6, 7)])
+    assert engine.activated.prompts.same_in_company is False

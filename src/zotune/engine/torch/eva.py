@@ -30,7 +30,7 @@ from zotune.zo.protocol import AT_THETA, Example
 
 logger = logging.getLogger("zotune")
 
-NUM_EXAMPLES = 64  # from 256, the components explain 2 % more of what other examples put into SmolLM2's layers
+NUM_EXAMPLES = 64
 BATCH_SIZE = 64
 MAX_TOKENS = 1024  # of each module, of all passes together
 

@@ -15,8 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 
 class FloatStream:
-    """The stream of one model, from now until `remove`; in float32 inside `in_use`; that is
-    `possible` unless a trial found otherwise."""
+    """The stream of one model, from now until `remove`: in float32 inside `in_use`, for models that are tried first.
+
+    Args:
+        possible: whether the model is of half precision; whoever tries it sets this to false where it cannot be had.
+    """
 
     def __init__(self, model: PreTrainedModel, possible: bool) -> None:
         self.possible = possible
