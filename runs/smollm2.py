@@ -35,7 +35,6 @@ TASKS = {
 MODULES = {
     "q, v": ("q_proj", "v_proj"), "o, down": ("o_proj", "down_proj"), "all linear": ("all-linear",),
 }  # fmt: skip
-RATES = (1e-3, 3e-3, 1e-2)
 RATE_TASKS = ("sst2", "mr", "trec")
 RATE_STEPS = 150
 MEZO = {
@@ -52,6 +51,14 @@ METHODS: dict[str, tuple[dict[str, Any], int] | None] = {
     "backpropagation of whole sequences": ({"estimator": "backprop", "scope": "everywhere"}, 100),
 }
 SECONDS = 300.0
+# Method, modules, learning rates and tasks of the search, each for RATE_STEPS steps.
+SEARCHES = (
+    ("default", "q, v", (3e-3, 1e-2, 3e-2), RATE_TASKS),
+    ("backpropagation through the suffix", "q, v", (2e-4, 1e-3, 3e-3), RATE_TASKS),
+    ("default, everywhere", "q, v", (1e-3, 3e-3, 1e-2), ("sst2",)),
+    ("default", "o, down", (1e-3, 3e-3, 1e-2), ("sst2",)),
+    ("default", "all linear", (1e-3, 3e-3, 1e-2), ("sst2",)),
+)
 
 
 def kept() -> list[dict[str, Any]]:
@@ -68,10 +75,11 @@ def processor() -> str:
 def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What there is to do, by what names it."""
     if options.part in (None, "rates"):
-        for task in [task for task in RATE_TASKS if task in options.tasks]:
-            for modules in MODULES:
-                for rate in RATES:
-                    yield {"part": "rates", "task": task, "modules": modules, "rate": rate, "seed": 0}
+        for method, modules, rates, tasks in SEARCHES:
+            for task in [task for task in tasks if task in options.tasks]:
+                for rate in rates:
+                    what = {"task": task, "method": method, "modules": modules, "rate": rate}
+                    yield {"part": "rates", **what, "seed": 0}
     if options.part in (None, "study"):
         for seed in options.seeds:
             for task in options.tasks:
@@ -89,8 +97,9 @@ def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
     }  # fmt: skip
     if cell["part"] == "rates":
+        method, _ = METHODS.get(cell["method"]) or ({"scope": "everywhere"}, 0)
         own = {"target_modules": MODULES[cell["modules"]], "learning_rate": cell["rate"], "num_steps": RATE_STEPS}
-        return {**shared, **own, "eval_steps": 50}
+        return {**shared, **method, **own, "eval_steps": 50}
     method = METHODS[cell["method"]]
     assert method
     settings, steps = method
