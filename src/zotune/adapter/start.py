@@ -16,11 +16,12 @@ from zotune.errors import InputError
 from zotune.files import write_whole
 
 START_FILE = "start.safetensors"
+LENS = "lens."  # what the names of a lens begin with
 
 
 @dataclass(frozen=True)
 class Start:
-    """Tensors under the names in PEFT's files. Two starts are equal where their bytes are (SHA-256)."""
+    """Tensors under the names in PEFT's files, and those of a lens. Equal where their bytes are (SHA-256)."""
 
     digest: str
     tensors: Mapping[str, np.ndarray] = field(compare=False, repr=False)
@@ -49,6 +50,10 @@ class Start:
         if _digest(content) != digest:
             raise InputError(f"{path} has changed since the run began")
         return cls(digest, load(content))
+
+
+def has_lens(start: Start | None) -> bool:
+    return start is not None and any(name.startswith(LENS) for name in start.tensors)
 
 
 def _digest(content: bytes) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import Data
-from zotune.assemble.model import Model
+from zotune.assemble.model import Model, default_targets
 from zotune.config.settings import Config
 from zotune.engine.torch.loading import choose_device
 from zotune.engine.torch.lora import module_widths
@@ -31,7 +31,7 @@ def check_bounds(config: Config, data: Data, model: Model) -> None:
             f"{examples:,} training examples"
         )
     if config.tuning not in ("full", "prompt_tuning") and config.adapter is None:
-        spec = LoraSpec(config.lora_rank, config.lora_alpha, config.target_modules)
+        spec = LoraSpec(config.lora_rank, config.lora_alpha, config.target_modules or default_targets(model, config))
         widest = max(module_widths(model.structure, spec), default=config.lora_rank)
         if config.lora_rank > widest and config.tuning != "vera":  # whose matrices are wider than layers on purpose
             raise InputError(

@@ -21,7 +21,8 @@ from zotune.config.run import Facts
 from zotune.config.settings import Config
 from zotune.data.demo import demo_path
 from zotune.engine import ENGINES
-from zotune.engine.kind import EngineRequest
+from zotune.engine.kind import EngineRequest, Measured
+from zotune.engine.torch.blocks import writer_names
 from zotune.engine.torch.gguf import converted, is_gguf, smollm2_file
 from zotune.engine.torch.loading import (
     choose_device,
@@ -38,6 +39,7 @@ from zotune.errors import InputError
 from zotune.run.watch import remedy
 from zotune.zo.protocol import Engine, Example, TokenIds
 
+USUAL_TARGETS = ("q_proj", "v_proj")  # those of LoRA's paper
 logger = logging.getLogger("zotune")
 
 
@@ -128,7 +130,22 @@ def facts_of(model: Model, config: Config) -> Facts:
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
         num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
+        target_modules=default_targets(model, config),
     )
+
+
+def default_targets(model: Model, config: Config) -> tuple[str, ...]:
+    """The modules that a run adapts where `config` names none.
+
+    Raises:
+        InputError: the model has no blocks whose modules a lens could reach.
+    """
+    if config.estimator != "lens":
+        return USUAL_TARGETS
+    try:
+        return writer_names(model.structure)
+    except TypeError as error:
+        raise InputError(f"--estimator lens: {error}; name --target-modules, or take another estimator") from error
 
 
 def _choose_threads(device: str) -> int:
@@ -150,13 +167,14 @@ def open_engine(
     *,
     num_probes: int = 1,
     start_from: Sequence[Example] = (),
+    measured: frozenset[Measured] = frozenset(),
 ) -> Engine:
     """Read the weights and open the engine that `settings` name; they say device and dtype too.
 
     Args:
         spec: the form of the adapter; None: the model's own parameters.
         num_probes: how many probes a step has.
-        start_from: examples that the adapter's A starts from, where it starts from data and `spec` has no start yet.
+        start_from, measured: examples, and what is measured on them at the start.
     """
     assert settings.dtype
     kind, loaded = ENGINES[settings.engine], model.loaded
@@ -166,8 +184,8 @@ def open_engine(
         loaded = _load(model, settings)
     request = EngineRequest(
         model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
-        settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded, start_from, settings.seed,
-        settings.quantization,
+        settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded, start_from, measured,
+        settings.seed, settings.quantization,
     )  # fmt: skip
     try:
         return kind.open(request)

@@ -9,6 +9,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
+from zotune.adapter.start import has_lens
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine
@@ -19,6 +20,7 @@ from zotune.config.tables import settings_for
 from zotune.data.digest import examples_digest
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
+from zotune.engine.kind import Measured
 from zotune.engine.torch.targets import check_targets
 from zotune.errors import InputError
 from zotune.zo.noise import layer_of
@@ -76,10 +78,10 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
     spec = prompt or _lora(settings, encoder, begun)
-    from_data = settings.init_lora_weights == "eva" and (begun is None or begun.start is None)
+    measured = _measured(run, begun)
     opened = partial(
         open_engine, model, spec=spec, num_probes=run.estimator.num_probes(settings.directions or 0),
-        start_from=train if from_data else (),
+        start_from=train if measured else (), measured=measured,
     )  # fmt: skip
     engine = opened(settings)
     if any(choice.name == "dtype" for choice in run.choices) and not slopes_hold(run, engine, train):
@@ -126,6 +128,15 @@ def _lora(settings: Config, encoder: Encoder, begun: AdapterSpec | None) -> Adap
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,
         start=begun.start if begun else None,
     )
+
+
+def _measured(run: Run, begun: AdapterSpec | None) -> frozenset[Measured]:
+    """What a run measures on its examples before its first step; one that goes on has it."""
+    start = begun.start if begun else None
+    measured: set[Measured] = {"eva"} if run.config.init_lora_weights == "eva" and start is None else set()
+    if "lens" in run.estimator.needs and not has_lens(start):
+        measured.add("lens")
+    return frozenset(measured)
 
 
 def _check(run: Run, engine: Engine) -> None:

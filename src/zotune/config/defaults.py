@@ -16,19 +16,19 @@ def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
     """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best
     finalists of docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of
     inference; for backpropagation LoRA as PEFT starts it."""
-    tuning = config.tuning or ("lora_fa" if scope == "activated" and config.estimator != "backprop" else "lora")
+    frozen = config.estimator == "lens" or (scope == "activated" and config.estimator != "backprop")
+    tuning = config.tuning or ("lora_fa" if frozen else "lora")
     defaults: dict[str, Any] = {"tuning": tuning}
     if tuning == "full":
         defaults |= {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
-    elif config.estimator == "backprop":
-        defaults |= {"estimator": "backprop", "optimizer": "adam", "directions": None}
+    elif config.estimator in ("lens", "backprop"):
+        defaults |= {"estimator": config.estimator, "optimizer": "adam", "directions": None}
     else:
         defaults |= {
             "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,
         }  # fmt: skip
     if tuning in ("lora", "lora_fa") and config.adapter is None:
-        from_data = scope == "activated" and config.estimator != "backprop"
-        defaults["init_lora_weights"] = "eva" if from_data else "kaiming"
+        defaults["init_lora_weights"] = "eva" if frozen else "kaiming"
     return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 
@@ -68,7 +68,9 @@ def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, t
     if tuning == "full":
         return 1e-6
     if estimator == "backprop":
-        return 1e-3 if num_parameters < SMALL_MODEL else 2e-4
+        return 1e-3 if num_parameters < SMALL_MODEL else 3e-3 if num_parameters < LARGE_MODEL else 2e-4
+    if estimator == "lens":
+        return 3e-3
     if optimizer not in ("adam", "adamw"):
         return 2e-3 if num_parameters < SMALL_MODEL else 1e-4
     if num_parameters < SMALL_MODEL:

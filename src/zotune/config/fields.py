@@ -104,8 +104,9 @@ class Fields:
     `one_sided` compares several points with one point at theta, which they share. `fzoo` and `es` (an evolution
     strategy) do not depend on the scale of the loss. `svrg` corrects each slope by the same slope at an earlier theta.
     `hizoo` also measures curvature, for the optimizer of that name. `adaptive` is spsa that chooses its epsilon as it
-    goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `backprop` computes the
-    gradient by backpropagation, where the engine can. Default: one_sided; spsa with --tuning full."""
+    goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `lens` carries the
+    gradient that a forward pass has at the top of the model down its layers. `backprop` computes the gradient by
+    backpropagation, where the engine can. Default: one_sided; spsa with --tuning full."""
 
     optimizer: OptimizerName | None = None
     """How the weights move, given the slopes: `sgd`, `sign` (of the gradient), `adam`, `adamw`, `muon` (makes each
@@ -163,8 +164,9 @@ class Fields:
     lora_alpha: float = 16.0
     """Scale of LoRA: its product is multiplied by lora_alpha / lora_rank."""
 
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear modules to adapt, as in PEFT, or `all-linear`."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the linear modules to adapt, as in PEFT, or `all-linear`. Default: q_proj v_proj; with --estimator lens
+    those that write into the residual stream, such as o_proj down_proj."""
 
     max_length: int | None = None
     """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's

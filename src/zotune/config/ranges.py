@@ -74,5 +74,5 @@ def check_ranges(config: Fields) -> None:
         raise InputError("--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup")
     if config.warmup_steps > config.num_steps:
         refuse("warmup_steps", f"at most --num-steps ({config.num_steps})")
-    if not config.target_modules:
+    if config.target_modules is not None and not config.target_modules:
         raise InputError("--target-modules names no module")

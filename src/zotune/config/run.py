@@ -42,7 +42,8 @@ class Facts:
     """What is known of the model and the machine before weights are read. None: not known, or not set.
 
     `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
-    `half_speedup` is how many times as fast bfloat16 is there as float32.
+    `half_speedup` is how many times as fast bfloat16 is there as float32. `target_modules` are those that the run's
+    estimator adapts by default.
     """
 
     num_parameters: int
@@ -52,6 +53,7 @@ class Facts:
     dtype: str | None
     num_threads: int | None
     half_speedup: float | None = None
+    target_modules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     )  # fmt: skip
     if config.estimator == "backprop":
         why = "what backpropagation of an adapter usually takes"
+    elif config.estimator == "lens":
+        why = "what the lens is for"
     elif config.tuning == "full":
         why = "MeZO's, at the memory of inference"
     else:
@@ -119,10 +123,12 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
     rate = default_learning_rate(facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"])
+    targets = "they write into the residual stream" if method["estimator"] == "lens" else "those of LoRA's paper"
     noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,
         **method,
+        "target_modules": choose("target_modules", facts.target_modules if adapts else None, targets),
         "learning_rate": choose("learning_rate", rate, size),
         "noise": choose("noise", noise.kind if seeded else None, f"the usual one of {method['estimator']}"),
         "max_length": choose_max_length(config.max_length, facts.context),
@@ -188,8 +194,8 @@ def _objective(config: Config, task: Task) -> Objective:
             else "a completion, not labels"
         )
         raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
-    if config.estimator == "backprop" and not objective.has_gradient:
+    if config.estimator in ("lens", "backprop") and not objective.has_gradient:
         raise InputError(
-            f"--estimator backprop: --objective {config.objective} has no gradient; take another estimator"
+            f"--estimator {config.estimator}: --objective {config.objective} has no gradient; take another estimator"
         )
     return objective

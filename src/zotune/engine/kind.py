@@ -7,9 +7,11 @@ a folder of its own and a row of `ENGINES` (engine/__init__.py): nothing outside
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from zotune.zo.protocol import Engine, Example
+
+Measured = Literal["eva", "lens"]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -49,8 +51,9 @@ class EngineRequest:
 
     `model` is a folder or hub id and `config` its configuration, as transformers reads it; `loaded` is the model itself
     where the kind does not load it. `spec` is the form of the adapter, None for the model's own parameters. A step has
-    `num_probes` probes. `options` are the kind's own. Where there are examples in `start_from`, LoRA's A starts from
-    them (`engine.torch.eva`); `quantization` is how the model is quantised for that where the kind loads it itself.
+    `num_probes` probes. `options` are the kind's own. `start_from` are examples that the run starts from, where it
+    needs any: `measured` says what is, LoRA's A ("eva", `engine.torch.eva`) or a lens ("lens", `engine.torch.lens`).
+    `quantization` is how the model is quantised for that where the kind loads it itself.
     """
 
     model: str
@@ -64,6 +67,7 @@ class EngineRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     loaded: "PreTrainedModel | None" = None
     start_from: Sequence[Example] = ()
+    measured: frozenset[Measured] = frozenset()
     seed: int = 0
     quantization: str | None = None
 

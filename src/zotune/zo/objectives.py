@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zotune.zo.protocol import Engine, Example, Need, Probe, Scores, Theta
+from zotune.zo.protocol import Engine, Example, GradientOfScores, Need, Probe, Scores, Theta
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class Objective(ABC):
     def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
         """Losses, and derivatives where the probes ask for them."""
 
-    def gradient(self, engine: Engine, theta: Theta, batch: Sequence[Example]) -> tuple[float, Theta]:
-        """The mean loss at theta and its gradient, by backpropagation; only losses of scores have one."""
+    def gradient(
+        self, gradient_of_scores: GradientOfScores, theta: Theta, batch: Sequence[Example]
+    ) -> tuple[float, Theta]:
+        """The mean loss at theta and its gradient, by the engine's way to differentiate scores; only losses of scores
+        have one."""
         raise TypeError(f"{type(self).__name__} has no gradient")
 
 
@@ -63,8 +66,10 @@ class ScoredObjective(Objective):
             candidate_logits(scores).argmax(axis=-1).tolist(),
         )
 
-    def gradient(self, engine: Engine, theta: Theta, batch: Sequence[Example]) -> tuple[float, Theta]:
-        scores, gradient = engine.gradient(theta, batch, lambda scores: self.cotangents(scores, batch))
+    def gradient(
+        self, gradient_of_scores: GradientOfScores, theta: Theta, batch: Sequence[Example]
+    ) -> tuple[float, Theta]:
+        scores, gradient = gradient_of_scores(theta, batch, lambda scores: self.cotangents(scores, batch))
         return float(self.losses(scores, batch).mean()), gradient
 
     @abstractmethod

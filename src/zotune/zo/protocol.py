@@ -118,11 +118,15 @@ class EngineStats:
     tokens_reused: int = 0
 
 
-Need = Literal["scores", "generations", "tangents", "gradients"]
-"""What may be asked of an engine: log-probabilities, texts, derivatives along probes, gradients by backpropagation."""
+Need = Literal["scores", "generations", "tangents", "gradients", "lens"]
+"""What may be asked of an engine: log-probabilities, texts, derivatives along probes, gradients by backpropagation or
+by a lens."""
 
 Cotangents = Callable[[Scores], np.ndarray]
 """From the scores at theta to the derivative of a loss with respect to each log-probability: [example, candidate]."""
+
+GradientOfScores = Callable[[Theta, Sequence[Example], Cotangents], tuple[Scores, Theta]]
+"""An engine's way to differentiate: scores at theta, and the gradient of sum(cotangents * log_probs)."""
 
 
 class Form(Protocol):
@@ -195,6 +199,10 @@ class Engine(Protocol):
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """Scores at theta, for one probe, and the gradient of sum(cotangents * log_probs) for every tensor of theta."""
+        ...
+
+    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        """The same as `gradient`, by one forward pass and the lens that the engine began with; B's alone, about."""
         ...
 
     def generate(

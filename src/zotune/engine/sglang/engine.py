@@ -109,10 +109,13 @@ class SglangEngine:
         """SGLang's kernels are of one precision."""
 
     def why_not(self, need: Need) -> str | None:
-        return "SGLang's passes have no derivatives" if need in ("tangents", "gradients") else None
+        return "SGLang's passes have no derivatives" if need in ("tangents", "gradients", "lens") else None
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("gradients"))
+
+    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        raise TypeError(self.why_not("lens"))
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

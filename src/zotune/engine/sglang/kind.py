@@ -60,7 +60,7 @@ class SglangKind(EngineKind):
                 "--engine sglang has one rank and one alpha for all modules, where the adapter has a rank_pattern or "
                 "an alpha_pattern; use --engine torch or plain"
             )
-        if request.start_from:
+        if "eva" in request.measured:
             from zotune.engine.torch.eva import start_alone
 
             request = replace(request, spec=replace(request.spec, start=start_alone(request)), start_from=())

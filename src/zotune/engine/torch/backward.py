@@ -51,7 +51,7 @@ def scores_and_gradient(
     """
     scores = score() if len(parts) > 1 else None
     gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in layers.shapes.items()}
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(model), _folded_head(model):
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model), _folded_head(model):
         for part in parts:
             leaves = layers.place_leaves(theta)
             log_probs = part.compute()
@@ -94,7 +94,7 @@ def checked_record(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
+def frozen(model: PreTrainedModel) -> Iterator[None]:
     """The model's own parameters ask for no gradients: the record then keeps no inputs of their products."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

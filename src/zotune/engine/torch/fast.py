@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from zotune.adapter.spec import AdapterSpec
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.activated import Activated
-from zotune.engine.torch.backward import scores_and_gradient
+from zotune.engine.torch.backward import Part, scores_and_gradient
 from zotune.engine.torch.everywhere import Everywhere
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
+from zotune.engine.torch.lens_gradient import Watch, scores_and_lens_gradient
 from zotune.engine.torch.limits import length_limit
+from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
@@ -141,10 +143,27 @@ class TorchEngine:
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
-        if self.plain_reason or self.scope == "everywhere" or not all(map(self._fits, batch)):
+        if self._gradients_are_plain(batch):
             return self.plain.gradient(theta, batch, cotangents)
         self.head.normalized, score = True, partial(self.score, theta, [AT_THETA], batch)
         return scores_and_gradient(self.model, self.layers, theta, self.activated.parts(batch), score, cotangents)
+
+    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        if self._gradients_are_plain(batch):
+            return self.plain.lens_gradient(theta, batch, cotangents)
+        self.head.normalized = True
+        return scores_and_lens_gradient(self.watch(), self.activated.parts(batch), batch, theta, cotangents)
+
+    def parts(self, batch: Sequence[Example]) -> list[Part]:
+        """The passes of a gradient."""
+        return self.plain.parts(batch) if self._gradients_are_plain(batch) else self.activated.parts(batch)
+
+    def _gradients_are_plain(self, batch: Sequence[Example]) -> bool:
+        return bool(self.plain_reason) or self.scope == "everywhere" or not all(map(self._fits, batch))
+
+    def watch(self) -> Watch:
+        assert isinstance(self.layers, LoraLayers)
+        return Watch(self.model, self.layers, self.head)
 
     def why_not(self, need: Need) -> str | None:
         return self.plain.why_not(need)

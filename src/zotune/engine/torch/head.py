@@ -43,6 +43,11 @@ class ScoredHead:
         """In the next passes only `positions` [rows, scored] reach the head; None: all do."""
         self._positions = positions
 
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """What was picked of the pass that runs."""
+        return self._positions
+
     def log_probs(self, logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of `tokens` [n] at `places` [n], which number the picked positions row by row, in float32.
 

@@ -20,7 +20,9 @@ from zotune.adapter.forms import FORMS, lora_matrices, lora_tangents, trained_sh
 from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
+from zotune.engine.torch.blocks import features
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.lens import Lens
 from zotune.engine.torch.targets import resolve_targets
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
@@ -40,7 +42,7 @@ class LoraLayers(TrainedLayers):
         spec, modules = resolve_targets(model, spec)
         for name, module in modules.items():
             fan_in_fan_out |= isinstance(module, Conv1D)
-            num_in, num_out = _features(module)
+            num_in, num_out = features(module)
             rank, scaling = rank_and_scaling(name, spec)
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             self.matrices[key_a], self.matrices[key_b] = (rank, num_in), (num_out, rank)
@@ -49,10 +51,12 @@ class LoraLayers(TrainedLayers):
         frozen = tuple(self.matrices.items()) if spec.peft_type != "lora" else ()
         self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
+        self.lens = Lens.of(spec.start, self.device)
 
     def start_from(self, start: Start) -> None:
-        """A is not drawn, but taken from there."""
+        """What it has of A is not drawn, but taken from there; the lens is its."""
         self.spec = replace(self.spec, start=start)
+        self.lens = Lens.of(start, self.device)
         self._frozen = None
 
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
@@ -130,11 +134,4 @@ def module_widths(model: PreTrainedModel, spec: LoraSpec) -> list[int]:
     Raises:
         InputError: the settings choose no module, or one that cannot be adapted.
     """
-    return [max(_features(module)) for module in resolve_targets(model, spec)[1].values()]
-
-
-def _features(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, Conv1D):  # GPT-2's linear layer keeps its weight transposed
-        return module.weight.shape[0], module.weight.shape[1]
-    assert isinstance(module, nn.Linear)
-    return module.in_features, module.out_features
+    return [max(features(module)) for module in resolve_targets(model, spec)[1].values()]

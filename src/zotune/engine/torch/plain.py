@@ -24,6 +24,7 @@ from zotune.engine.torch.forward_mode import differentiable, values_and_tangents
 from zotune.engine.torch.generation import generate_texts
 from zotune.engine.torch.identity import weights_identity
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.lens_gradient import Watch, scores_and_lens_gradient, why_no_lens
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
@@ -133,6 +134,8 @@ class PlainEngine:
     def why_not(self, need: Need) -> str | None:
         if need == "tangents":
             return why_no_tangents(self.model, self.layers, self)
+        if need == "lens":
+            return why_no_lens(self.layers)
         return why_no_gradients(self.model, self.layers, self) if need == "gradients" else None
 
     def in_float32(self) -> AbstractContextManager[None] | None:
@@ -140,7 +143,19 @@ class PlainEngine:
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         """By backpropagation over whole sequences."""
-        parts = [
+        score = partial(self.score, theta, [AT_THETA], batch)
+        return scores_and_gradient(self.model, self.layers, theta, self.parts(batch), score, cotangents)
+
+    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        return scores_and_lens_gradient(self.watch(), self.parts(batch), batch, theta, cotangents)
+
+    def watch(self) -> Watch:
+        assert isinstance(self.layers, LoraLayers)
+        return Watch(self.model, self.layers)
+
+    def parts(self, batch: Sequence[Example]) -> list[Part]:
+        """The passes of a gradient: over whole sequences."""
+        return [
             Part(
                 partial(self._log_probs, rows, batch),
                 np.array([(row.example, c) for row in rows for c in row.candidates for _ in tokens_of(row, c, batch)]),
@@ -148,8 +163,6 @@ class PlainEngine:
             )
             for rows in self._forwards(batch)
         ]
-        score = partial(self.score, theta, [AT_THETA], batch)
-        return scores_and_gradient(self.model, self.layers, theta, parts, score, cotangents)
 
     @torch.inference_mode()
     def generate(

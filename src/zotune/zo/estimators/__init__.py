@@ -6,6 +6,7 @@ One file for each family. An estimator is a choice of `--estimator` once it has 
 from zotune.zo.estimators.backprop import Backprop
 from zotune.zo.estimators.base import Estimate, Estimator, ProbeEstimator
 from zotune.zo.estimators.forward_mode import Jvp
+from zotune.zo.estimators.lens import LensGradient
 from zotune.zo.estimators.one_sided import Fzoo, OneSided
 from zotune.zo.estimators.shaped import SHAPINGS, EvolutionStrategy, centred_ranks
 from zotune.zo.estimators.svrg import Svrg
@@ -23,6 +24,7 @@ __all__ = [
     "Fzoo",
     "Hizoo",
     "Jvp",
+    "LensGradient",
     "OneSided",
     "ProbeEstimator",
     "Slope",
@@ -40,5 +42,6 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "hizoo": Hizoo,
     "adaptive": AdaptiveSpsa,
     "jvp": Jvp,
+    "lens": LensGradient,
     "backprop": Backprop,
 }

@@ -33,5 +33,5 @@ class Backprop(Estimator):
         seeds: Sequence[int] = (),
         noise: Noise = GAUSSIAN,
     ) -> Estimate:
-        loss, gradient = objective.gradient(engine, theta, batch)
+        loss, gradient = objective.gradient(engine.gradient, theta, batch)
         return Estimate(loss, Gradient(gradient))

@@ -1,0 +1,78 @@
+"""The blocks of a decoder, one behind the other in the residual stream: the state after a block goes into the next."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks, from the bottom to the top.
+
+    Raises:
+        TypeError: there is no list of as many as the configuration says.
+    """
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if len(lists) != 1:
+        raise TypeError(f"{type(model).__name__} has no list of its {count} blocks")
+    return list(lists[0])
+
+
+def writer_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of the modules that write into the residual stream, as far as the structure shows: the last linear
+    module of each part of a block, where it has as many outputs as the state.
+
+    Raises:
+        TypeError: there are none.
+    """
+    width, names = model.config.get_text_config().hidden_size, dict[str, None]()
+    for block in find_blocks(model):
+        for part in (block, *block.children()):
+            modules = part.children() if part is block else part.modules()
+            linear = [module for module in modules if isinstance(module, nn.Linear | Conv1D)]
+            if linear and features(linear[-1])[1] == width:
+                names[
+                    next(name for name, module in block.named_modules() if module is linear[-1]).rpartition(".")[2]
+                ] = None
+    if not names:
+        raise TypeError(f"{type(model).__name__} has no module that writes into a residual stream")
+    return tuple(names)
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """How many numbers go into a linear module, and come out."""
+    if isinstance(module, Conv1D):  # GPT-2's linear layer keeps its weight transposed
+        return module.weight.shape[0], module.weight.shape[1]
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def state_into(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The residual state among what a block is called with.
+
+    Raises:
+        TypeError: it is not where transformers' decoders have it.
+    """
+    state = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(state, torch.Tensor):
+        raise TypeError("its blocks take no residual state")
+    return state
+
+
+def with_state_into(
+    args: tuple[Any, ...], kwargs: dict[str, Any], state: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
+
+
+def state_out(output: Any) -> torch.Tensor:
+    """The residual state among what a block gives."""
+    state: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return state
+
+
+def with_state_out(output: Any, state: torch.Tensor) -> Any:
+    return (state, *output[1:]) if isinstance(output, tuple) else state

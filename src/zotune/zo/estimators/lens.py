@@ -1,0 +1,41 @@
+"""The gradient that a forward pass already knows, carried down the layers by a lens.
+
+A pass gives the loss's gradient at the last residual state of the scored tokens exactly: the way there from the loss
+has the final norm and the rows of the head that matter. A matrix for each adapted module, measured once by forward
+passes of the base model (`engine.torch.lens`), carries it to the module's output. A step is one forward pass, with no
+way back through the network and no probe. Near work learns such feedback for networks that train from scratch, or with
+anchor steps of backpropagation (GrAPE, and feedback-weight matching, both ICLR 2026); the lens itself is a tuned lens
+(Belrose et al., 2023, arXiv 2303.08112) read backwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zotune.zo.estimators.base import Estimate, Estimator
+from zotune.zo.noise import GAUSSIAN, Noise
+from zotune.zo.objectives import Objective
+from zotune.zo.protocol import Engine, Example, Theta
+from zotune.zo.updates import Gradient
+
+
+@dataclass(frozen=True)
+class LensGradient(Estimator):
+    """An estimate of the gradient of B, with A frozen; exact at the top of the model."""
+
+    needs = ("lens",)
+    seeded = False
+
+    def num_probes(self, num_directions: int) -> int:
+        return 1
+
+    def estimate(
+        self,
+        objective: Objective,
+        engine: Engine,
+        theta: Theta,
+        batch: Sequence[Example],
+        seeds: Sequence[int] = (),
+        noise: Noise = GAUSSIAN,
+    ) -> Estimate:
+        loss, gradient = objective.gradient(engine.lens_gradient, theta, batch)
+        return Estimate(loss, Gradient(gradient))
