@@ -6,7 +6,7 @@
     python runs/smollm2.py --write docs/results.md                        # the tables of what is done
 
 What is finished is a line of docs/smollm2.jsonl, with the processor, and never computed again; stop at any moment and
-run it again. Training has 1,000 examples, 300 others choose the adapter, up to 1,000 of the test file judge it.
+run it again. Training has 1,000 examples, 300 others choose the adapter, up to 500 of the test file judge it.
 """
 
 import argparse
@@ -41,16 +41,31 @@ MEZO = {
     "scope": "everywhere", "estimator": "spsa", "directions": 1, "optimizer": "sgd", "tuning": "lora",
     "init_lora_weights": "kaiming", "lr_scheduler_type": "constant", "epsilon": 1e-3, "learning_rate": 1e-4,
 }  # fmt: skip
-# Method -> settings, and about how many steps 300 seconds are; the rate falls over those. None: no training.
-METHODS: dict[str, tuple[dict[str, Any], int] | None] = {
+WRITERS = ("o_proj", "down_proj")
+# Method -> settings; None: no training.
+METHODS: dict[str, dict[str, Any] | None] = {
     "zero-shot": None,
     "in-context, 16 demonstrations": None,
-    "MeZO as published": (MEZO, 100_000),
-    "default": ({}, 250),
-    "backpropagation through the suffix": ({"estimator": "backprop"}, 300),
-    "backpropagation of whole sequences": ({"estimator": "backprop", "scope": "everywhere"}, 100),
+    "lens": {"estimator": "lens"},
+    "16 one-sided probes": {"estimator": "one_sided"},
+    "backpropagation through the suffix": {"estimator": "backprop"},
+    "backpropagation through the suffix, o and down": {"estimator": "backprop", "target_modules": WRITERS},
+    "MeZO as published": MEZO,
+    "backpropagation of whole sequences": {"estimator": "backprop", "scope": "everywhere"},
 }
+MOST_TESTED = 500
 SECONDS = 300.0
+# About how many steps that is; the learning rate falls over those. Prompts are computed once for each example, so that
+# long ones weigh most in the first epoch.
+STEPS = {
+    "probes": {"sst2": 250, "mr": 250, "imdb": 45, "trec": 85, "rte": 130, "cb": 150, "boolq": 45, "copa": 50},
+    "gradient": {"sst2": 330, "mr": 330, "imdb": 60, "trec": 300, "rte": 200, "cb": 250, "boolq": 60, "copa": 250},
+    "everywhere": {"sst2": 120, "mr": 120, "imdb": 15, "trec": 40, "rte": 40, "cb": 30, "boolq": 15, "copa": 60},
+}
+SEARCHED = {
+    "default": {"estimator": "one_sided"},
+    "default, everywhere": {"estimator": "one_sided", "scope": "everywhere"},
+}
 # Method, modules, learning rates and tasks of the search, each for RATE_STEPS steps.
 SEARCHES = (
     ("default", "q, v", (3e-3, 1e-2, 3e-2), RATE_TASKS),
@@ -97,13 +112,16 @@ def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
     }  # fmt: skip
     if cell["part"] == "rates":
-        method, _ = METHODS.get(cell["method"]) or ({"scope": "everywhere"}, 0)
+        method = METHODS.get(cell["method"]) or SEARCHED[cell["method"]]
         own = {"target_modules": MODULES[cell["modules"]], "learning_rate": cell["rate"], "num_steps": RATE_STEPS}
         return {**shared, **method, **own, "eval_steps": 50}
-    method = METHODS[cell["method"]]
-    assert method
-    settings, steps = method
-    return {**shared, **settings, "num_steps": steps, "eval_steps": max(1, min(steps // 10, 25))}
+    settings = METHODS[cell["method"]]
+    assert settings is not None
+    if settings is MEZO:  # at a constant rate
+        return {**shared, **settings, "num_steps": 100_000, "eval_steps": 50}
+    kind = "everywhere" if "scope" in settings else "probes" if settings["estimator"] == "one_sided" else "gradient"
+    steps = STEPS[kind][cell["task"]]
+    return {**shared, **settings, "num_steps": steps, "eval_steps": -(-steps // 5)}
 
 
 def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +131,7 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         train_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][0]}.jsonl.gz")
         shown = {"num_demonstrations": 16, "train_data": train_data} if "in-context" in cell["method"] else {}
         found = evaluate(
-            test_data, model="smollm2", task=cell["task"], max_eval_samples=1000, num_threads=options.threads,
+            test_data, model="smollm2", task=cell["task"], max_eval_samples=MOST_TESTED, num_threads=options.threads,
             seed=cell["seed"], **shown,
         )  # fmt: skip
         return {"test": result(found), "seconds": 0.0, "steps": 0, "tokens": 0}
@@ -130,7 +148,9 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     if cell["part"] == "study":
         best = ended.adapter.parent / "best"
-        outcome["test"] = result(evaluate(test_data, adapter=best, max_eval_samples=1000, num_threads=options.threads))
+        outcome["test"] = result(
+            evaluate(test_data, adapter=best, max_eval_samples=MOST_TESTED, num_threads=options.threads)
+        )
     return outcome
 
 
