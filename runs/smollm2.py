@@ -98,7 +98,7 @@ def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.part in (None, "study"):
         for seed in options.seeds:
             for task in options.tasks:
-                for method in METHODS:
+                for method in options.methods:
                     yield {"part": "study", "task": task, "method": method, "seed": seed}
 
 
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?")
     parser.add_argument("--part", choices=("rates", "study"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
