@@ -62,10 +62,10 @@ class Job:
         self.engine.score(self.theta, [AT_THETA], self.batch)
 
     def suffix(self) -> Theta:
-        return cross_entropy.gradient(self.engine, self.theta, self.batch)[1]
+        return cross_entropy.gradient(self.engine.gradient, self.theta, self.batch)[1]
 
     def whole(self) -> Theta:
-        return cross_entropy.gradient(self.engine.plain, self.theta, self.batch)[1]
+        return cross_entropy.gradient(self.engine.plain.gradient, self.theta, self.batch)[1]
 
 
 def seconds(job: Job, rounds: int) -> dict[str, list[float]]:

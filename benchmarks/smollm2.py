@@ -94,7 +94,7 @@ class Job:
         cross_entropy(self.engine, self.theta, [AT_THETA] * 17, self.batch)
 
     def backprop(self) -> None:
-        cross_entropy.gradient(self.engine, self.theta, self.batch)
+        cross_entropy.gradient(self.engine.gradient, self.theta, self.batch)
 
     def close(self) -> None:
         self.engine.close()

@@ -87,6 +87,6 @@ def _peak_bytes(options: argparse.Namespace, work: str) -> int:
         elif work == "inference":
             engine.score(step.theta, [AT_THETA], batch)
         else:
-            _, gradient = cross_entropy.gradient(engine.plain, theta, batch)
+            _, gradient = cross_entropy.gradient(engine.plain.gradient, theta, batch)
             theta, state = adam.update(theta, state, Gradient(gradient), 1e-4)
     return engine.peak_memory_bytes()

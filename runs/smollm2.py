@@ -69,6 +69,7 @@ SEARCHED = {
 # Method, modules, learning rates and tasks of the search, each for RATE_STEPS steps.
 SEARCHES = (
     ("default", "q, v", (3e-3, 1e-2, 3e-2), RATE_TASKS),
+    ("lens", "o, down", (1e-3, 3e-3, 1e-2), RATE_TASKS),
     ("backpropagation through the suffix", "q, v", (2e-4, 1e-3, 3e-3), RATE_TASKS),
     ("default, everywhere", "q, v", (1e-3, 3e-3, 1e-2), ("sst2",)),
     ("default", "o, down", (1e-3, 3e-3, 1e-2), ("sst2",)),
@@ -160,10 +161,14 @@ def result(found: Evaluation) -> dict[str, Any]:
 
 def rates_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy and loss where the held-out loss was lowest."""
-    lines = [heading("task", "modules", "learning rate", "steps", "held-out accuracy, %", "held-out loss", "seconds")]
-    for row in sorted(rows, key=lambda row: (RATE_TASKS.index(row["task"]), row["modules"], row["rate"])):
+    names = ("task", "method", "modules", "learning rate", "steps", "held-out accuracy, %", "held-out loss", "seconds")
+    lines = [heading(*names)]
+    order = [method for method, *_ in SEARCHES]
+    for row in sorted(
+        rows, key=lambda r: (RATE_TASKS.index(r["task"]), order.index(r["method"]), r["modules"], r["rate"])
+    ):
         _, accuracy, loss = min(row["evaluations"], key=lambda evaluation: evaluation[2])
-        what = [row["task"], row["modules"], f"{row['rate']:g}", str(row["steps"])]
+        what = [row["task"], row["method"], row["modules"], f"{row['rate']:g}", str(row["steps"])]
         cells = [*what, f"{100 * accuracy:.1f}", f"{loss:.3f}"]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
     return "\n".join(lines)

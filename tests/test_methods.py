@@ -49,6 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "optimizer": "muon",
     },
     "backprop": {"estimator": "backprop", "directions": None},
+    "lens": {"estimator": "lens", "directions": None, "target_modules": ("out_proj", "fc2")},
     "vera": {"tuning": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 

@@ -171,7 +171,7 @@ def test_the_gradient_of_backpropagation_is_the_slope_of_the_plain_engines_loss(
     batch = BATCH if objective is cross_entropy else [Example(e.prompt, INVOCATION, e.candidates[:1]) for e in BATCH]
     theta = initial_theta(engine.tensor_shapes, 3)
     theta = {name: value + np.float32(0.1) * gaussian(11, name, value.shape) for name, value in theta.items()}
-    loss, gradient = objective.gradient(engine, theta, batch)
+    loss, gradient = objective.gradient(engine.gradient, theta, batch)
     probes = [Probe(1, 0.0), Probe(1, 3e-4), Probe(1, -3e-4)]
     here, above, below = objective(engine, theta, probes, batch).values.mean(axis=1)
     assert loss == pytest.approx(here, rel=1e-6)

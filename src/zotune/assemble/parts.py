@@ -61,7 +61,7 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
     settings = run.config
     if settings.tuning not in ("full", "prompt_tuning") and settings.adapter is None:
-        check_targets(model.structure, settings.target_modules)
+        check_targets(model.structure, settings.target_modules or ())
     if adapter:
         adapter.check_fits(model, data.task, settings)
         begun = adapter.begun_with(settings)
@@ -122,7 +122,7 @@ def _lora(settings: Config, encoder: Encoder, begun: AdapterSpec | None) -> Adap
     return LoraSpec(
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
-        target_modules=settings.target_modules,
+        target_modules=settings.target_modules or (),
         invocation_tokens=encoder.invocation if encoder.activated else None,
         peft_type=settings.tuning,
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,

@@ -51,7 +51,7 @@ class EnginePool(Generic[AnEngine]):
         return self.engines[0].identity()
 
     def why_not(self, need: Need) -> str | None:
-        if need in ("tangents", "gradients"):
+        if need in ("tangents", "gradients", "lens"):
             return "a pool of engines passes no derivatives on"
         return self.engines[0].why_not(need)
 
@@ -60,6 +60,9 @@ class EnginePool(Generic[AnEngine]):
 
     def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("gradients"))
+
+    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+        raise TypeError(self.why_not("lens"))
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

@@ -23,20 +23,19 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 def writer_names(model: PreTrainedModel) -> tuple[str, ...]:
     """The names of the modules that write into the residual stream, as far as the structure shows: the last linear
-    module of each part of a block, where it has as many outputs as the state.
+    module with as many outputs as the state is wide, of each part of a block.
 
     Raises:
         TypeError: there are none.
     """
     width, names = model.config.get_text_config().hidden_size, dict[str, None]()
     for block in find_blocks(model):
-        for part in (block, *block.children()):
-            modules = part.children() if part is block else part.modules()
-            linear = [module for module in modules if isinstance(module, nn.Linear | Conv1D)]
-            if linear and features(linear[-1])[1] == width:
-                names[
-                    next(name for name, module in block.named_modules() if module is linear[-1]).rpartition(".")[2]
-                ] = None
+        for part in (block, *(child for child in block.children() if not isinstance(child, nn.Linear | Conv1D))):
+            modules = part.named_children() if part is block else part.named_modules()
+            linear = [(name, module) for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+            wide = [name for name, module in linear if features(module)[1] == width]
+            if wide:
+                names[wide[-1].rpartition(".")[2]] = None
     if not names:
         raise TypeError(f"{type(model).__name__} has no module that writes into a residual stream")
     return tuple(names)

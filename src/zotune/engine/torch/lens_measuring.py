@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from zotune.adapter.forms import initial_theta
+from zotune.engine.scores import empty_scores
 from zotune.engine.torch.blocks import features, find_blocks, state_into, state_out, with_state_into
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.lens import Lens
@@ -26,9 +27,10 @@ from zotune.engine.torch.lens_gradient import Record
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
+from zotune.engine.torch.trial import agree
 from zotune.errors import InputError
 from zotune.zo.draws import derive_seed, gaussian, rademacher
-from zotune.zo.protocol import Example, Scores, TokenIds
+from zotune.zo.protocol import AT_THETA, Example, Scores, TokenIds
 
 logger = logging.getLogger("zotune")
 
@@ -80,6 +82,7 @@ class _Measurement:
         self.blocks = find_blocks(engine.model)
         self.contexts = [_context(example, seed, index) for index, example in enumerate(examples)]
         self.width = 0  # of the residual state
+        self.plain = self._is_plain()
 
     def lens(self) -> Lens:
         kinds = self._kinds()
@@ -98,10 +101,10 @@ class _Measurement:
             rows = rows @ through[index]
         return Lens(basis, {name: carried[name] for name in self.watch.modules}, frozenset(writers))
 
-    def _kinds(self) -> dict[str, Modules]:
+    def _kinds(self) -> Mapping[str, Modules]:
         """The adapted modules by their names within a block."""
         kinds: dict[str, dict[int, nn.Module]] = {}
-        found = {}
+        found: dict[int, tuple[int, str]] = {}
         for index, block in enumerate(self.blocks):
             found |= {id(module): (index, name) for name, module in block.named_modules()}
         for name, module in self.watch.modules.items():
@@ -147,29 +150,41 @@ class _Measurement:
         """So many moves of each context, along all directions in turn."""
         size = len(directions)
         moves = _Moves(self.blocks, modules, size, self.width, self.layers)
-        plain = self._plain()
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        rows = 1 if plain else max(1, TOKENS_A_PASS // (each + 1))
+        rows = 1 if self.plain else max(1, TOKENS_A_PASS // (each + 1))
+        signs = torch.from_numpy(rademacher(self.seed, "lens/signs", (len(contexts), each))).to(directions.device)
         self.layers.active = False
         try:
             for first in range(0, len(order), rows):
                 some = order[first : first + rows]
                 which = (torch.tensor(some)[:, None] * each + torch.arange(each)) % size
-                signs = torch.from_numpy(rademacher(self.seed, f"lens/signs/{first}", tuple(which.shape)))
-                moves.begin(directions, which.to(directions.device), signs.to(directions.device))
-                self._run([contexts[i] for i in some], each + 1, plain, moves)
+                moves.begin(directions, which.to(directions.device), signs[some])
+                self._run([contexts[i] for i in some], each + 1, moves)
         finally:
             self.layers.active = True
         return moves
 
-    def _plain(self) -> bool:
-        """Whether tokens are computed whole, since the model does not take kept prompts."""
-        return isinstance(self.engine, PlainEngine) or self.engine.plain_reason is not None
+    def _is_plain(self) -> bool:
+        """Whether contexts are computed whole, since the model does not take kept prompts as they are here."""
+        engine = self.engine
+        if isinstance(engine, PlainEngine) or engine.plain_reason is not None:
+            return True
+        if engine.scope == "activated":  # where a trial has shown it
+            return False
+        theta = initial_theta(engine.tensor_shapes, self.seed, engine.spec)  # at which the model is the base model
+        batch = [Example(context[:-1], context[-1:], (context[-1:],)) for context in self.contexts[:2]]
+        reference = engine.plain.score(theta, [AT_THETA], batch)
+        scores = empty_scores(1, batch)[1]
+        engine.head.normalized = True
+        engine.layers.place(theta, [AT_THETA])
+        with torch.inference_mode():
+            engine.activated.score(1, batch, scores)
+        return not agree(engine.model, Scores(scores, reference.num_tokens), reference, engine.plain.noise)
 
     @torch.inference_mode()
-    def _run(self, contexts: list[TokenIds], num_probes: int, plain: bool, moves: "_Moves") -> None:
+    def _run(self, contexts: list[TokenIds], num_probes: int, moves: "_Moves") -> None:
         """One pass of as many probes of each context as directions are tried there, which differ by moves alone."""
-        if plain:
+        if self.plain:
             ids = torch.tensor(contexts[0], device=self.engine.model.device).expand(num_probes, -1)
             with moves.open():
                 self.engine.model(input_ids=ids, use_cache=False, logits_to_keep=1)
@@ -230,7 +245,8 @@ class _Moves:
 
     def _enter(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         state = state_into(args, kwargs)
-        if index and not torch.equal(state, self._before[index - 1]):
+        before = self._before[index - 1] if index else state
+        if before is None or not torch.equal(state, before):
             raise TypeError("what a block gives is not what the next one takes")
         by_probe = self._by_probe(state)
         same = by_probe[:, :1].expand_as(by_probe).clone()

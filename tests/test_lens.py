@@ -1,0 +1,238 @@
+"""The lens: exact where it can be, measured Jacobians against autograd's, fast against plain, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.conftest import KINDS_AND_SCOPES, make_model
+from tests.gradients import BATCH, ENGINES, INVOCATION, SCOPES, TOLERANCE, assert_close, cotangents, drawn
+from tests.test_fast_engine import batches, some_theta
+from tests.tiny_models import tiny_model
+from zotune import mezo_finetune
+from zotune.adapter.spec import LoraSpec, tensor_name
+from zotune.adapter.start import Start
+from zotune.engine.torch.blocks import find_blocks, writer_names
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.lens import Lens
+from zotune.engine.torch.lens_measuring import measure_lens
+from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.prefix_cache import PrefixCache
+from zotune.errors import InputError
+from zotune.zo.protocol import Example
+
+WRITERS = {"opt": ("out_proj", "fc2"), "llama": ("o_proj", "down_proj"), "gpt2": ("c_proj",)}
+# The module of the top block whose output is the last that is added to the state.
+LAST = {
+    "opt": "model.decoder.layers.1.fc2",
+    "llama": "model.layers.1.mlp.down_proj",
+    "gpt2": "transformer.h.1.mlp.c_proj",
+    "qwen2": "model.layers.1.mlp.down_proj",
+}
+
+
+def model_of(kind: str):
+    return tiny_model(kind).eval() if kind == "qwen2" else make_model(kind)
+
+
+def spec_of(kind: str, scope: str) -> LoraSpec:
+    return LoraSpec(4, 8.0, WRITERS.get(kind, WRITERS["llama"]), SCOPES[scope], peft_type="lora_fa")
+
+
+def give(engine, lens: Lens):
+    engine.layers.start_from(Start.of(lens.tensors()))
+    return engine
+
+
+def identity(engine) -> Lens:
+    """The gradient at the top, as it is, for every module that writes into the stream."""
+    modules = engine.watch().modules
+    width = next(iter(engine.model.get_output_embeddings().parameters())).shape[1]
+    return Lens(torch.eye(width), {name: torch.eye(width) for name in modules}, frozenset(modules))
+
+
+# ---- where it is exact
+
+
+@pytest.mark.parametrize("kind", LAST)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_gradient_of_the_last_module_is_autograds(make, scope, kind):
+    """Several candidates of several tokens; the other way is backpropagation, which tests/test_gradient.py holds to
+    autograd on PEFT. In scope everywhere only scored tokens reach the last module's gradient, too."""
+    engine = make(model_of(kind), spec_of(kind, scope))
+    give(engine, identity(engine))
+    theta = some_theta(engine)
+    assert engine.why_not("lens") is None
+    scores, gradient = engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    expected_scores, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
+    name = tensor_name(LAST[kind], "B")
+    assert_close({name: gradient[name]}, {name: expected[name]})
+    np.testing.assert_allclose(scores.log_probs, expected_scores.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
+    assert list(gradient) == list(engine.tensor_shapes)
+
+
+class Uniform(nn.Module):
+    """In place of what makes a block of OPT depend on its state otherwise than linearly."""
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+def linear_model():
+    """Blocks that are linear in the state of a token, whatever stands before it: attention looks at all alike."""
+    model = make_model("opt")
+    for block in find_blocks(model):
+        block.self_attn_layer_norm = block.final_layer_norm = block.activation_fn = Uniform()
+        with torch.no_grad():
+            block.self_attn.q_proj.weight.zero_()
+            block.self_attn.q_proj.bias.zero_()
+            for parameter in block.parameters():
+                parameter.mul_(0.3)
+    return model
+
+
+LINEAR_BATCH = [  # of equal lengths, which how much attention gives to each token depends on
+    Example((2, 3, 4, 5), (50,), ((60,), (61,)), 0),
+    Example((7, 8, 9, 2), (50,), ((60,), (61,)), 1),
+    Example((6, 6, 3, 9), (50,), ((60,), (61,)), 1),
+]
+
+
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_a_measured_lens_gives_the_exact_gradient_of_a_linear_model(make):
+    """Every layer, targets inside the blocks too: the Jacobians are the same for all examples."""
+    spec = LoraSpec(4, 8.0, ("out_proj", "fc2", "v_proj", "fc1"), (50,), peft_type="lora_fa")
+    engine = make(linear_model(), spec)
+    give(engine, measure_lens(engine, LINEAR_BATCH, seed=0))
+    theta = {name: np.zeros(shape, np.float32) for name, shape in engine.tensor_shapes.items()}
+    _, gradient = engine.lens_gradient(theta, LINEAR_BATCH, cotangents(LINEAR_BATCH))
+    _, expected = engine.gradient(theta, LINEAR_BATCH, cotangents(LINEAR_BATCH))
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradient[name], value, rtol=0, atol=2e-3 * np.abs(value).max(), err_msg=name)
+
+
+# ---- measured, against autograd
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_measured_lens_is_nearer_to_the_gradient_than_none(kind):
+    engine = TorchEngine(make_model(kind), spec_of(kind, "activated"), PrefixCache(1e8))
+    theta = {name: np.zeros(shape, np.float32) for name, shape in engine.tensor_shapes.items()}
+    cosines = {}
+    for name, lens in (("none", identity(engine)), ("measured", measure_lens(engine, BATCH, seed=0))):
+        _, gradient = give(engine, lens).lens_gradient(theta, BATCH, cotangents(BATCH))
+        _, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
+        cosines[name] = np.mean([cosine(gradient[part], expected[part]) for part in expected])
+    assert cosines["measured"] > max(0.6, cosines["none"])
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+
+
+# ---- fast and plain
+
+
+@pytest.fixture(scope="module", params=KINDS_AND_SCOPES)
+def pair(request):
+    kind, scope = request.param
+    fast, plain = (make(make_model(kind), spec_of(kind, scope)) for make in (ENGINES["torch"], ENGINES["plain"]))
+    lens = measure_lens(fast, BATCH, seed=0)
+    return give(fast, lens), give(plain, lens), some_theta(plain)
+
+
+@settings(max_examples=20)
+@given(batch=batches(), seed=st.integers(0, 99))
+def test_fast_equals_plain(pair, batch, seed):
+    fast, plain, theta = pair
+    (scores, gradient), (whole, expected) = (
+        engine.lens_gradient(theta, batch, drawn(seed)) for engine in (fast, plain)
+    )
+    np.testing.assert_allclose(scores.log_probs, whole.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradient[name], value, rtol=0, atol=1e-4 * max(1e-3, np.abs(value).max()))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_two_engines_measure_the_same_lens(scope):
+    fast, plain = (make(make_model("llama"), spec_of("llama", scope)) for make in (ENGINES["torch"], ENGINES["plain"]))
+    first, second = (measure_lens(engine, BATCH, seed=0) for engine in (fast, plain))
+    assert first.one_to_one == second.one_to_one == frozenset(first.carried)
+    for name, matrix in first.carried.items():
+        np.testing.assert_allclose(
+            first.basis.T @ matrix, second.basis.T @ second.carried[name], rtol=0, atol=1e-3, err_msg=name
+        )
+
+
+def test_examples_that_are_computed_in_several_passes_give_the_same():
+    engine = ENGINES["torch"](make_model("llama"), spec_of("llama", "activated"))
+    give(engine, identity(engine))
+    theta = some_theta(engine)
+    _, expected = engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    engine.passes.max_tokens = 1
+    _, gradient = engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    assert_close(gradient, expected)
+
+
+def test_a_step_is_one_forward_pass():
+    engine = ENGINES["torch"](make_model("llama"), spec_of("llama", "activated"))
+    give(engine, identity(engine))
+    theta = some_theta(engine)
+    engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    before = engine.stats.forward_passes
+    engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    assert engine.stats.forward_passes == before + 1
+
+
+# ---- structure, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("opt", {"out_proj", "fc2"}), ("gpt2", {"c_proj"}), ("llama", {"o_proj", "down_proj"}),
+        ("phi3", {"o_proj", "down_proj"}), ("gpt_neox", {"dense", "dense_4h_to_h"}), ("mixtral", {"o_proj"}),
+    ],
+)  # fmt: skip
+def test_modules_that_write_into_the_stream_are_found_by_structure(kind, names):
+    assert set(writer_names(tiny_model(kind))) == names
+
+
+def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
+    model = make_model("llama")
+    model.model.layers[0].register_forward_hook(lambda module, args, output: output)
+    engine = PlainEngine(model, spec_of("llama", "activated"))
+    handle = model.model.layers[1].register_forward_pre_hook(
+        lambda module, args: (args[0] * 1.5, *args[1:]), prepend=True
+    )
+    with pytest.raises(InputError, match=r"has no lens .*what a block gives is not what the next one takes"):
+        measure_lens(engine, BATCH, seed=0)
+    handle.remove()
+
+
+def test_only_b_with_a_frozen_has_a_lens():
+    engine = PlainEngine(make_model("llama"), LoraSpec(4, 8.0, WRITERS["llama"], INVOCATION))
+    assert "--tuning lora_fa" in str(engine.why_not("lens"))
+
+
+# ---- a run
+
+
+@pytest.mark.slow
+def test_a_run_by_the_lens_learns_and_keeps_its_lens(opt_dir: Path, reviews_file: Path, tmp_path: Path):
+    mezo_finetune(
+        str(opt_dir), train_data=str(reviews_file), labels=("terrible", "great"), invocation=" It was",
+        estimator="lens", num_steps=30, batch_size=8, eval_steps=30, lora_rank=2, num_threads=1,
+        output_dir=str(tmp_path / "run"), learning_rate=1e-2,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert summary["final"]["loss"] < summary["initial"]["loss"]
+    assert (tmp_path / "run" / "start.safetensors").is_file()
+    header = json.loads((tmp_path / "run" / "journal.jsonl").read_text("utf-8").splitlines()[0])
+    assert header["lora"]["target_modules"] == ["fc2", "out_proj"]
