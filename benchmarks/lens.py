@@ -66,9 +66,9 @@ class Looks(Callback):
             batch, theta, engine = self.trainer.train_examples[:16], self.trainer.theta, self.trainer.engine
             for _ in range(12):
                 began = time.perf_counter()
-                engine.lens_gradient(theta, batch, lambda scores: cross_entropy.cotangents(scores, batch))
+                cross_entropy.gradient(engine.lens_gradient, theta, batch)
                 between = time.perf_counter()
-                engine.score(theta, [AT_THETA], batch)
+                cross_entropy(engine, theta, [AT_THETA], batch)
                 self.ratios.append((between - began) / (time.perf_counter() - between))
 
     def look(self, name: str, step: int) -> None:

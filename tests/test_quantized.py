@@ -207,6 +207,18 @@ def test_the_command_trains_evaluates_and_exports_and_peft_loads_the_adapter(fol
         assert float(score) == pytest.approx(naive_log_prob(reference, example, candidate), rel=0, abs=tolerance)
 
 
+@pytest.mark.slow
+def test_the_lens_trains_on_a_quantised_base(folders, tmp_path):
+    """Nothing of the network is differentiated: its kernels are those of inference."""
+    result = mezo_finetune(
+        folders["opt"], REVIEWS, REVIEWS, output_dir=str(tmp_path / "run"), quantization="nf4", estimator="lens",
+        task="demo", num_steps=20, batch_size=8, eval_steps=20, num_threads=1,
+    )  # fmt: skip
+    assert result.initial is not None
+    assert result.final is not None
+    assert result.final.loss < result.initial.loss
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(folders, bits, tmp_path):

@@ -50,4 +50,6 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
         result["tuning"] = values["peft_type"]
     if values.get("load_in_4bit") or values.get("load_in_8bit"):
         result["quantization"] = "nf4" if values.get("load_in_4bit") else "int8"
+    if result.get("tuning") in ("full", "prompt_tuning") or "adapter" in values:  # it was written whatever was trained
+        result.pop("target_modules", None)
     return result

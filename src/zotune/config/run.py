@@ -128,7 +128,9 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     chosen = {
         "scope": scope,
         **method,
-        "target_modules": choose("target_modules", facts.target_modules if adapts else None, targets),
+        "target_modules": choose(
+            "target_modules", facts.target_modules if adapts and not config.adapter else None, targets
+        ),
         "learning_rate": choose("learning_rate", rate, size),
         "noise": choose("noise", noise.kind if seeded else None, f"the usual one of {method['estimator']}"),
         "max_length": choose_max_length(config.max_length, facts.context),

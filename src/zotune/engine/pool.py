@@ -58,10 +58,14 @@ class EnginePool(Generic[AnEngine]):
     def in_float32(self) -> None:
         """Not for several at once."""
 
-    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("gradients"))
 
-    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def lens_gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("lens"))
 
     def generate(

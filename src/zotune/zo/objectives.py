@@ -69,7 +69,9 @@ class ScoredObjective(Objective):
     def gradient(
         self, gradient_of_scores: GradientOfScores, theta: Theta, batch: Sequence[Example]
     ) -> tuple[float, Theta]:
-        scores, gradient = gradient_of_scores(theta, batch, lambda scores: self.cotangents(scores, batch))
+        scores, gradient = gradient_of_scores(
+            theta, batch, lambda scores: self.cotangents(scores, batch), self.normalized
+        )
         return float(self.losses(scores, batch).mean()), gradient
 
     @abstractmethod

@@ -125,7 +125,7 @@ by a lens."""
 Cotangents = Callable[[Scores], np.ndarray]
 """From the scores at theta to the derivative of a loss with respect to each log-probability: [example, candidate]."""
 
-GradientOfScores = Callable[[Theta, Sequence[Example], Cotangents], tuple[Scores, Theta]]
+GradientOfScores = Callable[[Theta, Sequence[Example], Cotangents, bool], tuple[Scores, Theta]]
 """An engine's way to differentiate: scores at theta, and the gradient of sum(cotangents * log_probs)."""
 
 
@@ -197,11 +197,19 @@ class Engine(Protocol):
         """Inside, a model of half precision computes in float32; None where it is none, or cannot."""
         ...
 
-    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
-        """Scores at theta, for one probe, and the gradient of sum(cotangents * log_probs) for every tensor of theta."""
+    def gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
+        """Scores at theta, for one probe, and the gradient of sum(cotangents * log_probs) for every tensor of theta.
+
+        Args:
+            normalized: as of `score`; false, too, only where the cotangents of an example sum to zero.
+        """
         ...
 
-    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def lens_gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         """The same as `gradient`, by one forward pass and the lens that the engine began with; B's alone, about."""
         ...
 

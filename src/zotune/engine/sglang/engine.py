@@ -111,10 +111,14 @@ class SglangEngine:
     def why_not(self, need: Need) -> str | None:
         return "SGLang's passes have no derivatives" if need in ("tangents", "gradients", "lens") else None
 
-    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("gradients"))
 
-    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def lens_gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         raise TypeError(self.why_not("lens"))
 
     def generate(

@@ -111,8 +111,7 @@ class TorchEngine:
             return self.plain.score(theta, probes, batch)
         if not all(fits):
             return self._score_apart(theta, probes, batch, fits)
-        # A normalizer that all candidates share is one of their only tokens' place.
-        self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
+        self._set_normalized(normalized, batch)
         if tangents:
             return score_with_tangents(self.activated, self.scope == "everywhere", theta, probes, batch)
         num_tokens, log_probs = empty_scores(len(probes), batch)
@@ -126,6 +125,10 @@ class TorchEngine:
             score_some(len(some), batch, log_probs[start : start + most])
         self.stats.tokens_reused += needed - (self.stats.tokens_computed - before)
         return Scores(log_probs, num_tokens)
+
+    def _set_normalized(self, normalized: bool, batch: Sequence[Example]) -> None:
+        """A normalizer that all candidates share is one of their only tokens' place."""
+        self.head.normalized = normalized or any(len(tokens) > 1 for e in batch for tokens in e.candidates)
 
     def in_float32(self) -> AbstractContextManager[None] | None:
         inside = self.plain.in_float32()
@@ -141,17 +144,22 @@ class TorchEngine:
         finally:
             self.cache, self.passes.dtype = cache, self.model.dtype
 
-    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
         if self._gradients_are_plain(batch):
             return self.plain.gradient(theta, batch, cotangents)
-        self.head.normalized, score = True, partial(self.score, theta, [AT_THETA], batch)
+        self._set_normalized(normalized, batch)
+        score = partial(self.score, theta, [AT_THETA], batch, normalized)
         return scores_and_gradient(self.model, self.layers, theta, self.activated.parts(batch), score, cotangents)
 
-    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def lens_gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         if self._gradients_are_plain(batch):
             return self.plain.lens_gradient(theta, batch, cotangents)
-        self.head.normalized = True
+        self._set_normalized(normalized, batch)
         return scores_and_lens_gradient(self.watch(), self.activated.parts(batch), batch, theta, cotangents)
 
     def parts(self, batch: Sequence[Example]) -> list[Part]:

@@ -6,7 +6,7 @@ J over examples, measured by perturbations (`lens_measuring.py`): a tuned lens (
 direction. Only its action on the directions that gradients take at the top is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,13 @@ class Lens:
     carried: Mapping[str, torch.Tensor]
     one_to_one: frozenset[str]
 
-    def back(self, module: str, gradients: torch.Tensor) -> torch.Tensor:
-        """Gradients at the output of a module [n, outputs], from those at the last residual state [n, width]."""
+    def back(self, gradients: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gradients at the output of each module [n, outputs], from those at the last residual state [n, width]."""
         within = gradients @ self.basis.T
-        found = within @ self.carried[module]
-        return found + (gradients - within @ self.basis) if module in self.one_to_one else found
+        outside = gradients - within @ self.basis
+        for module, matrix in self.carried.items():
+            found = within @ matrix
+            yield module, found + outside if module in self.one_to_one else found
 
     def tensors(self) -> dict[str, np.ndarray]:
         """As they lie in a run's start."""

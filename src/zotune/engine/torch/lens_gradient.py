@@ -5,7 +5,7 @@ objective. What it gives there, the lens carries to the outputs of the adapted m
 with A x, which the pass has computed anyway.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -51,10 +51,14 @@ class Watch:
             for hook in hooks:
                 hook.remove()
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
-        """States, positions and A x of the last pass."""
+    def seen(
+        self, compute: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+        """What a pass computes, and the states, their positions and A x in it."""
+        with torch.no_grad():  # until the record begins
+            computed = compute()
         assert self.states is not None
-        taken = self.states, self.positions, self.low
+        taken = computed, self.states, self.positions, self.low
         self.states, self.positions, self.low = None, None, {}
         return taken
 
@@ -70,6 +74,7 @@ class Watch:
     def _begin_record(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self.layers.active:
             return output
+        torch.set_grad_enabled(True)  # for what follows of the pass
         state = state_out(output)
         if self._places is None:
             self.states = state.float().detach().requires_grad_()
@@ -91,9 +96,9 @@ class Record:
 
     def __init__(self, watch: Watch, parts: Sequence[Part], batch: Sequence[Example], theta: Theta) -> None:
         self._model, self._parts = watch.model, parts
-        with torch.inference_mode(False), torch.enable_grad(), frozen(watch.model), watch.open():
+        with torch.inference_mode(False), frozen(watch.model), watch.open():
             watch.layers.place(theta, [AT_THETA])
-            self._seen = [(part.compute(), *watch.take()) for part in parts]
+            self._seen = [watch.seen(part.compute) for part in parts]
         self.scores = _whole(parts, [log_probs.detach() for log_probs, *_ in self._seen], batch)
 
     def gradients(self, cotangents: Cotangents) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
@@ -122,8 +127,8 @@ def scores_and_lens_gradient(
     record = Record(watch, parts, batch, theta)
     gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in watch.layers.shapes.items()}
     for at_the_top, low in record.gradients(cotangents):
-        for name in watch.modules:
-            product = lens.back(name, at_the_top).T @ low[name]
+        for name, of_output in lens.back(at_the_top):
+            product = of_output.T @ low[name]
             gradient[tensor_name(name, "B")] += rank_and_scaling(name, spec)[1] * product.cpu().numpy()
     return record.scores, gradient
 

@@ -141,12 +141,16 @@ class PlainEngine:
     def in_float32(self) -> AbstractContextManager[None] | None:
         return in_float32(self.model) if is_half(self.model) else None
 
-    def gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         """By backpropagation over whole sequences."""
         score = partial(self.score, theta, [AT_THETA], batch)
         return scores_and_gradient(self.model, self.layers, theta, self.parts(batch), score, cotangents)
 
-    def lens_gradient(self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents) -> tuple[Scores, Theta]:
+    def lens_gradient(
+        self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
+    ) -> tuple[Scores, Theta]:
         return scores_and_lens_gradient(self.watch(), self.parts(batch), batch, theta, cotangents)
 
     def watch(self) -> Watch:
