@@ -11,9 +11,11 @@ run it again. Training has 1,000 examples, 300 others choose the adapter, up to 
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "backpropagation of whole sequences": {"estimator": "backprop", "scope": "everywhere"},
 }
 MOST_TESTED = 500
+COLUMNS = (("seconds", 1, 0), ("steps", 1, 0), ("tokens", 1e6, 2), ("peak_memory_bytes", 2**20, 0))  # unit, digits
 SECONDS = 300.0
 # About how many steps that is; the learning rate falls over those. Prompts are computed once for each example, so that
 # long ones weigh most in the first epoch.
@@ -184,14 +187,11 @@ def study_table(rows: list[dict[str, Any]]) -> str:
                 continue
             accuracies = [100 * row["test"]["accuracy"] for row in group]
             spread = f" ± {statistics.stdev(accuracies):.1f}" if len(group) > 1 else ""
-            seconds, steps, tokens, peak = (
-                statistics.mean(row.get(name) or 0 for row in group)
-                for name in ("seconds", "steps", "tokens", "peak_memory_bytes")
-            )
-            lines.append(
-                f"| {task} | {method} | {len(group)} | {statistics.mean(accuracies):.1f}{spread} | {seconds:.0f} "
-                f"| {steps:.0f} | {tokens / 1e6:.2f} | {peak / 2**20:,.0f} |"
-            )
+            what = [task, method, str(len(group)), f"{statistics.mean(accuracies):.1f}{spread}"]
+            for name, unit, digits in COLUMNS:
+                known = [row[name] / unit for row in group if row.get(name)]
+                what.append(f"{statistics.mean(known):,.{digits}f}" if known else "-")
+            lines.append(f"| {' | '.join(what)} |")
     return "\n".join(lines)
 
 
@@ -222,7 +222,9 @@ def main() -> None:
         names = [{name: row.get(name) for name in cell} for cell in cells(options) for row in kept()]
         for cell in cells(options):
             if cell not in names:
-                line = {**cell, **done(cell, options), "processor": processor(), "date": str(date.today())}
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # for its peak of memory
+                    outcome = alone.submit(done, cell, options).result()
+                line = {**cell, **outcome, "processor": processor(), "date": str(date.today())}
                 with KEPT.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), flush=True)
