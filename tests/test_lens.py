@@ -206,7 +206,6 @@ def test_modules_that_write_into_the_stream_are_found_by_structure(kind, names):
 
 def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
     model = make_model("llama")
-    model.model.layers[0].register_forward_hook(lambda module, args, output: output)
     engine = PlainEngine(model, spec_of("llama", "activated"))
     handle = model.model.layers[1].register_forward_pre_hook(
         lambda module, args: (args[0] * 1.5, *args[1:]), prepend=True
@@ -214,6 +213,20 @@ def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
     with pytest.raises(InputError, match=r"has no lens .*what a block gives is not what the next one takes"):
         measure_lens(engine, BATCH, seed=0)
     handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("marian", "takes no part in its block"), ("hy_v4", "reads other tokens than its block"),
+        ("roberta", "lm_head.dense lies outside its blocks"),
+    ],
+)  # fmt: skip
+def test_models_of_another_form_are_refused_with_the_reason(kind, reason):
+    model = tiny_model(kind).eval()
+    engine = TorchEngine(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION, peft_type="lora_fa"))
+    with pytest.raises(InputError, match=rf"{type(model).__name__} has no lens .*{reason}"):
+        measure_lens(engine, BATCH, seed=0)
 
 
 def test_only_b_with_a_frozen_has_a_lens():

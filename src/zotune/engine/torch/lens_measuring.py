@@ -28,7 +28,7 @@ from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
 from zotune.engine.torch.trial import agree
-from zotune.errors import InputError
+from zotune.errors import InputError, first_line
 from zotune.zo.draws import derive_seed, gaussian, rademacher
 from zotune.zo.protocol import AT_THETA, Example, Scores, TokenIds
 
@@ -60,9 +60,13 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
     stats = vars(engine.stats).copy()
     try:
         lens = _Measurement(engine, examples, seed).lens()
-    except TypeError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # ours, or whatever a model's own code raises over other states
         name = type(engine.model).__name__
-        raise InputError(f"--estimator lens: {name} has no lens ({error}); take another estimator") from error
+        raise InputError(
+            f"--estimator lens: {name} has no lens ({first_line(error)}); take another estimator"
+        ) from error
     finally:
         vars(engine.stats).update(stats)
     if not all(bool(matrix.isfinite().all()) for matrix in lens.carried.values()):
@@ -118,17 +122,28 @@ class _Measurement:
         """Orthonormal rows for the gradients at the last state; all of the space, where that is not too large."""
         theta = initial_theta(self.engine.tensor_shapes, self.seed, self.engine.spec)
         record = Record(self.watch, self.engine.parts(self.examples), self.examples, theta)
+        some = self.examples[:4]
+        found, expected = record.scores.log_probs[:, : len(some)], self.engine.score(theta, [AT_THETA], some)
+        noise = (self.engine if isinstance(self.engine, PlainEngine) else self.engine.plain).noise
+        found = found[..., : expected.log_probs.shape[-1]]
+        if not agree(self.engine.model, Scores(found, expected.num_tokens), expected, noise):
+            raise TypeError("its scores change when the last state is recorded")
 
         def cotangents(draw: int, scores: Scores) -> np.ndarray:
             return gaussian(self.seed, f"lens/cotangents/{draw}", scores.num_tokens.shape)
 
-        found = [gradients for draw in range(DRAWS) for gradients, _ in record.gradients(partial(cotangents, draw))]
-        self.width = found[0].shape[-1]
+        drawn = []
+        for draw in range(DRAWS):
+            for gradients, low in record.gradients(partial(cotangents, draw)):
+                if any(value.requires_grad or len(value) != len(gradients) for value in low.values()):
+                    raise TypeError("an adapted module reads other tokens than its block, or comes after the last one")
+                drawn.append(gradients)
+        self.width = drawn[0].shape[-1]
         outputs = sum(shape[0] for name, shape in self.layers.matrices.items() if name.endswith("lora_B.weight"))
         rank = MAX_BYTES // (4 * (outputs + self.width))
         if rank >= self.width:
             return torch.eye(self.width, device=self.engine.model.device)
-        return torch.linalg.svd(torch.cat(found), full_matrices=False)[2][:rank]
+        return torch.linalg.svd(torch.cat(drawn), full_matrices=False)[2][:rank]
 
     def _jacobians(self, modules: Modules) -> list[torch.Tensor]:
         """Of each block's output [width, moved], by its input or by the output of a module in it: means of contexts."""
@@ -213,6 +228,7 @@ class _Moves:
         device = layers.device
         self.sums = [torch.zeros(size, width, device=device) for _ in blocks]
         self.counts = torch.zeros(size, device=device)
+        self._distances: torch.Tensor | None = None  # of the moves, where something was moved
         self._before: list[torch.Tensor | None] = [None] * len(blocks)  # what each block gave in this pass
 
     def begin(self, directions: torch.Tensor, which: torch.Tensor, signs: torch.Tensor) -> None:
@@ -250,7 +266,7 @@ class _Moves:
             raise TypeError("what a block gives is not what the next one takes")
         by_probe = self._by_probe(state)
         same = by_probe[:, :1].expand_as(by_probe).clone()
-        self._lengths = same[:, 0, -1].float().norm(dim=-1)
+        self._lengths, self._distances = same[:, 0, -1].float().norm(dim=-1), None
         if not self.modules:
             self._move(same)
         return with_state_into(args, kwargs, same.view_as(state))
@@ -268,6 +284,8 @@ class _Moves:
         self._before[index] = state
         if self.modules and index not in self.modules:
             return
+        if self._distances is None:
+            raise TypeError("a module that is adapted takes no part in its block")
         last = self._by_probe(state)[:, :, -1].float()
         answers = (last[:, 1:] - last[:, :1]) / self._distances[:, None, None] * self.signs[..., None]
         self.sums[index].index_add_(0, self.which.flatten(), answers.flatten(0, 1))
