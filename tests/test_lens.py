@@ -1,7 +1,9 @@
 """The lens: exact where it can be, measured Jacobians against autograd's, fast against plain, and what it refuses."""
 
 import json
+import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +89,8 @@ class Uniform(nn.Module):
 def linear_model():
     """Blocks that are linear in the state of a token, whatever stands before it: attention looks at all alike."""
     model = make_model("opt")
-    for block in find_blocks(model):
+    blocks: list[Any] = find_blocks(model)
+    for block in blocks:
         block.self_attn_layer_norm = block.final_layer_norm = block.activation_fn = Uniform()
         with torch.no_grad():
             block.self_attn.q_proj.weight.zero_()
@@ -128,7 +131,7 @@ def test_a_measured_lens_is_nearer_to_the_gradient_than_none(kind):
     for name, lens in (("none", identity(engine)), ("measured", measure_lens(engine, BATCH, seed=0))):
         _, gradient = give(engine, lens).lens_gradient(theta, BATCH, cotangents(BATCH))
         _, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
-        cosines[name] = np.mean([cosine(gradient[part], expected[part]) for part in expected])
+        cosines[name] = statistics.mean([cosine(gradient[part], expected[part]) for part in expected])
     assert cosines["measured"] > max(0.6, cosines["none"])
 
 
