@@ -52,7 +52,7 @@ class Looks(Callback):
     def on_train_begin(self, trainer: Any) -> None:
         self.trainer = trainer
         layers = trainer.engine.layers
-        start, modules = layers.spec.start, trainer.engine.watch().modules
+        start, modules = layers.spec.start, trainer.engine.layers.modules
         width = layers.lens.basis.shape[1]
         layers.lens = Lens(torch.eye(width), {name: torch.eye(width) for name in modules}, frozenset(modules))
         self.look("none", 0)

@@ -53,7 +53,7 @@ def give(engine, lens: Lens):
 
 def identity(engine) -> Lens:
     """The gradient at the top, as it is, for every module that writes into the stream."""
-    modules = engine.watch().modules
+    modules = engine.layers.modules
     width = next(iter(engine.model.get_output_embeddings().parameters())).shape[1]
     return Lens(torch.eye(width), {name: torch.eye(width) for name in modules}, frozenset(modules))
 

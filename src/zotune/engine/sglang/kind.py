@@ -24,6 +24,10 @@ class SglangKind(EngineKind):
             )
         if settings.tuning == "prompt_tuning":
             raise InputError("--engine sglang does not go with --tuning prompt_tuning; use --engine torch or plain")
+        if settings.estimator in ("jvp", "lens", "backprop"):
+            raise InputError(
+                f"--estimator {settings.estimator}: SGLang's passes have no derivatives; use spsa, or another engine"
+            )
         if settings.quantization is not None:
             raise InputError("--quantization has no effect with --engine sglang; use --sglang.quantization")
         if settings.kv_cache_gb is not None:

@@ -24,7 +24,6 @@ from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.loading import load_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
-from zotune.engine.torch.targets import resolve_targets
 from zotune.errors import InputError
 from zotune.zo.protocol import AT_THETA, Example
 
@@ -57,7 +56,7 @@ def principal_components(
     assert isinstance(spec, LoraSpec)
     theta = initial_theta(engine.tensor_shapes, seed)
     inputs = _Inputs(layers, tokens_a_pass=MAX_TOKENS // -(-len(examples) // batch_size))
-    modules = resolve_targets(engine.model, spec)[1]
+    modules = layers.modules
     hooks = [module.register_forward_pre_hook(partial(inputs.observe, name)) for name, module in modules.items()]
     try:
         for first in range(0, len(examples), batch_size):

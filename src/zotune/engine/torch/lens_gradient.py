@@ -23,7 +23,6 @@ from zotune.engine.torch.blocks import find_blocks, state_out, with_state_out
 from zotune.engine.torch.head import ScoredHead
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.targets import resolve_targets
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
 
 
@@ -39,12 +38,13 @@ class Watch:
         self.states: torch.Tensor | None = None  # [rows, tokens, width], where the record begins
         self.positions: torch.Tensor | None = None  # of those tokens in their rows, where they were picked
         self.low: dict[str, torch.Tensor] = {}  # [rows, tokens, rank]
-        self.modules = resolve_targets(model, layers.spec)[1]
 
     @contextmanager
     def open(self) -> Iterator[None]:
         hooks = [find_blocks(self.model)[-1].register_forward_hook(self._begin_record)]
-        hooks += [module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self.modules.items()]
+        hooks += [
+            module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self.layers.modules.items()
+        ]
         try:
             yield
         finally:

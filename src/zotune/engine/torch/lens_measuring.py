@@ -94,7 +94,7 @@ class _Measurement:
         through = self._jacobians({})
         jacobians = {kind: self._jacobians(modules) for kind, modules in kinds.items()}
         carried: dict[str, torch.Tensor] = {}
-        writers, rows, names = set(), basis, {id(module): name for name, module in self.watch.modules.items()}
+        writers, rows, names = set(), basis, {id(module): name for name, module in self.layers.modules.items()}
         for index in range(len(self.blocks) - 1, -1, -1):
             for kind, modules in kinds.items():
                 if index in modules:
@@ -103,7 +103,7 @@ class _Measurement:
                     if jacobian.shape[0] == jacobian.shape[1] and float(jacobian.diagonal().mean()) > WRITES:
                         writers.add(name)
             rows = rows @ through[index]
-        return Lens(basis, {name: carried[name] for name in self.watch.modules}, frozenset(writers))
+        return Lens(basis, {name: carried[name] for name in self.layers.modules}, frozenset(writers))
 
     def _kinds(self) -> Mapping[str, Modules]:
         """The adapted modules by their names within a block."""
@@ -111,7 +111,7 @@ class _Measurement:
         found: dict[int, tuple[int, str]] = {}
         for index, block in enumerate(self.blocks):
             found |= {id(module): (index, name) for name, module in block.named_modules()}
-        for name, module in self.watch.modules.items():
+        for name, module in self.layers.modules.items():
             if id(module) not in found:
                 raise TypeError(f"{name} lies outside its blocks")
             index, within = found[id(module)]

@@ -39,8 +39,8 @@ class LoraLayers(TrainedLayers):
         self.matrices: dict[str, tuple[int, ...]] = {}  # shapes of A and B
         self._hooks = []
         fan_in_fan_out = False
-        spec, modules = resolve_targets(model, spec)
-        for name, module in modules.items():
+        spec, self.modules = resolve_targets(model, spec)
+        for name, module in self.modules.items():
             fan_in_fan_out |= isinstance(module, Conv1D)
             num_in, num_out = features(module)
             rank, scaling = rank_and_scaling(name, spec)
