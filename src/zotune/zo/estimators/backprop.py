@@ -4,34 +4,18 @@ It is the reference that the others are measured against. In scope `activated` p
 gradient flows through the suffix alone. There are no seeds in it: a run is kept in checkpoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zotune.zo.estimators.base import Estimate, Estimator
-from zotune.zo.noise import GAUSSIAN, Noise
-from zotune.zo.objectives import Objective
-from zotune.zo.protocol import Engine, Example, Theta
-from zotune.zo.updates import Gradient
+from zotune.zo.estimators.base import GradientEstimator
+from zotune.zo.protocol import Engine, GradientOfScores
 
 
 @dataclass(frozen=True)
-class Backprop(Estimator):
+class Backprop(GradientEstimator):
     """The exact gradient of the mean loss (Rumelhart et al., 1986). One forward and one backward pass."""
 
     needs = ("gradients",)
-    seeded = False
 
-    def num_probes(self, num_directions: int) -> int:
-        return 1
-
-    def estimate(
-        self,
-        objective: Objective,
-        engine: Engine,
-        theta: Theta,
-        batch: Sequence[Example],
-        seeds: Sequence[int] = (),
-        noise: Noise = GAUSSIAN,
-    ) -> Estimate:
-        loss, gradient = objective.gradient(engine.gradient, theta, batch)
-        return Estimate(loss, Gradient(gradient))
+    @staticmethod
+    def way(engine: Engine) -> GradientOfScores:
+        return engine.gradient

@@ -14,8 +14,8 @@ import numpy as np
 
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.objectives import Objective
-from zotune.zo.protocol import Engine, Example, Need, Probe, Theta
-from zotune.zo.updates import Slope, Slopes, Update
+from zotune.zo.protocol import Engine, Example, GradientOfScores, Need, Probe, Theta
+from zotune.zo.updates import Gradient, Slope, Slopes, Update
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,33 @@ class ProbeEstimator(Estimator):
     def tell(self, probes: Sequence[Probe], losses: np.ndarray) -> list[Slope]:
         """Slopes from the losses [probe, example] at the probes that `ask` gave, or from their derivatives where the
         probes ask for those."""
+
+
+class GradientEstimator(Estimator):
+    """One that is given the gradient, whole, by the engine's way to differentiate: there are no seeds in it."""
+
+    seeded = False
+
+    @staticmethod
+    @abstractmethod
+    def way(engine: Engine) -> GradientOfScores:
+        """How the engine differentiates."""
+
+    def num_probes(self, num_directions: int) -> int:
+        return 1
+
+    def estimate(
+        self,
+        objective: Objective,
+        engine: Engine,
+        theta: Theta,
+        batch: Sequence[Example],
+        seeds: Sequence[int] = (),
+        noise: Noise = GAUSSIAN,
+    ) -> Estimate:
+        """The loss and its gradient at theta."""
+        loss, gradient = objective.gradient(self.way(engine), theta, batch)
+        return Estimate(loss, Gradient(gradient))
 
 
 def remembered(default: Any, *, repr: bool = True) -> Any:

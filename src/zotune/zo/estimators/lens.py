@@ -8,34 +8,18 @@ anchor steps of backpropagation (GrAPE, and feedback-weight matching, both ICLR 
 (Belrose et al., 2023, arXiv 2303.08112) read backwards.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zotune.zo.estimators.base import Estimate, Estimator
-from zotune.zo.noise import GAUSSIAN, Noise
-from zotune.zo.objectives import Objective
-from zotune.zo.protocol import Engine, Example, Theta
-from zotune.zo.updates import Gradient
+from zotune.zo.estimators.base import GradientEstimator
+from zotune.zo.protocol import Engine, GradientOfScores
 
 
 @dataclass(frozen=True)
-class LensGradient(Estimator):
+class LensGradient(GradientEstimator):
     """An estimate of the gradient of B, with A frozen; exact at the top of the model."""
 
     needs = ("lens",)
-    seeded = False
 
-    def num_probes(self, num_directions: int) -> int:
-        return 1
-
-    def estimate(
-        self,
-        objective: Objective,
-        engine: Engine,
-        theta: Theta,
-        batch: Sequence[Example],
-        seeds: Sequence[int] = (),
-        noise: Noise = GAUSSIAN,
-    ) -> Estimate:
-        loss, gradient = objective.gradient(engine.lens_gradient, theta, batch)
-        return Estimate(loss, Gradient(gradient))
+    @staticmethod
+    def way(engine: Engine) -> GradientOfScores:
+        return engine.lens_gradient
