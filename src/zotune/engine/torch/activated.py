@@ -10,14 +10,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from zotune.engine.scores import empty_scores
 from zotune.engine.torch.attention import PromptKV, side_by_side
 from zotune.engine.torch.backward import Part
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.engine.torch.prompts import Prompts
 from zotune.engine.torch.suffix import Suffix, ancestors, make_suffix
-from zotune.engine.torch.suffix_passes import SuffixPasses, add_values, tokens_needed
-from zotune.zo.protocol import Example, Scores, TokenIds
+from zotune.engine.torch.suffix_passes import SuffixPasses, add_values, scores_of, tokens_needed
+from zotune.zo.protocol import Example, TokenIds
 
 
 class Activated:
@@ -45,7 +44,7 @@ class Activated:
             Part(
                 partial(self._log_probs_once, rows, suffixes, batch),
                 np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets]),
-                partial(_scores, rows, suffixes, batch),
+                partial(scores_of, rows, suffixes, batch),
             )
             for rows in self.passes.chunks(by_length(batch, suffixes), suffixes, 1)
         ]
@@ -115,9 +114,3 @@ class Activated:
 def by_length(batch: Sequence[Example], suffixes: list[Suffix]) -> list[int]:
     """Examples, those with the longest prompts first."""
     return sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt), len(suffixes[i].tokens)), reverse=True)
-
-
-def _scores(rows: list[int], suffixes: list[Suffix], batch: Sequence[Example], values: torch.Tensor) -> Scores:
-    num_tokens, log_probs = empty_scores(1, batch)
-    add_values(values[None], rows, suffixes, log_probs)
-    return Scores(log_probs, num_tokens)

@@ -75,3 +75,21 @@ def state_out(output: Any) -> torch.Tensor:
 
 def with_state_out(output: Any, state: torch.Tensor) -> Any:
     return (state, *output[1:]) if isinstance(output, tuple) else state
+
+
+def attention_of(block: nn.Module) -> nn.Module:
+    """The module of a block in which tokens see others.
+
+    Raises:
+        TypeError: there is not one such module.
+    """
+    found, left = [], list(block.children())
+    while left:
+        module = left.pop()
+        if "attention" in type(module).__name__.lower():
+            found.append(module)
+        else:
+            left.extend(module.children())
+    if len(found) != 1:
+        raise TypeError(f"its blocks have {len(found)} modules of attention, instead of one")
+    return found[0]

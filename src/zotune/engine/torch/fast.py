@@ -148,7 +148,7 @@ class TorchEngine:
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
         """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
-        if self._gradients_are_plain(batch):
+        if self.scope == "everywhere" or self.plain_reason or not all(map(self._fits, batch)):
             return self.plain.gradient(theta, batch, cotangents)
         self._set_normalized(normalized, batch)
         score = partial(self.score, theta, [AT_THETA], batch, normalized)
@@ -157,21 +157,16 @@ class TorchEngine:
     def lens_gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
-        if self._gradients_are_plain(batch):
-            return self.plain.lens_gradient(theta, batch, cotangents)
-        self._set_normalized(normalized, batch)
-        return scores_and_lens_gradient(self.watch(), self.activated.parts(batch), batch, theta, cotangents)
+        return scores_and_lens_gradient(*self.watched(batch, normalized), batch, theta, cotangents)
 
-    def parts(self, batch: Sequence[Example]) -> list[Part]:
-        """The passes of a gradient."""
-        return self.plain.parts(batch) if self._gradients_are_plain(batch) else self.activated.parts(batch)
-
-    def _gradients_are_plain(self, batch: Sequence[Example]) -> bool:
-        return bool(self.plain_reason) or self.scope == "everywhere" or not all(map(self._fits, batch))
-
-    def watch(self) -> Watch:
+    def watched(self, batch: Sequence[Example], normalized: bool = True) -> tuple[Watch, list[Part]]:
+        """The passes of a batch, and what sees what they do."""
+        if self.plain_reason or not all(map(self._fits, batch)):
+            return self.plain.watched(batch)
         assert isinstance(self.layers, LoraLayers)
-        return Watch(self.model, self.layers, self.head)
+        self._set_normalized(normalized, batch)
+        watch = Watch(self.model, self.layers, self.head.picked, self.passes.stream)
+        return watch, (self.activated if self.scope == "activated" else self.everywhere).parts(batch)
 
     def why_not(self, need: Need) -> str | None:
         return self.plain.why_not(need)

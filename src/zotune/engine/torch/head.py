@@ -43,9 +43,9 @@ class ScoredHead:
         """In the next passes only `positions` [rows, scored] reach the head; None: all do."""
         self._positions = positions
 
-    @property
-    def positions(self) -> torch.Tensor | None:
-        """What was picked of the pass that runs."""
+    def picked(self) -> torch.Tensor:
+        """The positions that reach the head in the pass that runs."""
+        assert self._positions is not None
         return self._positions
 
     def log_probs(self, logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,11 @@
-"""The lens: it carries the loss's gradient at the last residual state back to the modules below, by a matrix each.
+"""The lens: how a small change of what goes into a block changes what its attention gives, on average over examples.
 
-A forward pass gives the gradient g at the last state of a scored token exactly. What it is at the output of a module
-further down is J' g, with the Jacobian J of the last state by that output at the same token. The lens has the mean of
-J over examples, measured by perturbations (`lens_measuring.py`): a tuned lens (arXiv 2303.08112) in the other
-direction. Only its action on the directions that gradients take at the top is kept.
+Everything else of a block sees a token alone, so that the way back through it is exact and short (`visits.py`).
+Attention sees the prompt as well; for the way back through it there is a matrix J, the mean Jacobian at the same token,
+measured by perturbations (`lens_measuring.py`). Gradients g at what attention gives become J' g at the block's input.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,35 +13,32 @@ import torch
 
 from zotune.adapter.start import LENS, Start, has_lens
 
-BASIS = f"{LENS}basis"
-CARRIED = f"{LENS}carried."
-ONE_TO_ONE = f"{LENS}one_to_one."
+THROUGH = f"{LENS}through."
+WITHIN = f"{LENS}within."
+AS_IT_IS = f"{LENS}as_it_is."
+
+Factors = tuple[torch.Tensor, ...]
+"""A matrix [outputs, inputs] as a product, from the left to the right; none: the identity."""
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Carries gradients of the last residual state back.
+    """Carries gradients at the output of attention back.
 
-    `basis` [rank, width] is orthonormal, and `carried` [rank, outputs] of a module is what each of its rows becomes
-    there. What lies outside the basis reaches the modules of `one_to_one`, which write into the stream, as it is.
+    Args:
+        through: by the number of the block, to the block's input.
+        within: by the names of adapted modules that lie inside attention, to their outputs.
     """
 
-    basis: torch.Tensor
-    carried: Mapping[str, torch.Tensor]
-    one_to_one: frozenset[str]
-
-    def back(self, gradients: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """Gradients at the output of each module [n, outputs], from those at the last residual state [n, width]."""
-        within = gradients @ self.basis.T
-        outside = gradients - within @ self.basis
-        for module, matrix in self.carried.items():
-            found = within @ matrix
-            yield module, found + outside if module in self.one_to_one else found
+    through: Mapping[int, Factors]
+    within: Mapping[str, Factors]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """As they lie in a run's start."""
-        found = {BASIS: self.basis} | {CARRIED + name: matrix for name, matrix in self.carried.items()}
-        found |= {ONE_TO_ONE + name: torch.ones(1) for name in self.one_to_one}
+        factors = {f"{THROUGH}{index}": found for index, found in self.through.items()}
+        factors |= {f"{WITHIN}{name}": found for name, found in self.within.items()}
+        found = {f"{name}.{k}": matrix for name, some in factors.items() for k, matrix in enumerate(some)}
+        found |= {f"{AS_IT_IS}{name}": torch.ones(1) for name, some in self.within.items() if not some}
         return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in found.items()}
 
     @classmethod
@@ -50,9 +46,24 @@ class Lens:
         """The lens that a run's start has."""
         if start is None or not has_lens(start):
             return None
-        found = {name: torch.from_numpy(value.copy()).to(device) for name, value in start.tensors.items()}
-        carried = {name.removeprefix(CARRIED): value for name, value in found.items() if name.startswith(CARRIED)}
-        return cls(
-            found[BASIS], carried,
-            frozenset(name.removeprefix(ONE_TO_ONE) for name in found if name.startswith(ONE_TO_ONE)),
-        )  # fmt: skip
+        through: dict[int, Factors] = {}
+        within: dict[str, Factors] = {}
+        for name in sorted(start.tensors):
+            if name.startswith(AS_IT_IS):
+                within[name.removeprefix(AS_IT_IS)] = ()
+            elif name.startswith(LENS):
+                matrix, of = torch.from_numpy(start.tensors[name].copy()).to(device), name.rpartition(".")[0]
+                if of.startswith(THROUGH):
+                    index = int(of.removeprefix(THROUGH))
+                    through[index] = (*through.get(index, ()), matrix)
+                else:
+                    module = of.removeprefix(WITHIN)
+                    within[module] = (*within.get(module, ()), matrix)
+        return cls(through, within)
+
+
+def carried(gradients: torch.Tensor, factors: Factors) -> torch.Tensor:
+    """Gradients [n, outputs] become [n, inputs]."""
+    for matrix in factors:
+        gradients = gradients @ matrix
+    return gradients

@@ -1,12 +1,14 @@
-"""Gradients by the lens: one forward pass, and no way back through the network.
+"""Gradients by the lens: one forward pass, and a way back that only the scored tokens take, a block at a time.
 
 The record of autograd begins at the last residual state of the scored tokens: it has the final norm, the head and the
-objective. What it gives there, the lens carries to the outputs of the adapted modules; B's gradient is its product
-with A x, which the pass has computed anyway.
+objective. What it gives there goes back block by block, exactly where a block treats tokens one by one (`visits.py`),
+through attention by the lens. B's gradient is the product of what arrives at a module's output with A x, which the
+pass has computed anyway.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,29 +21,62 @@ from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import tensor_name
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.backward import Part, frozen
-from zotune.engine.torch.blocks import find_blocks, state_out, with_state_out
-from zotune.engine.torch.head import ScoredHead
+from zotune.engine.torch.blocks import attention_of, find_blocks, state_out, with_state_out
+from zotune.engine.torch.float_stream import FloatStream
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.lens import Lens, carried
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.visits import Visit
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
 
 
-class Watch:
-    """What passes leave behind while it is open: the last residual states, and A x of the adapted modules.
+@dataclass
+class Seen:
+    """What one pass left behind, at its scored tokens.
 
     Args:
-        head: picks the scored tokens; None: all tokens are kept.
+        log_probs: what it computed.
+        states: the last residual states [rows, tokens, width], where the record begins.
+        positions: of the tokens in their rows [rows, tokens]; rows are filled up with their first.
+        visits: of each block.
+        low: by module, A x [rows * tokens, rank].
+        mask: which of the tokens have the adapter; None: all.
+        float_stream: whether the residual stream was in float32.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: LoraLayers, head: ScoredHead | None = None) -> None:
-        self.model, self.layers, self.head = model, layers, head
-        self.states: torch.Tensor | None = None  # [rows, tokens, width], where the record begins
-        self.positions: torch.Tensor | None = None  # of those tokens in their rows, where they were picked
-        self.low: dict[str, torch.Tensor] = {}  # [rows, tokens, rank]
+    log_probs: torch.Tensor
+    states: torch.Tensor
+    positions: torch.Tensor
+    visits: list[Visit]
+    low: dict[str, torch.Tensor]
+    mask: torch.Tensor | None
+    float_stream: bool
+
+
+class Watch:
+    """Sees what passes do.
+
+    Args:
+        positions: of the scored tokens in the rows of the pass that runs [rows, tokens].
+        stream: what the model's residual stream is widened by.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: LoraLayers,
+        positions: Callable[[], torch.Tensor],
+        stream: FloatStream | None = None,
+    ) -> None:
+        self.model, self.layers, self.positions, self.stream = model, layers, positions, stream
+        self.blocks = find_blocks(model)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        hooks = [find_blocks(self.model)[-1].register_forward_hook(self._begin_record)]
+        hooks: list[Any] = [self.blocks[-1].register_forward_hook(self._begin_record)]
+        for index, block in enumerate(self.blocks):
+            hooks.append(block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True))
+            hooks.append(attention_of(block).register_forward_hook(partial(self._attend, index)))
         hooks += [
             module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self.layers.modules.items()
         ]
@@ -51,70 +86,79 @@ class Watch:
             for hook in hooks:
                 hook.remove()
 
-    def seen(
-        self, compute: Callable[[], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
-        """What a pass computes, and the states, their positions and A x in it."""
+    def seen(self, compute: Callable[[], torch.Tensor]) -> Seen:
+        """What a pass computes, and leaves behind. The last pass, where there are several."""
+        self._visits: dict[int, Visit] = {}
+        self._low: dict[str, torch.Tensor] = {}
         with torch.no_grad():  # until the record begins
-            computed = compute()
-        assert self.states is not None
-        taken = computed, self.states, self.positions, self.low
-        self.states, self.positions, self.low = None, None, {}
-        return taken
+            log_probs = compute()
+        visits = [visit for _, visit in sorted(self._visits.items())]
+        return Seen(log_probs, self._states, self._places[1], visits, self._low, self._mask, self._wide)
+
+    @contextmanager
+    def as_in(self, seen: Seen) -> Iterator[None]:
+        """Inside, blocks compute the scored tokens of a pass as they did there."""
+        layers = self.layers
+        before = layers.num_groups, layers.token_mask
+        layers.num_groups, layers.token_mask, layers.float_stream = 1, seen.mask, seen.float_stream
+        try:
+            with self.stream.in_use(seen.float_stream) if self.stream else nullcontext():
+                yield
+        finally:
+            layers.float_stream = False
+            layers.num_groups, layers.token_mask = before
+
+    def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.layers.active:
+            if index == 0:
+                positions, mask = self.positions(), self.layers.token_mask
+                self._places = torch.arange(len(positions), device=positions.device)[:, None], positions
+                self._mask = None if mask is None else mask[self._places]
+                self._wide = self.layers.float_stream
+            self._visits[index] = Visit.of(self._places, args, kwargs)
+
+    def _attend(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self.layers.active:
+            self._visits[index].attended = with_state_out(output, state_out(output)[self._places])
 
     def _keep(self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if self.layers.active:
             matrix = self.layers.tensors[tensor_name(name, "A")][0]  # [inputs, rank]
-            inputs = args[0]
-            if self._places is not None:
-                rows, places = self._places
-                inputs = inputs.reshape(len(rows), -1, inputs.shape[-1])[rows, places]
-            self.low[name] = inputs.float() @ matrix
+            inputs = args[0].reshape(len(self._places[1]), -1, args[0].shape[-1])
+            low = inputs[self._places].float() @ matrix
+            if self._mask is not None:
+                low = low.masked_fill(~self._mask[..., None], 0.0)
+            self._low[name] = low.flatten(0, 1)
 
     def _begin_record(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self.layers.active:
             return output
         torch.set_grad_enabled(True)  # for what follows of the pass
         state = state_out(output)
-        if self._places is None:
-            self.states = state.float().detach().requires_grad_()
-            return with_state_out(output, self.states.to(state.dtype))
-        self.positions = self._places[1]
-        self.states = state[self._places].float().detach().requires_grad_()
-        return with_state_out(output, state.index_put(self._places, self.states.to(state.dtype)))
-
-    @property
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        positions = self.head.positions if self.head else None
-        if positions is None:
-            return None
-        return torch.arange(len(positions), device=positions.device)[:, None], positions
+        self._states = state[self._places].float().detach().requires_grad_()
+        return with_state_out(output, state.index_put(self._places, self._states.to(state.dtype)))
 
 
 class Record:
     """The passes of a batch, recorded from the last residual states on."""
 
     def __init__(self, watch: Watch, parts: Sequence[Part], batch: Sequence[Example], theta: Theta) -> None:
-        self._model, self._parts = watch.model, parts
+        self.watch, self._parts = watch, parts
         with torch.inference_mode(False), frozen(watch.model), watch.open():
             watch.layers.place(theta, [AT_THETA])
-            self._seen = [watch.seen(part.compute) for part in parts]
-        self.scores = _whole(parts, [log_probs.detach() for log_probs, *_ in self._seen], batch)
+            self.seen = [watch.seen(part.compute) for part in parts]
+        self.scores = _whole(parts, [seen.log_probs.detach() for seen in self.seen], batch)
 
-    def gradients(self, cotangents: Cotangents) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """Of each pass: those of sum(cotangents * log_probs) at the last residual states [tokens, width], and A x
-        [tokens, rank] of the modules."""
+    def at_the_top(self, cotangents: Cotangents) -> list[torch.Tensor]:
+        """Gradients of sum(cotangents * log_probs) at the last residual states of each pass [rows * tokens, width]."""
         weights, gradients = cotangents(self.scores), []
-        for part, (log_probs, states, positions, low) in zip(self._parts, self._seen, strict=True):
-            of_tokens = torch.from_numpy(weights[part.places[:, 0], part.places[:, 1]]).to(log_probs)
-            with torch.inference_mode(False), torch.enable_grad(), frozen(self._model):  # part is computed again
-                (found,) = torch.autograd.grad(log_probs, states, of_tokens, retain_graph=True)
-            if positions is not None:  # rows are filled up with their first
-                filling = positions == positions[:, :1]
-                filling[:, 0] = False
-                found = found.masked_fill(filling[..., None], 0.0)
-            by_token = {name: value.reshape(-1, value.shape[-1]) for name, value in low.items()}
-            gradients.append((found.flatten(0, -2), by_token))
+        for part, seen in zip(self._parts, self.seen, strict=True):
+            of_tokens = torch.from_numpy(weights[part.places[:, 0], part.places[:, 1]]).to(seen.log_probs)
+            with torch.inference_mode(False), torch.enable_grad(), frozen(self.watch.model):  # part is computed again
+                (found,) = torch.autograd.grad(seen.log_probs, seen.states, of_tokens)
+            filling = seen.positions == seen.positions[:, :1]
+            filling[:, 0] = False
+            gradients.append(found.masked_fill(filling[..., None], 0.0).flatten(0, 1))
         return gradients
 
 
@@ -126,11 +170,33 @@ def scores_and_lens_gradient(
     assert lens is not None
     record = Record(watch, parts, batch, theta)
     gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in watch.layers.shapes.items()}
-    for at_the_top, low in record.gradients(cotangents):
-        for name, of_output in lens.back(at_the_top):
-            product = of_output.T @ low[name]
-            gradient[tensor_name(name, "B")] += rank_and_scaling(name, spec)[1] * product.cpu().numpy()
+    with torch.inference_mode(False), torch.enable_grad(), frozen(watch.model):
+        for at_the_top, seen in zip(record.at_the_top(cotangents), record.seen, strict=True):
+            for name, of_output in _back(watch, lens, seen, at_the_top):
+                product = of_output.T @ seen.low[name]
+                gradient[tensor_name(name, "B")] += rank_and_scaling(name, spec)[1] * product.cpu().numpy()
     return record.scores, gradient
+
+
+def _back(watch: Watch, lens: Lens, seen: Seen, gradient: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The gradients at the outputs of the modules, from the last one down."""
+    names = {module: name for name, module in watch.layers.modules.items()}
+    left = len(names)
+    for index in range(len(watch.blocks) - 1, -1, -1):
+        block = watch.blocks[index]
+        inside = set(attention_of(block).modules())
+        here = {names[module]: module for module in block.modules() if module in names}
+        outside = {name: module for name, module in here.items() if module not in inside}
+        with watch.as_in(seen):
+            gradient, of_attended, of_outputs = seen.visits[index].back(block, gradient, outside)
+        yield from of_outputs.items()
+        for name in here:
+            if name not in outside:
+                yield name, carried(of_attended, lens.within[name])
+        left -= len(here)
+        if not left:
+            return
+        gradient = gradient + carried(of_attended, lens.through[index])
 
 
 def _whole(parts: Sequence[Part], log_probs: Sequence[torch.Tensor], batch: Sequence[Example]) -> Scores:

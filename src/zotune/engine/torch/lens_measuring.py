@@ -1,10 +1,8 @@
 """The lens of a model, measured by forward passes alone (see `lens.py`).
 
 In one pass, the probes side by side all enter each block in the state of the first of them, and all but the first are
-moved along a direction, at one token. How the block's output moves is an answer of as many numbers as the state is
-wide; so one pass measures all blocks at once, each by itself. The mean Jacobian from a block to the last state is then
-the product of the blocks' means: what one block does to a small change hardly depends on what the others do, and on
-SmolLM2 the product carries gradients as well as the mean of the products does (docs/decisions.md).
+moved along a direction, at one token. How the output of attention moves is an answer of as many numbers as the state
+is wide; so one pass measures all blocks at once, each by itself.
 """
 
 import logging
@@ -14,15 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from zotune.adapter.forms import initial_theta
 from zotune.engine.scores import empty_scores
-from zotune.engine.torch.blocks import features, find_blocks, state_into, state_out, with_state_into
+from zotune.engine.torch.blocks import attention_of, features, find_blocks, state_into, state_out, with_state_into
 from zotune.engine.torch.fast import TorchEngine
-from zotune.engine.torch.lens import Lens
+from zotune.engine.torch.lens import Factors, Lens
 from zotune.engine.torch.lens_gradient import Record
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
@@ -36,13 +33,13 @@ logger = logging.getLogger("zotune")
 
 NUM_EXAMPLES = 64
 REPEATS = 8  # of each direction, at different examples
-DRAWS = 8  # of cotangents, for the directions that gradients take at the top
 DISTANCE = 0.05  # of a move, in lengths of what is moved
 TOKENS_A_PASS = 2048
-MAX_BYTES = 2**26  # of the lens
-FEW = 16  # moves that show whether a module's output is the last that is added to the block's
+RANK = 64  # of a Jacobian, as it is kept
+MAX_BYTES = 2**28  # of the Jacobians that one pass measures
+FEW = 16  # moves that show whether what a module gives is what attention gives
 SAME = 0.05  # how far those may be off, in their lengths
-WRITES = 0.5  # how much of a move at its output a module must find again behind the block, to write into the stream
+RECOMPUTED = 0.02  # how far a block may be off for the scored tokens alone, in lengths of what it adds to the state
 
 Modules = Mapping[int, nn.Module]
 """By block, the module whose output is moved; none of a block: its input is."""
@@ -69,9 +66,9 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
         ) from error
     finally:
         vars(engine.stats).update(stats)
-    if not all(bool(matrix.isfinite().all()) for matrix in lens.carried.values()):
+    if not all(bool(matrix.isfinite().all()) for factors in lens.through.values() for matrix in factors):
         raise FloatingPointError("the lens of the model is not finite")
-    logger.info("a lens of %d modules is measured: %.1f s", len(lens.carried), time.perf_counter() - began)
+    logger.info("a lens of %d blocks is measured: %.1f s", len(lens.through), time.perf_counter() - began)
     return lens
 
 
@@ -82,7 +79,6 @@ class _Measurement:
         self.engine, self.examples, self.seed = engine, examples, seed
         assert isinstance(engine.layers, LoraLayers)
         self.layers = engine.layers
-        self.watch = engine.watch()
         self.blocks = find_blocks(engine.model)
         self.contexts = [_context(example, seed, index) for index, example in enumerate(examples)]
         self.width = 0  # of the residual state
@@ -90,23 +86,16 @@ class _Measurement:
 
     def lens(self) -> Lens:
         kinds = self._kinds()
-        basis = self._basis()
+        self._try()
         through = self._jacobians({})
-        jacobians = {kind: self._jacobians(modules) for kind, modules in kinds.items()}
-        carried: dict[str, torch.Tensor] = {}
-        writers, rows, names = set(), basis, {id(module): name for name, module in self.layers.modules.items()}
-        for index in range(len(self.blocks) - 1, -1, -1):
-            for kind, modules in kinds.items():
-                if index in modules:
-                    name, jacobian = names[id(modules[index])], jacobians[kind][index]
-                    carried[name] = rows @ jacobian
-                    if jacobian.shape[0] == jacobian.shape[1] and float(jacobian.diagonal().mean()) > WRITES:
-                        writers.add(name)
-            rows = rows @ through[index]
-        return Lens(basis, {name: carried[name] for name in self.layers.modules}, frozenset(writers))
+        names = {id(module): name for name, module in self.layers.modules.items()}
+        within: dict[str, Factors] = {}
+        for modules in kinds.values():
+            within |= {names[id(modules[index])]: found for index, found in self._jacobians(modules).items()}
+        return Lens(through, within)
 
     def _kinds(self) -> Mapping[str, Modules]:
-        """The adapted modules by their names within a block."""
+        """The adapted modules inside attention, by their names within a block."""
         kinds: dict[str, dict[int, nn.Module]] = {}
         found: dict[int, tuple[int, str]] = {}
         for index, block in enumerate(self.blocks):
@@ -115,56 +104,62 @@ class _Measurement:
             if id(module) not in found:
                 raise TypeError(f"{name} lies outside its blocks")
             index, within = found[id(module)]
-            kinds.setdefault(within, {})[index] = module
+            if any(module is other for other in attention_of(self.blocks[index]).modules()):
+                kinds.setdefault(within, {})[index] = module
         return kinds
 
-    def _basis(self) -> torch.Tensor:
-        """Orthonormal rows for the gradients at the last state; all of the space, where that is not too large."""
-        theta = initial_theta(self.engine.tensor_shapes, self.seed, self.engine.spec)
-        record = Record(self.watch, self.engine.parts(self.examples), self.examples, theta)
+    def _try(self) -> None:
+        """Whether scores stay what they are when the last state is recorded, and blocks can be computed again for the
+        scored tokens alone."""
+        theta, _ = self.layers.trial()
         some = self.examples[:4]
-        found, expected = record.scores.log_probs[:, : len(some)], self.engine.score(theta, [AT_THETA], some)
+        record = Record(*self.engine.watched(some), some, theta)
         noise = (self.engine if isinstance(self.engine, PlainEngine) else self.engine.plain).noise
-        found = found[..., : expected.log_probs.shape[-1]]
-        if not agree(self.engine.model, Scores(found, expected.num_tokens), expected, noise):
+        if not agree(self.engine.model, record.scores, self.engine.score(theta, [AT_THETA], some), noise):
             raise TypeError("its scores change when the last state is recorded")
+        for seen in record.seen:
+            self.width = seen.states.shape[-1]
+            states = [*(visit.state for visit in seen.visits[1:]), seen.states.detach()]
+            for block, visit, state in zip(self.blocks, seen.visits, states, strict=True):
+                if visit.state.ndim != 3 or state_out(visit.attended).shape != visit.state.shape:
+                    raise TypeError("what its attention gives is not of the form of the residual state")
+                with record.watch.as_in(seen), torch.inference_mode(False), torch.no_grad():
+                    again = visit.again(block, visit.state, state_out(visit.attended))
+                rounding = torch.finfo(self.engine.model.dtype).eps * state.float().norm()
+                added = (state - visit.state).float().norm()
+                if (again - state).float().norm() > RECOMPUTED * added + rounding:
+                    raise TypeError("for the scored tokens alone a block does not give what the next one takes")
 
-        def cotangents(draw: int, scores: Scores) -> np.ndarray:
-            return gaussian(self.seed, f"lens/cotangents/{draw}", scores.num_tokens.shape)
-
-        drawn = []
-        for draw in range(DRAWS):
-            for gradients, low in record.gradients(partial(cotangents, draw)):
-                if any(value.requires_grad or len(value) != len(gradients) for value in low.values()):
-                    raise TypeError("an adapted module reads other tokens than its block, or comes after the last one")
-                drawn.append(gradients)
-        self.width = drawn[0].shape[-1]
-        outputs = sum(shape[0] for name, shape in self.layers.matrices.items() if name.endswith("lora_B.weight"))
-        rank = MAX_BYTES // (4 * (outputs + self.width))
-        if rank >= self.width:
-            return torch.eye(self.width, device=self.engine.model.device)
-        return torch.linalg.svd(torch.cat(drawn), full_matrices=False)[2][:rank]
-
-    def _jacobians(self, modules: Modules) -> list[torch.Tensor]:
-        """Of each block's output [width, moved], by its input or by the output of a module in it: means of contexts."""
+    def _jacobians(self, modules: Modules) -> dict[int, Factors]:
+        """By block, of what attention gives [width, moved], by the block's input or by the output of a module in its
+        attention: means of contexts."""
         sizes = {features(module)[1] for module in modules.values()} or {self.width}
         if len(sizes) > 1:
             raise TypeError("modules of the same name have outputs of different sizes")
         size, device = sizes.pop(), self.engine.model.device
         drawn = torch.from_numpy(gaussian(self.seed, f"lens/{size}", (size, size)))
         directions = torch.linalg.qr(drawn)[0].T.to(device)  # orthonormal rows
+        wanted = list(modules or range(len(self.blocks)))
         if modules and size == self.width:
             some = directions[:FEW]
-            answers = self._moved(modules, directions, self.contexts[:1], len(some)).answers(len(some))
-            if all((found - some).norm() < SAME * some.norm() for found in answers):
-                return [torch.eye(size, device=device)] * len(self.blocks)
+            moves = self._moved(modules, directions, self.contexts[:1], len(some), wanted)
+            if all((moves.mean(index)[: len(some)] - some).norm() < SAME * some.norm() for index in wanted):
+                return dict.fromkeys(wanted, ())
         each = -(-REPEATS * size // len(self.contexts))  # moves of a context
-        return self._moved(modules, directions, self.contexts, each).means(directions)
+        factors: dict[int, Factors] = {}
+        count = max(1, MAX_BYTES // (4 * size * self.width))
+        for first in range(0, len(wanted), count):
+            moves = self._moved(modules, directions, self.contexts, each, wanted[first : first + count])
+            for index in moves.sums:
+                factors[index] = _kept(moves.mean(index).T @ directions, directions)
+        return factors
 
-    def _moved(self, modules: Modules, directions: torch.Tensor, contexts: list[TokenIds], each: int) -> "_Moves":
-        """So many moves of each context, along all directions in turn."""
+    def _moved(
+        self, modules: Modules, directions: torch.Tensor, contexts: list[TokenIds], each: int, wanted: list[int]
+    ) -> "_Moves":
+        """So many moves of each context, along all directions in turn, in the wanted blocks."""
         size = len(directions)
-        moves = _Moves(self.blocks, modules, size, self.width, self.layers)
+        moves = _Moves(self.blocks, wanted, modules, size, self.width, self.layers)
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         rows = 1 if self.plain else max(1, TOKENS_A_PASS // (each + 1))
         signs = torch.from_numpy(rademacher(self.seed, "lens/signs", (len(contexts), each))).to(directions.device)
@@ -216,58 +211,54 @@ class _Measurement:
 
 
 class _Moves:
-    """Hooks that move what goes on in each block, at the last token of each context, and add up how its output moves.
+    """Hooks that move what goes on in each block, at the last token of each context, and add up how the output of its
+    attention moves.
 
     Args:
+        wanted: the blocks where something is moved.
         modules: those whose outputs are moved; none: the blocks' inputs are.
         size: of what is moved.
     """
 
-    def __init__(self, blocks: list[nn.Module], modules: Modules, size: int, width: int, layers: LoraLayers) -> None:
+    def __init__(
+        self, blocks: list[nn.Module], wanted: list[int], modules: Modules, size: int, width: int, layers: LoraLayers
+    ) -> None:
         self.blocks, self.modules, self.layers = blocks, modules, layers
-        device = layers.device
-        self.sums = [torch.zeros(size, width, device=device) for _ in blocks]
-        self.counts = torch.zeros(size, device=device)
+        self.sums = {index: torch.zeros(size, width, device=layers.device) for index in wanted}
+        self._counts = torch.zeros(size, device=layers.device)
         self._distances: torch.Tensor | None = None  # of the moves, where something was moved
-        self._before: list[torch.Tensor | None] = [None] * len(blocks)  # what each block gave in this pass
 
     def begin(self, directions: torch.Tensor, which: torch.Tensor, signs: torch.Tensor) -> None:
         """The moves of the next pass: rows `which` of the directions [contexts, moves], each forth or back."""
         self.which, self.signs = which, signs
         self.moves = directions[which] * signs[..., None]
-        self.counts += torch.bincount(which.flatten(), minlength=len(self.counts))
+        self._counts += torch.bincount(which.flatten(), minlength=len(self._counts))
 
     @contextmanager
     def open(self) -> Iterator[None]:
         hooks: list[Any] = []
         for index, block in enumerate(self.blocks):
             hooks.append(block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True))
-            hooks.append(block.register_forward_hook(partial(self._leave, index)))
-            if index in self.modules:
-                hooks.append(self.modules[index].register_forward_hook(partial(self._move_output, index)))
+            if index in self.sums:
+                hooks.append(attention_of(block).register_forward_hook(partial(self._read, index)))
+                if self.modules:
+                    hooks.append(self.modules[index].register_forward_hook(partial(self._move_output, index)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def answers(self, count: int) -> list[torch.Tensor]:
-        """Mean answers to the first directions [count, width], of the blocks where something was moved."""
-        return [self.sums[index][:count] / self.counts[:count, None] for index in self.modules]
-
-    def means(self, directions: torch.Tensor) -> list[torch.Tensor]:
-        """The Jacobians [width, size] of all blocks; zeros where nothing was moved."""
-        return [(total / self.counts[:, None]).T @ directions for total in self.sums]
+    def mean(self, index: int) -> torch.Tensor:
+        """Of the answers of a block to each direction [directions, width]."""
+        return self.sums[index] / self._counts.clamp(min=1)[:, None]
 
     def _enter(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         state = state_into(args, kwargs)
-        before = self._before[index - 1] if index else state
-        if before is None or not torch.equal(state, before):
-            raise TypeError("what a block gives is not what the next one takes")
         by_probe = self._by_probe(state)
         same = by_probe[:, :1].expand_as(by_probe).clone()
         self._lengths, self._distances = same[:, 0, -1].float().norm(dim=-1), None
-        if not self.modules:
+        if index in self.sums and not self.modules:
             self._move(same)
         return with_state_into(args, kwargs, same.view_as(state))
 
@@ -279,14 +270,10 @@ class _Moves:
         moved = by_probe.view(output.shape)
         return moved if self.layers.float_stream else moved.to(output.dtype)
 
-    def _leave(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
-        state = state_out(output)
-        self._before[index] = state
-        if self.modules and index not in self.modules:
-            return
+    def _read(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         if self._distances is None:
             raise TypeError("a module that is adapted takes no part in its block")
-        last = self._by_probe(state)[:, :, -1].float()
+        last = self._by_probe(state_out(output))[:, :, -1].float()
         answers = (last[:, 1:] - last[:, :1]) / self._distances[:, None, None] * self.signs[..., None]
         self.sums[index].index_add_(0, self.which.flatten(), answers.flatten(0, 1))
 
@@ -298,6 +285,16 @@ class _Moves:
         """[contexts, probes, tokens, width]"""
         groups, moves, _ = self.moves.shape
         return state.reshape(groups, moves + 1, -1, state.shape[-1])
+
+
+def _kept(jacobian: torch.Tensor, directions: torch.Tensor) -> Factors:
+    """A Jacobian as it is kept: of low rank, by a sketch of its range (Halko et al., 2011, arXiv 0909.4061)."""
+    if min(jacobian.shape) <= 2 * RANK:
+        return (jacobian,)
+    sketch = jacobian @ directions[: 2 * RANK].T
+    basis = torch.linalg.qr(jacobian @ (jacobian.T @ sketch))[0]
+    left, values, right = torch.linalg.svd(basis.T @ jacobian, full_matrices=False)
+    return basis @ (left * values)[:, :RANK], right[:RANK]
 
 
 def _context(example: Example, seed: int, index: int) -> TokenIds:

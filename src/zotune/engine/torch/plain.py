@@ -151,11 +151,12 @@ class PlainEngine:
     def lens_gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
-        return scores_and_lens_gradient(self.watch(), self.parts(batch), batch, theta, cotangents)
+        return scores_and_lens_gradient(*self.watched(batch), batch, theta, cotangents)
 
-    def watch(self) -> Watch:
+    def watched(self, batch: Sequence[Example]) -> tuple[Watch, list[Part]]:
+        """The passes of a batch, and what sees what they do."""
         assert isinstance(self.layers, LoraLayers)
-        return Watch(self.model, self.layers)
+        return Watch(self.model, self.layers, lambda: self._scored), self.parts(batch)
 
     def parts(self, batch: Sequence[Example]) -> list[Part]:
         """The passes of a gradient: over whole sequences."""
@@ -321,6 +322,8 @@ class PlainEngine:
         if "attention_mask" in inputs:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
+        longest = inputs["input_ids"].shape[1]
+        self._scored = torch.arange(longest - num_scored, longest, device=self.model.device).repeat(len(rows), 1)
         logits = self.model(**inputs, logits_to_keep=num_scored, use_cache=False).logits[:, -num_scored:]
         self.stats.forward_passes += 1
         self.stats.tokens_computed += sum(len(row.input_ids) for row in rows)

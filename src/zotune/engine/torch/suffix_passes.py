@@ -12,12 +12,13 @@ import torch
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
+from zotune.engine.scores import empty_scores
 from zotune.engine.torch.float_stream import FloatStream
 from zotune.engine.torch.head import ScoredHead
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.precision import is_half
 from zotune.engine.torch.suffix import Suffix
-from zotune.zo.protocol import EngineStats, Example
+from zotune.zo.protocol import EngineStats, Example, Scores
 
 
 class SuffixPasses:
@@ -102,6 +103,13 @@ def add_values(values: torch.Tensor, rows: list[int], suffixes: list[Suffix], sc
     examples = np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets])
     for probe_values, probe_scores in zip(values.cpu().numpy(), scores, strict=True):
         np.add.at(probe_scores, (examples[:, 0], examples[:, 1]), probe_values)
+
+
+def scores_of(rows: list[int], suffixes: list[Suffix], batch: Sequence[Example], values: torch.Tensor) -> Scores:
+    """The scores of a batch, from the log-probabilities [target] of one pass."""
+    num_tokens, log_probs = empty_scores(1, batch)
+    add_values(values[None], rows, suffixes, log_probs)
+    return Scores(log_probs, num_tokens)
 
 
 def tokens_needed(batch: Sequence[Example]) -> int:
