@@ -8,6 +8,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 
+MIXERS = ("attention", "mixer", "mamba", "deltanet", "shortconv", "recurrent")  # in the names of classes
+
+
 def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The blocks, from the bottom to the top.
 
@@ -78,7 +81,7 @@ def with_state_out(output: Any, state: torch.Tensor) -> Any:
 
 
 def attention_of(block: nn.Module) -> nn.Module:
-    """The module of a block in which tokens see others.
+    """The module of a block in which tokens see others: attention, or what hybrid models have in its place.
 
     Raises:
         TypeError: there is not one such module.
@@ -86,7 +89,7 @@ def attention_of(block: nn.Module) -> nn.Module:
     found, left = [], list(block.children())
     while left:
         module = left.pop()
-        if "attention" in type(module).__name__.lower():
+        if any(kind in type(module).__name__.lower() for kind in MIXERS):
             found.append(module)
         else:
             left.extend(module.children())

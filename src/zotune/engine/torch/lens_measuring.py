@@ -118,6 +118,8 @@ class _Measurement:
         if not agree(self.engine.model, record.scores, self.engine.score(theta, [AT_THETA], some), noise):
             raise TypeError("its scores change when the last state is recorded")
         for seen in record.seen:
+            if any(low.requires_grad for low in seen.low.values()):
+                raise TypeError("an adapted module comes after the last block")
             self.width = seen.states.shape[-1]
             states = [*(visit.state for visit in seen.visits[1:]), seen.states.detach()]
             for block, visit, state in zip(self.blocks, seen.visits, states, strict=True):

@@ -36,9 +36,14 @@ class Visit:
     @classmethod
     def of(cls, places: tuple[torch.Tensor, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Visit":
         """Of the tokens at `places`; attention has yet to come."""
-        kwargs = {name: None if name in KEPT_PROMPTS else value for name, value in kwargs.items()}
-        state = state_into(args, kwargs)[places]
-        return cls(state, *with_state_into(args, kwargs, state))
+        tokens = state_into(args, kwargs).shape[:2]
+
+        def picked(value: Any) -> Any:
+            return value[places] if torch.is_tensor(value) and value.shape[:2] == tokens else value
+
+        args = tuple(map(picked, args))
+        kwargs = {name: None if name in KEPT_PROMPTS else picked(value) for name, value in kwargs.items()}
+        return cls(state_into(args, kwargs), args, kwargs)
 
     def again(self, block: nn.Module, state: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What the block makes of them [rows, tokens, width]."""
