@@ -1,12 +1,13 @@
 """How near the lens comes to the gradient on a real model, and what a step of it takes.
 
     python benchmarks/lens.py                              # sst2 and trec, some minutes on one core
-    python benchmarks/lens.py --tasks trec --write docs/lens.md
+    python benchmarks/lens.py --write docs/lens.md --picture docs/images/lens.png
 
 SmolLM2-135M-Instruct (`--model smollm2`) trains by `--estimator lens` with its defaults. At the start and after some
 steps, the gradient of 64 examples by the lens is compared with that by backpropagation: cosines of the adapted modules,
-means over thirds of the blocks and over all, and the cosine of all of them together. Beside it that of the gradient at
-the top, carried down as it is. Then a step of 16 examples is timed in turn with a pass that scores them.
+means over thirds of the blocks and over all, and the cosine of all of them together. Beside it the gradient at the top
+of the model as it is ("as at the top"), and the way back with nothing through attention ("without attention"). Then a
+step of 16 examples is timed in turn with backpropagation and with a pass that scores them.
 """
 
 import argparse
@@ -15,27 +16,33 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import matplotlib
 import numpy as np
 import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 sys.path.append(str(Path(__file__).parents[1] / "runs"))
 from page import put
 from smollm2 import processor
 
 from zotune import Callback, mezo_finetune
-from zotune.adapter.start import Start
-from zotune.engine.torch.lens import Lens
+from zotune.engine.torch.visits import Visit
 from zotune.run.metrics import StepEvent
 from zotune.zo.objectives import cross_entropy
 from zotune.zo.protocol import AT_THETA, Theta
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 LOOKS = (0, 10, 25, 50, 100)
+DRAWN = (("as at the top", 0), ("without attention", 0), ("lens", 0), ("lens", 50))
 HEADING = (
-    "| task | lens | steps | bottom third | middle third | top third | mean of modules | all together |\n"
+    "| task | way back | steps | bottom third | middle third | top third | mean of modules | all together |\n"
     + "|---" * 8
     + "|"
 )
@@ -47,55 +54,72 @@ class Looks(Callback):
     def __init__(self, task: str) -> None:
         self.task = task
         self.rows: list[str] = []
-        self.ratios: list[float] = []
+        self.by_block: dict[tuple[str, int], list[float]] = {}  # by way back and steps
+        self.ratios: list[tuple[float, float]] = []  # of the lens and of backpropagation, over a pass that scores
 
     def on_train_begin(self, trainer: Any) -> None:
-        self.trainer = trainer
-        layers = trainer.engine.layers
-        start, modules = layers.spec.start, trainer.engine.layers.modules
-        width = layers.lens.basis.shape[1]
-        layers.lens = Lens(torch.eye(width), {name: torch.eye(width) for name in modules}, frozenset(modules))
-        self.look("none", 0)
-        layers.start_from(Start.of(start.tensors))
-        self.look("measured", 0)
+        self.trainer, layers = trainer, trainer.engine.layers
+        lens, width = layers.lens, trainer.engine.model.config.hidden_size
+        layers.lens = replace(lens, through=dict.fromkeys(lens.through, (torch.zeros(width, width),)))
+        self.look("without attention", 0)
+        with patch.object(Visit, "back", as_it_is):
+            self.look("as at the top", 0)
+        layers.lens = lens
+        self.look("lens", 0)
 
     def on_step_end(self, event: StepEvent) -> None:
         if event.step in LOOKS:
-            self.look("measured", event.step)
+            self.look("lens", event.step)
         if event.step == LOOKS[-1]:
             batch, theta, engine = self.trainer.train_examples[:16], self.trainer.theta, self.trainer.engine
             for _ in range(12):
-                began = time.perf_counter()
-                cross_entropy.gradient(engine.lens_gradient, theta, batch)
-                between = time.perf_counter()
+                at = [time.perf_counter()]
+                for way in (engine.lens_gradient, engine.gradient):
+                    cross_entropy.gradient(way, theta, batch)
+                    at.append(time.perf_counter())
                 cross_entropy(engine, theta, [AT_THETA], batch)
-                self.ratios.append((between - began) / (time.perf_counter() - between))
+                lens, backpropagation, scoring = np.diff([*at, time.perf_counter()])
+                self.ratios.append((lens / scoring, backpropagation / scoring))
 
-    def look(self, name: str, step: int) -> None:
+    def look(self, way: str, step: int) -> None:
         trainer = self.trainer
         batch, engine, theta = trainer.train_examples[-64:], trainer.engine, trainer.theta
         _, found = cross_entropy.gradient(engine.lens_gradient, theta, batch)
         _, exact = cross_entropy.gradient(engine.gradient, theta, batch)
-        self.rows.append(
-            f"| {self.task} | {name} | {step} | {' | '.join(f'{value:.2f}' for value in cosines(found, exact))} |"
-        )
+        by_block = self.by_block[way, step] = cosines(found, exact)
+        together = cosine(*(np.concatenate([of[name].ravel() for name in exact]) for of in (found, exact)))
+        values = [*(float(third.mean()) for third in np.array_split(by_block, 3)), statistics.mean(by_block), together]
+        self.rows.append(f"| {self.task} | {way} | {step} | {' | '.join(f'{value:.2f}' for value in values)} |")
+
+
+def as_it_is(visit: Visit, block: Any, gradient: torch.Tensor, modules: Any) -> Any:
+    """In place of the way back through a block: the gradient at what comes out, everywhere."""
+    return gradient, gradient, dict.fromkeys(modules, gradient)
 
 
 def cosines(found: Theta, exact: Theta) -> list[float]:
-    """Means of the bottom, middle and top third of the blocks, of all modules, and that of all together."""
-    blocks = {name: int(re.findall(r"\.(\d+)\.", name)[0]) for name in exact}
-    count = max(blocks.values()) + 1
-    by_module = {name: cosine(found[name].ravel(), exact[name].ravel()) for name in exact}
-    thirds = [
-        statistics.mean(value for name, value in by_module.items() if blocks[name] * 3 // count == third)
-        for third in range(3)
-    ]
-    together = cosine(*(np.concatenate([of[name].ravel() for name in exact]) for of in (found, exact)))
-    return [*thirds, statistics.mean(by_module.values()), together]
+    """By block, means of its modules."""
+    by_block: dict[int, list[float]] = {}
+    for name in exact:
+        block = int(re.findall(r"\.(\d+)\.", name)[0])
+        by_block.setdefault(block, []).append(cosine(found[name].ravel(), exact[name].ravel()))
+    return [statistics.mean(by_block[block]) for block in sorted(by_block)]
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-30))
+
+
+def draw(picture: Path, seen: list[Looks]) -> None:
+    figure, axes = plt.subplots(1, len(seen), figsize=(4.5 * len(seen), 3), sharey=True, squeeze=False)
+    for axis, looks in zip(axes[0], seen, strict=True):
+        for way, step in DRAWN:
+            axis.plot(looks.by_block[way, step], label=f"{way}, after {step} steps" if step else way)
+        axis.set(title=looks.task, xlabel="block, from the bottom to the top")
+    axes[0][0].set_ylabel("cosine with backpropagation")
+    axes[0][-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
 
 
 def main() -> None:
@@ -103,8 +127,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["sst2", "trec"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", type=Path, help="a page to put the table into")
+    parser.add_argument("--picture", type=Path, help="a file to draw the cosines by block into")
     options = parser.parse_args()
-    rows, paces = [], []
+    seen, paces = [], []
     for task in options.tasks:
         looks = Looks(task)
         with tempfile.TemporaryDirectory() as folder:
@@ -113,16 +138,17 @@ def main() -> None:
                 max_eval_samples=16, eval_steps=LOOKS[-1], num_steps=LOOKS[-1], estimator="lens",
                 num_threads=options.threads, output_dir=f"{folder}/run", callbacks=[looks],
             )  # fmt: skip
-        rows += looks.rows
-        low, middle, high = np.percentile(looks.ratios, (25, 50, 75))
-        paces.append(f"{task} {middle:.2f} ({low:.2f} - {high:.2f})")
-    text = "\n".join([HEADING, *rows])
-    text += (
-        f"\n\nA step over a pass that scores the same batch, seconds, prompts kept: {', '.join(paces)}. {processor()}."
-    )
+        seen.append(looks)
+        for name, ratios in zip(("lens", "backpropagation"), np.transpose(looks.ratios), strict=True):
+            low, middle, high = np.percentile(ratios, (25, 50, 75))
+            paces.append(f"{task} {name} {middle:.2f} ({low:.2f} - {high:.2f})")
+    text = "\n".join([HEADING, *(row for looks in seen for row in looks.rows)])
+    text += f"\n\nA step over a pass that scores the same batch, prompts kept: {'; '.join(paces)}. {processor()}."
     print(text)
     if options.write:
         put(options.write, "lens", text)
+    if options.picture:
+        draw(options.picture, seen)
 
 
 if __name__ == "__main__":

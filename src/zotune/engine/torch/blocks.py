@@ -7,7 +7,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-
 MIXERS = ("attention", "mixer", "mamba", "deltanet", "shortconv", "recurrent")  # in the names of classes
 
 

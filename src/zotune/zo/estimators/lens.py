@@ -1,11 +1,12 @@
 """The gradient that a forward pass already knows, carried down the layers by a lens.
 
 A pass gives the loss's gradient at the last residual state of the scored tokens exactly: the way there from the loss
-has the final norm and the rows of the head that matter. A matrix for each adapted module, measured once by forward
-passes of the base model (`engine.torch.lens`), carries it to the module's output. A step is one forward pass, with no
-way back through the network and no probe. Near work learns such feedback for networks that train from scratch, or with
-anchor steps of backpropagation (GrAPE, and feedback-weight matching, both ICLR 2026); the lens itself is a tuned lens
-(Belrose et al., 2023, arXiv 2303.08112) read backwards.
+has the final norm and the rows of the head that matter. From there it goes back block by block, at those tokens alone:
+exactly where a block treats each token by itself, and through attention by a matrix, measured once by forward passes
+of the base model (`engine.torch.lens`). A step is one forward pass and that short way back, without a probe. Near work
+learns such feedback for networks that train from scratch, or with anchor steps of backpropagation (GrAPE, and
+feedback-weight matching, both ICLR 2026); the lens itself is a tuned lens (Belrose et al., 2023, arXiv 2303.08112) read
+backwards.
 """
 
 from dataclasses import dataclass
