@@ -19,6 +19,10 @@ from tests.tiny_models import tiny_model
 from zotune import mezo_finetune
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
+from zotune.config.reading import make_config
+from zotune.config.run import Facts, resolve
+from zotune.config.settings import Config
+from zotune.data.task_choice import choose_task
 from zotune.engine.torch.blocks import attention_of, find_blocks, writer_names
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.lens import Lens
@@ -280,3 +284,45 @@ def test_a_run_by_the_lens_learns_and_keeps_its_lens(opt_dir: Path, reviews_file
     assert (tmp_path / "run" / "start.safetensors").is_file()
     header = json.loads((tmp_path / "run" / "journal.jsonl").read_text("utf-8").splitlines()[0])
     assert header["lora"]["target_modules"] == ["fc2", "out_proj"]
+
+
+# ---- the default
+
+
+def settled(num_parameters: int = 200_000_000, writers: tuple[str, ...] | None = ("fc2",), **asked: Any) -> Config:
+    config = make_config({"labels": ("terrible", "great"), "train_data": "x.jsonl", **asked})
+    facts = Facts(num_parameters, 512, None, "cpu", "float32", 1, writers=writers)
+    task = choose_task(None, invocation=config.invocation, labels=config.labels)
+    return resolve(config, task, facts).config
+
+
+def test_larger_models_are_trained_by_the_lens_where_nothing_else_is_named():
+    config = settled(invocation=" It was")
+    assert (config.estimator, config.tuning, config.target_modules) == ("lens", "lora_fa", ("fc2",))
+    assert settled(scope="everywhere").estimator == "lens"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_parameters": 5_000_000}, {"writers": None}, {"directions": 4}, {"epsilon": 0.05}, {"optimizer": "sgd"},
+        {"tuning": "lora"}, {"noise": "rademacher"}, {"adapter": "some"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_probes_are_the_default_of_small_models_and_where_their_settings_are_named(asked):
+    config = settled(invocation=" It was", **asked)
+    assert config.estimator == "one_sided"
+    assert config.target_modules == (None if config.adapter else ("q_proj", "v_proj"))
+
+
+def test_a_model_that_turns_out_to_have_no_lens_is_trained_by_probes(opt_dir, reviews_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("zotune.config.run.SMALL_MODEL", 0)
+    monkeypatch.setattr("zotune.engine.torch.blocks.MIXERS", ("a kind that it does not have",))
+    settings: Any = {"train_data": str(reviews_file), "labels": ("terrible", "great"), "invocation": " It was"}
+    settings |= {"num_steps": 1, "lora_rank": 2, "num_threads": 1, "output_dir": str(tmp_path / "run")}
+    mezo_finetune(str(opt_dir), **settings)
+    journal = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text("utf-8").splitlines()]
+    assert journal[0]["lora"]["target_modules"] == ["q_proj", "v_proj"]
+    with pytest.raises(InputError, match="0 modules of attention"):
+        mezo_finetune(str(opt_dir), **settings | {"estimator": "lens", "output_dir": str(tmp_path / "other")})

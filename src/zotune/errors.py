@@ -8,6 +8,10 @@ class InputError(ValueError):
     """What was asked for cannot be done; the message names the option, or the file and line. Exit code 2."""
 
 
+class NoLens(InputError):
+    """The model has no lens, so that another estimator must be taken."""
+
+
 class TrainingError(RuntimeError):
     """Training had to stop (diverged, disk full); the journal up to the last whole step is kept. Exit code 1."""
 

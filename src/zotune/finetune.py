@@ -144,7 +144,7 @@ def start_run(
         kept: dict[str, Any] = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in lines}
         config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
         found = find_model(config, model, tokenizer)
-        check_bounds(config, data, found)
+        check_bounds(config, data)
         parts = assemble(config, data, found)
         if not given:
             held.enter_context(folder.claim(overwrite=False))

@@ -9,7 +9,7 @@ import torch
 
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import Data
-from zotune.assemble.model import Model, default_targets
+from zotune.assemble.model import Model
 from zotune.config.settings import Config
 from zotune.engine.torch.loading import choose_device
 from zotune.engine.torch.lora import module_widths
@@ -18,7 +18,22 @@ from zotune.errors import InputError
 logger = logging.getLogger("zotune")
 
 
-def check_bounds(config: Config, data: Data, model: Model) -> None:
+def check_rank(settings: Config, model: Model) -> None:
+    """Refuse a rank that no adapted module has; VeRA's matrices are wider than layers on purpose.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    spec = LoraSpec(settings.lora_rank, settings.lora_alpha, settings.target_modules or ())
+    widest = max(module_widths(model.structure, spec), default=settings.lora_rank)
+    if settings.lora_rank > widest and settings.tuning != "vera":
+        raise InputError(
+            f"--lora-rank must be at most {widest:,}, the width of the widest module that is adapted, "
+            f"got {settings.lora_rank:,}"
+        )
+
+
+def check_bounds(config: Config, data: Data) -> None:
     """Refuse numbers that are more than there is, and warn of a patience that is longer than the run.
 
     Raises:
@@ -30,14 +45,6 @@ def check_bounds(config: Config, data: Data, model: Model) -> None:
             f"--batch-size must be at most {max(examples, Config.batch_size):,}, got {config.batch_size:,}: there are "
             f"{examples:,} training examples"
         )
-    if config.tuning not in ("full", "prompt_tuning") and config.adapter is None:
-        spec = LoraSpec(config.lora_rank, config.lora_alpha, config.target_modules or default_targets(model, config))
-        widest = max(module_widths(model.structure, spec), default=config.lora_rank)
-        if config.lora_rank > widest and config.tuning != "vera":  # whose matrices are wider than layers on purpose
-            raise InputError(
-                f"--lora-rank must be at most {widest:,}, the width of the widest module that is adapted, "
-                f"got {config.lora_rank:,}"
-            )
     looks = (config.num_steps - 1) // config.eval_steps
     if config.early_stopping_patience is not None and config.early_stopping_patience > looks:
         logger.warning(

@@ -39,7 +39,6 @@ from zotune.errors import InputError
 from zotune.run.watch import remedy
 from zotune.zo.protocol import Engine, Example, TokenIds
 
-USUAL_TARGETS = ("q_proj", "v_proj")  # those of LoRA's paper
 logger = logging.getLogger("zotune")
 
 
@@ -130,22 +129,22 @@ def facts_of(model: Model, config: Config) -> Facts:
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
         num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
-        target_modules=default_targets(model, config),
+        writers=_writers(model, config) if kind.has_lens else None,
     )
 
 
-def default_targets(model: Model, config: Config) -> tuple[str, ...]:
-    """The modules that a run adapts where `config` names none.
+def _writers(model: Model, config: Config) -> tuple[str, ...] | None:
+    """The modules that a lens adapts by default; None: the model has no blocks whose modules it could reach.
 
     Raises:
-        InputError: the model has no blocks whose modules a lens could reach.
+        InputError: that, where a lens is asked for.
     """
-    if config.estimator != "lens":
-        return USUAL_TARGETS
     try:
         return writer_names(model.structure)
     except TypeError as error:
-        raise InputError(f"--estimator lens: {error}; name --target-modules, or take another estimator") from error
+        if config.estimator == "lens":
+            raise InputError(f"--estimator lens: {error}; name --target-modules, or take another estimator") from error
+        return None
 
 
 def _choose_threads(device: str) -> int:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
 from zotune.adapter.start import has_lens
 from zotune.assemble.adapter import Adapter
+from zotune.assemble.bounds import check_rank
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
@@ -22,7 +23,7 @@ from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.engine.kind import Measured
 from zotune.engine.torch.targets import check_targets
-from zotune.errors import InputError
+from zotune.errors import InputError, NoLens
 from zotune.zo.noise import layer_of
 from zotune.zo.protocol import Engine, Example
 
@@ -53,6 +54,16 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     Raises:
         InputError: what was asked for cannot be done with this task, model or engine.
     """
+    try:
+        return _assembled(config, data, model, begun)
+    except NoLens as error:
+        if config.estimator is not None:
+            raise
+        logger.info("estimator: one_sided (%s)", error)
+        return _assembled(replace(config, estimator="one_sided"), data, model, begun)
+
+
+def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | None) -> Parts:
     adapter = Adapter.read(config.adapter) if config.adapter is not None and begun is None else None
     if adapter:
         config = adapter.settings_of(config)
@@ -62,6 +73,8 @@ def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None
     settings = run.config
     if settings.tuning not in ("full", "prompt_tuning") and settings.adapter is None:
         check_targets(model.structure, settings.target_modules or ())
+        if begun is None:
+            check_rank(settings, model)
     if adapter:
         adapter.check_fits(model, data.task, settings)
         begun = adapter.begun_with(settings)

@@ -88,7 +88,7 @@ class Analyze:
 
         set_up_logging()
         data, model = load_data(config), find_model(config)
-        check_bounds(config, data, model)
+        check_bounds(config, data)
         parts = assemble(config, data, model)
         engine, objective = parts.engine, parts.run.objective
         assert isinstance(engine, PlainEngine)

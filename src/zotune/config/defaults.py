@@ -12,17 +12,25 @@ from zotune.zo.optimizers import OPTIMIZERS, Optimizer
 SMALL_MODEL, LARGE_MODEL = 100_000_000, 1_000_000_000  # parameters
 
 
-def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
-    """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best
-    finalists of docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of
-    inference; for backpropagation LoRA as PEFT starts it."""
-    frozen = config.estimator == "lens" or (scope == "activated" and config.estimator != "backprop")
+PROBING = ("directions", "epsilon", "noise", "noise_steps", "noise_blocks", "sparsity", "clip")  # settings
+
+
+def choose_method(config: Fields, scope: str | None, lens: bool = False) -> dict[str, Any]:
+    """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best of
+    docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of inference; for
+    backpropagation LoRA as PEFT starts it.
+
+    Args:
+        lens: whether the lens is the best for the model, and the engine, the objective and the model have it.
+    """
+    estimator = config.estimator or ("lens" if lens and _leaves_room_for_lens(config) else None)
+    frozen = estimator == "lens" or (scope == "activated" and estimator != "backprop")
     tuning = config.tuning or ("lora_fa" if frozen else "lora")
     defaults: dict[str, Any] = {"tuning": tuning}
     if tuning == "full":
         defaults |= {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
-    elif config.estimator in ("lens", "backprop"):
-        defaults |= {"estimator": config.estimator, "optimizer": "adam", "directions": None}
+    elif estimator in ("lens", "backprop"):
+        defaults |= {"estimator": estimator, "optimizer": "adam", "directions": None}
     else:
         defaults |= {
             "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,
@@ -30,6 +38,17 @@ def choose_method(config: Fields, scope: str | None) -> dict[str, Any]:
     if tuning in ("lora", "lora_fa") and config.adapter is None:
         defaults["init_lora_weights"] = "eva" if frozen else "kaiming"
     return {name: getattr(config, name) or default for name, default in defaults.items()}
+
+
+def _leaves_room_for_lens(config: Fields) -> bool:
+    """Whether nothing was asked for that the lens has no use for."""
+    unused = (item for item in fields(config) if item.name in PROBING)
+    return (
+        config.tuning in (None, "lora_fa")
+        and config.optimizer in (None, "adam", "adamw")
+        and config.adapter is None
+        and all(getattr(config, item.name) == item.default for item in unused)
+    )
 
 
 def make_noise(config: Fields) -> Noise:

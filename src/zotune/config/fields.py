@@ -106,7 +106,8 @@ class Fields:
     `hizoo` also measures curvature, for the optimizer of that name. `adaptive` is spsa that chooses its epsilon as it
     goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `lens` carries the
     gradient that a forward pass has at the top of the model down its layers. `backprop` computes the gradient by
-    backpropagation, where the engine can. Default: one_sided; spsa with --tuning full."""
+    backpropagation, where the engine can. Default: lens for models of 100 million parameters and more, where engine,
+    objective and model have it; else one_sided; spsa with --tuning full."""
 
     optimizer: OptimizerName | None = None
     """How the weights move, given the slopes: `sgd`, `sign` (of the gradient), `adam`, `adamw`, `muon` (makes each

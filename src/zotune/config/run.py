@@ -28,6 +28,7 @@ from zotune.zo.objectives import OBJECTIVES, Objective
 from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
+USUAL_TARGETS = ("q_proj", "v_proj")  # those of LoRA's paper
 WORTHWHILE_SPEEDUP = 1.5  # of bfloat16 on a CPU
 # What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
 # run is computed is not among it, nor how long: a run may go on with another engine, device or number of steps.
@@ -42,8 +43,8 @@ class Facts:
     """What is known of the model and the machine before weights are read. None: not known, or not set.
 
     `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
-    `half_speedup` is how many times as fast bfloat16 is there as float32. `target_modules` are those that the run's
-    estimator adapts by default.
+    `half_speedup` is how many times as fast bfloat16 is there as float32. `writers` are the modules that write into the
+    residual stream, of a model and an engine that may have a lens.
     """
 
     num_parameters: int
@@ -53,7 +54,7 @@ class Facts:
     dtype: str | None
     num_threads: int | None
     half_speedup: float | None = None
-    target_modules: tuple[str, ...] | None = None
+    writers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,29 +109,33 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "scope", "activated" if task.invocation and adapts else "everywhere",
         reason if adapts else f"--tuning {config.tuning}",
     )  # fmt: skip
+    has_gradient = OBJECTIVES[config.objective or task.objective].has_gradient
+    lens = facts.writers is not None and facts.num_parameters >= SMALL_MODEL and has_gradient
+    usual = choose_method(config, scope, lens)
     if config.estimator == "backprop":
         why = "what backpropagation of an adapter usually takes"
-    elif config.estimator == "lens":
-        why = "what the lens is for"
     elif config.tuning == "full":
         why = "MeZO's, at the memory of inference"
+    elif usual["estimator"] == "lens":
+        why = "the best by forward passes in our study of a model of this size"
     else:
         why = f"the best in our study for scope {scope}"
-    method = {name: choose(name, value, why) for name, value in choose_method(config, scope).items()}
+    method = {name: choose(name, value, why) for name, value in usual.items()}
     if method["tuning"] == "full" and facts.quantization:
         raise InputError(
             f"--tuning full: {config.model} is quantised ({facts.quantization}), and such weights stay as they are"
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
     rate = default_learning_rate(facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"])
-    targets = "they write into the residual stream" if method["estimator"] == "lens" else "those of LoRA's paper"
+    targets: tuple[str, ...] = USUAL_TARGETS
+    why_these = "those of LoRA's paper"
+    if method["estimator"] == "lens" and facts.writers:
+        targets, why_these = facts.writers, "they write into the residual stream"
     noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,
         **method,
-        "target_modules": choose(
-            "target_modules", facts.target_modules if adapts and not config.adapter else None, targets
-        ),
+        "target_modules": choose("target_modules", targets if adapts and not config.adapter else None, why_these),
         "learning_rate": choose("learning_rate", rate, size),
         "noise": choose("noise", noise.kind if seeded else None, f"the usual one of {method['estimator']}"),
         "max_length": choose_max_length(config.max_length, facts.context),

@@ -81,6 +81,9 @@ class EngineKind(ABC):
     has_options: ClassVar[bool] = False
     """Whether it has options of its own, in the table of its name."""
 
+    has_lens: ClassVar[bool] = False
+    """Whether it has gradients by the lens."""
+
     def check(self, settings: Settings) -> None:  # noqa: B027  # nothing to refuse is the rule
         """Refuse settings that this kind cannot serve; asked before anything is loaded.
 

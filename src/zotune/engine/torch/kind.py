@@ -10,6 +10,8 @@ from zotune.zo.protocol import Engine
 class TorchKind(EngineKind):
     """`torch`: transformers with exact reuse."""
 
+    has_lens = True
+
     def open(self, request: EngineRequest) -> Engine:
         from zotune.engine.torch.fast import TorchEngine
         from zotune.engine.torch.loading import free_memory_bytes
@@ -23,6 +25,8 @@ class TorchKind(EngineKind):
 
 class PlainKind(EngineKind):
     """`plain`: transformers without any reuse."""
+
+    has_lens = True
 
     def check(self, settings: Settings) -> None:
         if settings.kv_cache_gb is not None:

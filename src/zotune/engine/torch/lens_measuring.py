@@ -17,6 +17,7 @@ from torch import nn
 
 from zotune.adapter.forms import initial_theta
 from zotune.engine.scores import empty_scores
+from zotune.engine.torch.backward import checked_record, frozen
 from zotune.engine.torch.blocks import attention_of, features, find_blocks, state_into, state_out, with_state_into
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.lens import Factors, Lens
@@ -25,7 +26,7 @@ from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
 from zotune.engine.torch.trial import agree
-from zotune.errors import InputError, first_line
+from zotune.errors import NoLens, first_line
 from zotune.zo.draws import derive_seed, gaussian, rademacher
 from zotune.zo.protocol import AT_THETA, Example, Scores, TokenIds
 
@@ -49,7 +50,7 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
     """The lens from the adapted modules to the last residual state, at scored tokens of NUM_EXAMPLES examples.
 
     Raises:
-        InputError: the model has no residual stream that goes from block to block.
+        NoLens: the model is not of the form that a lens needs.
         FloatingPointError: what it computes is not finite.
     """
     began = time.perf_counter()
@@ -61,9 +62,7 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
         raise
     except Exception as error:  # ours, or whatever a model's own code raises over other states
         name = type(engine.model).__name__
-        raise InputError(
-            f"--estimator lens: {name} has no lens ({first_line(error)}); take another estimator"
-        ) from error
+        raise NoLens(f"--estimator lens: {name} has no lens ({first_line(error)}); take another estimator") from error
     finally:
         vars(engine.stats).update(stats)
     if not all(bool(matrix.isfinite().all()) for factors in lens.through.values() for matrix in factors):
@@ -111,11 +110,13 @@ class _Measurement:
     def _try(self) -> None:
         """Whether scores stay what they are when the last state is recorded, and blocks can be computed again for the
         scored tokens alone."""
+        model = self.engine.model
         theta, _ = self.layers.trial()
         some = self.examples[:4]
+        expected = self.engine.score(theta, [AT_THETA], some)
         record = Record(*self.engine.watched(some), some, theta)
         noise = (self.engine if isinstance(self.engine, PlainEngine) else self.engine.plain).noise
-        if not agree(self.engine.model, record.scores, self.engine.score(theta, [AT_THETA], some), noise):
+        if not agree(model, record.scores, expected, noise):
             raise TypeError("its scores change when the last state is recorded")
         for seen in record.seen:
             if any(low.requires_grad for low in seen.low.values()):
@@ -125,9 +126,12 @@ class _Measurement:
             for block, visit, state in zip(self.blocks, seen.visits, states, strict=True):
                 if visit.state.ndim != 3 or state_out(visit.attended).shape != visit.state.shape:
                     raise TypeError("what its attention gives is not of the form of the residual state")
-                with record.watch.as_in(seen), torch.inference_mode(False), torch.no_grad():
-                    again = visit.again(block, visit.state, state_out(visit.attended))
-                rounding = torch.finfo(self.engine.model.dtype).eps * state.float().norm()
+                with record.watch.as_in(seen), torch.inference_mode(False), frozen(model):
+                    with torch.no_grad():
+                        again = visit.again(block, visit.state, state_out(visit.attended))
+                    with torch.enable_grad(), checked_record(model):
+                        visit.back(block, torch.ones_like(state).flatten(0, 1), {})
+                rounding = torch.finfo(model.dtype).eps * state.float().norm()
                 added = (state - visit.state).float().norm()
                 if (again - state).float().norm() > RECOMPUTED * added + rounding:
                     raise TypeError("for the scored tokens alone a block does not give what the next one takes")
