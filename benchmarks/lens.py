@@ -5,9 +5,10 @@
 
 SmolLM2-135M-Instruct (`--model smollm2`) trains by `--estimator lens` with its defaults. At the start and after some
 steps, the gradient of 64 examples by the lens is compared with that by backpropagation: cosines of the adapted modules,
-means over thirds of the blocks and over all, and the cosine of all of them together. Beside it the gradient at the top
-of the model as it is ("as at the top"), and the way back with nothing through attention ("without attention"). Then a
-step of 16 examples is timed in turn with backpropagation and with a pass that scores them.
+means over thirds of the blocks and over all, and the cosine of all of them together. Beside it stand the gradient at
+the top of the model as it is ("as at the top"), and ways back with nothing through attention ("without attention") and
+with mean Jacobians of attention, measured by perturbations ("measured Jacobians"). Then a step of 16 examples is timed
+in turn with backpropagation and with a pass that scores them.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from page import put
 from smollm2 import processor
 
 from zotune import Callback, mezo_finetune
+from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.visits import Visit
 from zotune.run.metrics import StepEvent
 from zotune.zo.objectives import cross_entropy
@@ -39,7 +41,7 @@ from zotune.zo.protocol import AT_THETA, Theta
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 LOOKS = (0, 10, 25, 50, 100)
-DRAWN = (("as at the top", 0), ("without attention", 0), ("lens", 0), ("lens", 50))
+DRAWN = (("as at the top", 0), ("without attention", 0), ("measured Jacobians", 0), ("lens", 0), ("lens", 100))
 HEADING = (
     "| task | way back | steps | bottom third | middle third | top third | mean of modules | all together |\n"
     + "|---" * 8
@@ -58,19 +60,28 @@ class Looks(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         self.trainer, layers = trainer, trainer.engine.layers
-        lens, width = layers.lens, trainer.engine.model.config.hidden_size
-        layers.lens = replace(lens, through=dict.fromkeys(lens.through, (torch.zeros(width, width),)))
+        lens = layers.lens
+        self.measured = measure_lens(trainer.engine, trainer.train_examples, seed=0, everywhere=True)
+        width = trainer.engine.model.config.hidden_size
+        layers.lens = replace(self.measured, through=dict.fromkeys(self.measured.through, (torch.zeros(width, width),)))
         self.look("without attention", 0)
         exact = Visit.back
         Visit.back = as_it_is
         self.look("as at the top", 0)
         Visit.back = exact
         layers.lens = lens
-        self.look("lens", 0)
+        self.look_both(0)
+
+    def look_both(self, step: int) -> None:
+        layers = self.trainer.engine.layers
+        lens, layers.lens = layers.lens, self.measured
+        self.look("measured Jacobians", step)
+        layers.lens = lens
+        self.look("lens", step)
 
     def on_step_end(self, event: StepEvent) -> None:
         if event.step in LOOKS:
-            self.look("lens", event.step)
+            self.look_both(event.step)
         if event.step == LOOKS[-1]:
             batch, theta, engine = self.trainer.train_examples[:16], self.trainer.theta, self.trainer.engine
             for _ in range(12):
@@ -93,7 +104,7 @@ class Looks(Callback):
         self.rows.append(f"| {self.task} | {way} | {step} | {' | '.join(f'{value:.2f}' for value in values)} |")
 
 
-def as_it_is(visit: Visit, block: Any, gradient: torch.Tensor, modules: Any) -> Any:
+def as_it_is(visit: Visit, block: Any, gradient: torch.Tensor, modules: Any, measured: bool) -> Any:
     """In place of the way back through a block: the gradient at what comes out, everywhere."""
     return gradient, gradient, dict.fromkeys(modules, gradient)
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def spec_of(kind: str, scope: str) -> LoraSpec:
 
 
 def give(engine, lens: Lens):
-    engine.layers.start_from(Start.of(lens.tensors()))
+    if tensors := lens.tensors():
+        engine.layers.start_from(Start.of(tensors))
+    engine.layers.lens = lens
     return engine
 
 
@@ -70,6 +73,36 @@ def none(engine) -> Lens:
 
 
 # ---- where it is exact
+
+# Behind one token of invocation all adapted tokens are scored.
+ALL_SCORED = [replace(example, invocation=INVOCATION[:1]) for example in BATCH]
+
+
+@pytest.mark.parametrize(
+    "kind", [*LAST, "mixtral", "gpt_neox", "gemma2", "gpt_oss", "phi3", "qwen3", "olmo2", "starcoder2"]
+)
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_where_all_adapted_tokens_are_scored_every_block_is_exact(make, kind):
+    """Whatever attention has beside attention: rotations, norms, sliding windows, sinks, a cap on scores."""
+    model: Any = model_of(kind) if kind in LAST else tiny_model(kind).eval()
+    engine = make(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION[:1], peft_type="lora_fa"))
+    lens = measure_lens(engine, ALL_SCORED, seed=0)
+    assert not lens.through
+    give(engine, lens)
+    theta = some_theta(engine)
+    _, gradient = engine.lens_gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    _, expected = engine.gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    assert_close(gradient, expected, 1e-4)
+
+
+def test_modules_inside_attention_are_reached_exactly():
+    spec = LoraSpec(4, 8.0, ("q_proj", "k_proj", "v_proj", "gate_proj"), INVOCATION[:1], peft_type="lora_fa")
+    engine = ENGINES["torch"](make_model("llama"), spec)
+    give(engine, measure_lens(engine, ALL_SCORED, seed=0))
+    theta = some_theta(engine)
+    _, gradient = engine.lens_gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    _, expected = engine.gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("kind", LAST)
@@ -145,7 +178,7 @@ def test_a_measured_lens_gives_the_exact_gradient_of_a_linear_model(make):
     """Every layer, targets inside the blocks too: the Jacobians are the same for all examples."""
     spec = LoraSpec(4, 8.0, ("out_proj", "fc2", "v_proj", "fc1"), (50,), peft_type="lora_fa")
     engine = make(linear_model(), spec)
-    give(engine, measure_lens(engine, LINEAR_BATCH, seed=0))
+    give(engine, measure_lens(engine, LINEAR_BATCH, seed=0, everywhere=True))
     theta = {name: np.zeros(shape, np.float32) for name, shape in engine.tensor_shapes.items()}
     _, gradient = engine.lens_gradient(theta, LINEAR_BATCH, cotangents(LINEAR_BATCH))
     _, expected = engine.gradient(theta, LINEAR_BATCH, cotangents(LINEAR_BATCH))
@@ -161,7 +194,7 @@ def test_a_measured_lens_is_nearer_to_the_gradient_than_none(kind):
     engine = TorchEngine(make_model(kind), spec_of(kind, "activated"), PrefixCache(1e8))
     theta = {name: np.zeros(shape, np.float32) for name, shape in engine.tensor_shapes.items()}
     cosines = {}
-    for name, lens in (("none", none(engine)), ("measured", measure_lens(engine, BATCH, seed=0))):
+    for name, lens in (("none", none(engine)), ("measured", measure_lens(engine, BATCH, seed=0, everywhere=True))):
         _, gradient = give(engine, lens).lens_gradient(theta, BATCH, cotangents(BATCH))
         _, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
         cosines[name] = statistics.mean([cosine(gradient[part], expected[part]) for part in expected])
@@ -175,11 +208,11 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
 # ---- fast and plain
 
 
-@pytest.fixture(scope="module", params=KINDS_AND_SCOPES)
+@pytest.fixture(scope="module", params=[*KINDS_AND_SCOPES, pytest.param(None, id="measured")])
 def pair(request):
-    kind, scope = request.param
+    kind, scope = request.param or ("llama", "activated")
     fast, plain = (make(make_model(kind), spec_of(kind, scope)) for make in (ENGINES["torch"], ENGINES["plain"]))
-    lens = measure_lens(fast, BATCH, seed=0)
+    lens = measure_lens(fast, BATCH, seed=0, everywhere=request.param is None)
     return give(fast, lens), give(plain, lens), some_theta(plain)
 
 
@@ -198,7 +231,7 @@ def test_fast_equals_plain(pair, batch, seed):
 @pytest.mark.parametrize("scope", SCOPES)
 def test_the_two_engines_measure_the_same_lens(scope):
     fast, plain = (make(make_model("llama"), spec_of("llama", scope)) for make in (ENGINES["torch"], ENGINES["plain"]))
-    first, second = (measure_lens(engine, BATCH, seed=0) for engine in (fast, plain))
+    first, second = (measure_lens(engine, BATCH, seed=0, everywhere=True) for engine in (fast, plain))
     assert first.within == second.within == dict.fromkeys(LLAMA_ATTENTION, ())
     for index, factors in first.through.items():
         for matrix, expected in zip(factors, second.through[index], strict=True):
@@ -253,7 +286,7 @@ def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("marian", "2 modules of attention, instead of one"), ("hy_v4", "is not of the form of the residual state"),
+        ("marian", "2 modules of attention, instead of one"), ("hy_v4", "is not one vector a token"),
         ("roberta", "lm_head.dense lies outside its blocks"),
     ],
 )  # fmt: skip

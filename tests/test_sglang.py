@@ -1,6 +1,8 @@
 """The SGLang engine against the plain one, with the real package. Where it is not installed, that is skipped."""
 
 import importlib.util
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from tests.conftest import CONTEXT, SHARED, VOCABULARY, make_model
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
 from zotune.cli import main, parse
+from zotune.engine.kind import EngineRequest
 from zotune.engine.sglang.engine import SglangEngine
+from zotune.engine.sglang.kind import SglangKind
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.options import check_options
 from zotune.engine.sglang.rows import common_prefix, plan_rows
+from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.plain import PlainEngine
-from zotune.errors import InputError
+from zotune.errors import InputError, NoLens
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
 
@@ -243,7 +248,7 @@ def test_the_common_prefix_is_what_all_begin_with():
 
 @needs_sglang
 @pytest.mark.parametrize("make_config", [Qwen2Config, Qwen3Config])
-def test_qwen_scores_as_in_the_plain_engine(make_config, tmp_path):
+def test_qwen_scores_and_has_gradients_as_in_the_plain_engine(make_config, tmp_path):
     config = make_config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=CONTEXT, pad_token_id=0, bos_token_id=1,
@@ -254,11 +259,95 @@ def test_qwen_scores_as_in_the_plain_engine(make_config, tmp_path):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(tmp_path)
-    spec = make_spec("llama", "activated")
+    plain = with_lens(AutoModelForCausalLM.from_pretrained(tmp_path), "llama", "activated")
     options = {"max_total_tokens": 400}
-    engine = SglangEngine(str(tmp_path), AutoConfig.from_pretrained(tmp_path), spec, num_probes=2, options=options)
+    config = AutoConfig.from_pretrained(tmp_path)
+    engine = SglangEngine(str(tmp_path), config, plain.spec, num_probes=2, options=options)
     try:
-        plain = PlainEngine(AutoModelForCausalLM.from_pretrained(tmp_path), spec)
         assert_same_scores(engine, plain, some_theta(plain.tensor_shapes), PROBES, BATCH)
+        assert_same_lens_gradient(engine, plain)
     finally:
         engine.close()
+
+
+# ---- gradients by the lens
+
+LENS_TARGETS = {"opt": ("out_proj", "fc2"), "llama": ("o_proj", "down_proj")}
+
+
+def with_lens(model, kind, scope):
+    """A plain engine that computes attention again, as SGLang's does."""
+    spec = replace(make_spec(kind, scope), target_modules=LENS_TARGETS[kind], peft_type="lora_fa")
+    plain: Any = PlainEngine(model, spec)
+    plain.layers.lens = measure_lens(plain, BATCH, 0)
+    assert not plain.layers.lens.through
+    return plain
+
+
+def assert_same_lens_gradient(engine, plain, batch=BATCH):
+    theta = {name: value + np.float32(0.1) * gaussian(11, name, value.shape)
+             for name, value in initial_theta(plain.tensor_shapes, 3).items()}  # fmt: skip
+
+    def cotangents(scores):
+        return np.random.default_rng(0).normal(size=scores.num_tokens.shape) * (scores.num_tokens > 0)
+
+    scores, expected = plain.lens_gradient(theta, batch, cotangents)
+    found_scores, found = engine.lens_gradient(theta, batch, cotangents)
+    np.testing.assert_allclose(found_scores.log_probs, scores.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, atol=TOLERANCE * np.abs(gradient).max(), err_msg=name)
+
+
+@needs_sglang
+@pytest.mark.parametrize(
+    ("kind", "scope", "options"),
+    [("opt", "everywhere", {"chunked_prefill_size": 24}), ("llama", "activated", {"tp_size": 2})],
+)
+def test_the_lens_gives_the_plain_engines_gradients_also_in_chunks_and_ranks(kind, scope, options, model_dirs):
+    """Where SGLang would cut an example's scored tokens in two, it says what to raise."""
+    plain = with_lens(make_model(kind), kind, scope)
+    folder, options = model_dirs[kind], {"max_total_tokens": 400, **options}
+    config = AutoConfig.from_pretrained(folder)
+    engine = SglangEngine(str(folder), config, plain.spec, num_probes=1, options=options)
+    try:
+        assert engine.why_not("lens") is None
+        assert "no derivatives" in str(engine.why_not("gradients"))
+        if "chunked_prefill_size" in options:
+            assert_same_lens_gradient(engine, plain)
+            with pytest.raises(InputError, match=r"raise --sglang\.chunked-prefill-size"):
+                assert_same_lens_gradient(engine, plain, BATCH[2:3])
+        else:
+            for _ in range(2):
+                assert_same_lens_gradient(engine, plain)
+    finally:
+        engine.close()
+
+
+@needs_sglang
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"quantization": "fp8"}}, r"not --sglang\.quantization fp8"),
+        ({"options": {"kv_cache_dtype": "fp8_e5m2"}}, r"not --sglang\.kv-cache-dtype fp8_e5m2"),
+        ({"options": {"dp_size": 2}}, r"--sglang\.dp-size"),
+        ({"config": OPTConfig(architectures=["OPTForCausalLM"], do_layer_norm_before=False)}, "norms must come before"),
+    ],
+)
+def test_what_has_no_lens_on_sglang_is_refused_before_a_model_is_read(changes, message):
+    spec = replace(make_spec("opt", "activated"), peft_type="lora_fa")
+    request = EngineRequest("nowhere", OPTConfig(), spec, "float32", "cpu", measured=frozenset({"lens"}))
+    with pytest.raises(NoLens, match=message):
+        SglangKind().open(replace(request, **changes))
+
+
+@needs_sglang
+def test_the_lens_refuses_modules_that_it_does_not_reach_on_sglang(reviews_file, opt_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([
+            "train", "--engine", "sglang", "--estimator", "lens", "--model", str(opt_dir), "--task", "demo",
+            "--train-data", str(reviews_file), "--target-modules", "q_proj", "--sglang.max-total-tokens", "400",
+            "--output-dir", str(tmp_path / "run"),
+        ])  # fmt: skip
+    assert stop.value.code == 2
+    assert "with --engine sglang it adapts out_proj and fc2, and not q_proj" in capsys.readouterr().err

@@ -159,6 +159,16 @@ def test_a_run_of_the_default_method_lowers_the_loss(train, few_processes):
     assert np.mean([entry.loss for entry in entries[-5:]]) < np.mean([entry.loss for entry in entries[:5]])
 
 
+def test_a_run_of_the_lens_has_the_torch_engines_losses(train):
+    method: dict[str, Any] = {"estimator": "lens", "optimizer": "adam", "directions": None, "epsilon": None}
+    here, there = train(num_steps=8, **method), train(OPTIONS, num_steps=8, **method)
+    assert (there.folder / "start.safetensors").read_bytes() == (here.folder / "start.safetensors").read_bytes()
+    losses = [entry.loss for entry in there.journal[1]]
+    # Adam's first steps divide by the root of the gradient's square, so that rounding errors of small numbers count.
+    assert losses == pytest.approx([entry.loss for entry in here.journal[1]], abs=1e-3)
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
 def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(train, one_rank):
     # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
     np.testing.assert_allclose(train(OPTIONS | {"dp_size": 2}).slopes, one_rank.slopes, atol=2e-4)

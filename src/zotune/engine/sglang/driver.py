@@ -6,14 +6,15 @@ eviction and retraction are SGLang's. Every rank of a tensor-parallel group runs
 decisions.
 """
 
+import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from zotune.engine.sglang.driven import request_class, scheduler_class
-from zotune.engine.sglang.jobs import Counts, Job
+from zotune.engine.sglang.jobs import Counts, Job, ScoredTokens
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
@@ -62,15 +63,20 @@ class Driver:
         self.lora_ids = lora_ids
         self.request_class: Any = request_class()
         self.counts = Counts()
+        self.before_pass: Callable[[list[ScoredTokens]], None] | None = None
         self._number = 0
 
     @property
+    def runner(self) -> Any:
+        return self.scheduler.tp_worker.model_runner
+
+    @property
     def model(self) -> torch.nn.Module:
-        return self.scheduler.tp_worker.model_runner.model
+        return self.runner.model
 
     @property
     def lora(self) -> Any:
-        return self.scheduler.tp_worker.model_runner.lora_manager
+        return self.runner.lora_manager
 
     @property
     def capacity(self) -> int:
@@ -101,9 +107,24 @@ class Driver:
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all to their end; SGLang packs them into batches as its memory and limits allow."""
+        for some in [jobs] if self.before_pass is None else self._whole_in_passes(jobs):
+            self._run(some)
+
+    def _whole_in_passes(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """So many jobs at a time that SGLang's limit of tokens in a pass cuts none in two."""
+        most, some, size = self.scheduler.chunked_prefill_size or sys.maxsize, list[Job](), 0
+        for job in jobs:
+            if some and size + len(job.tokens) > most:
+                yield some
+                some, size = [], 0
+            some.append(job)
+            size += len(job.tokens)
+        yield some
+
+    @torch.inference_mode()
+    def _run(self, jobs: Sequence[Job]) -> None:
         scheduler, unfinished = self.scheduler, {}
         self._started: set[str] = set()
         for job in jobs:
@@ -149,6 +170,8 @@ class Driver:
             for index, request in enumerate(batch.reqs if extends else ())
             if request.inflight_middle_chunks <= 0 and jobs[request.rid][1].num_scored
         ]
+        if self.before_pass is not None:
+            self.before_pass(self._scored_tokens(batch, jobs) if extends else [])
         result = scheduler.run_batch(batch)
         if scored:
             rows = [index for index, _, _ in scored]
@@ -157,6 +180,27 @@ class Driver:
         for (_, request, job), values in zip(scored, last if scored else (), strict=True):
             inner = request.logprob.input_token_ids_logprobs_val or []
             job.log_probs = [*inner[1:], values]
+
+    def _scored_tokens(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> list[ScoredTokens]:
+        """Those of a pass, whose tokens lie request after request.
+
+        Raises:
+            InputError: a pass has a part of a job's.
+        """
+        found, begin, places = [], 0, self.runner.req_to_token_pool.req_to_token
+        for request, number in zip(batch.reqs, batch.req_pool_indices_cpu.tolist(), strict=True):
+            job, end = jobs[request.rid][1], request.prefix_len + request.extend_len
+            positions = tuple(range(max(len(job.tokens) - job.num_scored, request.prefix_len), end))
+            if len(positions) not in (0, job.num_scored):
+                raise InputError(
+                    f"--estimator lens: {len(job.tokens)} tokens are more than a pass takes, and the scored ones are "
+                    "cut in two; raise --sglang.chunked-prefill-size"
+                )
+            if positions:
+                indices = tuple(begin + position - request.prefix_len for position in positions)
+                found.append(ScoredTokens(job, indices, positions, places[number, :end]))
+            begin += request.extend_len
+        return found
 
     def _request(self, job: Job) -> Any:
         from sglang.srt.sampling.sampling_params import SamplingParams

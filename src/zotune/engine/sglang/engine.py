@@ -21,6 +21,7 @@ from zotune.engine.sglang.options import check_options, server_options
 from zotune.engine.sglang.plugin import cpu
 from zotune.engine.sglang.rank_process import RankProcess, free_port
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
+from zotune.engine.sglang.visits import FORMS
 from zotune.engine.torch.loading import empty_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
@@ -63,6 +64,7 @@ class SglangEngine:
         check()
         check_options(options)
         check_config(config, options)
+        (self._architecture,) = set(config.architectures or ()) & set(FORMS)
         shapes, spec = adapter_shapes(config, spec, trust_remote_code)
         self.spec = spec
         self.tensor_shapes: dict[str, tuple[int, ...]] = shapes
@@ -109,7 +111,18 @@ class SglangEngine:
         """SGLang's kernels are of one precision."""
 
     def why_not(self, need: Need) -> str | None:
-        return "SGLang's passes have no derivatives" if need in ("tangents", "gradients", "lens") else None
+        if need == "lens":
+            if self.spec.peft_type != "lora_fa":
+                return "the lens gives the gradient of LoRA's B alone, with A frozen (--tuning lora_fa)"
+            form = FORMS[self._architecture]
+            names = tuple(f".{name}.lora_A.weight" for name in (form.attention_output, form.down))
+            if other := [
+                name for name, _ in self.spec.matrices if name.endswith("A.weight") and not name.endswith(names)
+            ]:
+                writers = " and ".join(name.split(".")[-3] for name in names)
+                return f"with --engine sglang it adapts {writers}, and not {other[0].split('.')[-3]}"
+            return None
+        return "SGLang's passes have no derivatives" if need in ("tangents", "gradients") else None
 
     def gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
@@ -119,7 +132,11 @@ class SglangEngine:
     def lens_gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
-        raise TypeError(self.why_not("lens"))
+        self._give(theta)
+        scores: Scores = self._ask("watched", self._version, list(batch))
+        gradient: Theta = self._ask("lens_gradient", cotangents(scores))
+        self._count_what_ran()
+        return scores, gradient
 
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling

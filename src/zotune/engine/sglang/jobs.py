@@ -7,6 +7,7 @@ which namespace of it they lie, and whether they enter it.
 from dataclasses import dataclass, field
 from typing import Any
 
+from zotune.engine.sglang.rows import Row
 from zotune.zo.protocol import TokenIds
 
 
@@ -21,6 +22,7 @@ class Job:
         namespace: where in the tree it looks and is kept; None is the base model's.
         keep: whether its KV enters the tree.
         num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
+        row: what it scores.
         sampling: SGLang's sampling parameters, to generate.
     """
 
@@ -32,9 +34,26 @@ class Job:
     keep: bool = False
     num_scored: int = 0
     token_ids: tuple[int, ...] = ()
+    row: Row | None = None
     sampling: dict[str, Any] | None = None
     log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
     new_tokens: TokenIds = ()
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """The scored tokens of a job that a pass computes.
+
+    Args:
+        indices: where they stand among the tokens of the pass.
+        positions: in the job's tokens.
+        kv: the places in SGLang's pool of the keys and values of the job's tokens, up to the last that is computed.
+    """
+
+    job: Job
+    indices: tuple[int, ...]
+    positions: tuple[int, ...]
+    kv: Any
 
 
 @dataclass

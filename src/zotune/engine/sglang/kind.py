@@ -7,7 +7,7 @@ from typing import Any
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
 from zotune.engine.sglang import options as sglang_options
 from zotune.engine.sglang.names import check
-from zotune.errors import InputError
+from zotune.errors import InputError, NoLens
 from zotune.zo.protocol import Engine
 
 
@@ -16,6 +16,7 @@ class SglangKind(EngineKind):
 
     loads_model = True
     has_options = True
+    has_lens = True
 
     def check(self, settings: Settings) -> None:
         if settings.tuning == "full":
@@ -24,7 +25,7 @@ class SglangKind(EngineKind):
             )
         if settings.tuning == "prompt_tuning":
             raise InputError("--engine sglang does not go with --tuning prompt_tuning; use --engine torch or plain")
-        if settings.estimator in ("jvp", "lens", "backprop"):
+        if settings.estimator in ("jvp", "backprop"):
             raise InputError(
                 f"--estimator {settings.estimator}: SGLang's passes have no derivatives; use spsa, or another engine"
             )
@@ -64,10 +65,13 @@ class SglangKind(EngineKind):
                 "--engine sglang has one rank and one alpha for all modules, where the adapter has a rank_pattern or "
                 "an alpha_pattern; use --engine torch or plain"
             )
+        if "lens" in request.measured:
+            _check_lens(request)
         if "eva" in request.measured:
-            from zotune.engine.torch.eva import start_alone
+            from zotune.engine.torch.start import start_alone
 
-            request = replace(request, spec=replace(request.spec, start=start_alone(request)), start_from=())
+            start = start_alone(replace(request, measured=frozenset({"eva"})))
+            request = replace(request, spec=replace(request.spec, start=start), start_from=())
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
@@ -86,3 +90,19 @@ class SglangKind(EngineKind):
                 engine.close()
             raise
         return engines[0] if num_engines == 1 else EnginePool(engines)
+
+
+def _check_lens(request: EngineRequest) -> None:
+    """Refuse what has no gradients by the lens, before a model is read.
+
+    Raises:
+        NoLens: in a sentence that says why.
+    """
+    for option in ("quantization", "kv_cache_dtype"):
+        if (kind := request.options.get(option)) not in (None, "auto"):
+            name = option.replace("_", "-")
+            raise NoLens(f"--estimator lens: it needs numbers as they are, not --sglang.{name} {kind}; use one_sided")
+    if request.options.get("dp_size", 1) > 1:
+        raise NoLens("--estimator lens: engines side by side (--sglang.dp-size) pass no gradients on; use one_sided")
+    if not getattr(request.config, "do_layer_norm_before", True):
+        raise NoLens("--estimator lens: with --engine sglang, its norms must come before attention; use one_sided")

@@ -35,7 +35,13 @@ class Plan:
     rows: tuple[Row, ...]
 
 
-def plan_rows(batch: Sequence[Example], activated: bool) -> Plan:
+def plan_rows(batch: Sequence[Example], activated: bool, together: bool = False) -> Plan:
+    """The rows of a batch.
+
+    Args:
+        together: whether a row computes all tokens that its candidates are scored at, also the trunk's last one, so
+            that gradients get from one to the other.
+    """
     trunks: list[Row] = []
     rows: list[Row] = []
     for index, example in enumerate(batch):
@@ -46,6 +52,9 @@ def plan_rows(batch: Sequence[Example], activated: bool) -> Plan:
             starts.setdefault(candidate[:-1], []).append(c)
         # A row may score its candidates' first tokens where computing the trunk's last token is its own business.
         alone = bool(example.invocation) if activated else len(starts) == 1
+        if together and not activated and not alone:
+            trunks.append(Row(index, trunk[:-1], num_base, 0, ()))
+            alone = True
         if not alone:
             first = tuple((c, 0, candidate[0]) for c, candidate in enumerate(example.candidates))
             trunks.append(Row(index, trunk, num_base, 1, first))

@@ -51,6 +51,7 @@ class _Place:
     columns: slice
     share: np.ndarray
     axis: int
+    divided: bool = False  # A's columns are divided among the ranks
 
 
 class Slots:
@@ -59,7 +60,7 @@ class Slots:
     def __init__(
         self, lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
-        self.spec = spec
+        self.spec, self.shapes = spec, shapes  # of theta
         shapes = dict(spec.matrices) or shapes
         _register(lora, lora_ids, spec, shapes)
         self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
@@ -76,6 +77,17 @@ class Slots:
             place.buffer[self.slots[: len(probes)], place.rows, place.columns] = torch.from_numpy(stacked).to(
                 place.buffer.device, place.buffer.dtype
             )
+
+    def columns_of(self, name: str, a: np.ndarray) -> np.ndarray:
+        """This rank's columns of a matrix A [rank, inputs], zero where SGLang pads the inputs."""
+        place = self.places[name]
+        own = np.zeros((len(a), place.buffer.shape[2]), dtype=np.float32)
+        own[:, place.columns] = a.take(place.share, axis=1)
+        return own
+
+    def is_divided(self, name: str) -> bool:
+        """Whether the ranks have different columns of a matrix A."""
+        return self.places[name].divided
 
 
 def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -117,7 +129,8 @@ def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[st
         own = module.slice_lora_a_weights(torch.arange(_inputs(module))[None].expand(rank, -1))[0]
         columns, share = _part(own, 0, shapes[name][1])
         rows = slice(parts.index(part) * rank, (parts.index(part) + 1) * rank)
-        return _Place(buffer, rows, columns, share, axis=1)
+        divided = getattr(module.base_layer, "input_size_per_partition", _inputs(module)) < _inputs(module)
+        return _Place(buffer, rows, columns, share, axis=1, divided=divided)
     sizes = [_outputs(module, p) for p in parts]
     own = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
     rows, share = _part(own, sum(sizes[: parts.index(part)]), shapes[name][0])

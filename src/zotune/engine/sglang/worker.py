@@ -5,27 +5,30 @@ Everywhere else each probe has a namespace of the tree of its own, which is flus
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from zotune.engine.scores import empty_scores
-from zotune.engine.sglang import driven, driver, models, slots
+from zotune.engine.sglang import driven, driver, lens_gradient, models, slots
 from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.held_prompts import MIN_SHARED, HeldPrompts
 from zotune.engine.sglang.jobs import Counts, Job
+from zotune.engine.sglang.lens_gradient import LensGradient
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
-from zotune.zo.protocol import EngineStats, Example, Probe, Sampling, Scores, TokenIds
+from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, TokenIds
 
 
 class Worker:
     """What a rank does at each command: its methods are the commands."""
 
     def __init__(self, start: RankStart, theta_file: int) -> None:
-        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *driven.NAMES, *slots.NAMES, *models.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *driven.NAMES, *slots.NAMES, *models.NAMES,
+               *lens_gradient.NAMES))  # fmt: skip
         lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
         self.driver = Driver(start.options, start.rank, start.port, lora_ids)
         models.check_loaded(self.driver.model)
@@ -34,15 +37,17 @@ class Worker:
         self.num_slots = start.num_slots
         self.activated = start.spec.scope == "activated"
         self.theta = mapped_theta(theta_file, start.shapes, writable=False)
+        self.spec = start.spec
+        self._lens: LensGradient | None = None
         self.reused = 0
         self._written: object = None  # version of theta and probes that the slots hold
 
     # ---- scoring -------------------------------------------------------------------------------------------------
 
-    def score(self, version: int, probes: Sequence[Probe], batch: Sequence[Example]) -> Scores:
+    def score(self, version: int, probes: Sequence[Probe], batch: Sequence[Example], together: bool = False) -> Scores:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = len(probes) * tokens_needed(batch), self.driver.counts.tokens_computed
-        score_some = self._score_activated if self.activated else self._score_everywhere
+        score_some = self._score_activated if self.activated else partial(self._score_everywhere, together=together)
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
             self._write(version, some)
@@ -79,8 +84,10 @@ class Worker:
                 for k in range(num_probes):
                     _add(scores[k], row, job)
 
-    def _score_everywhere(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
-        plan = plan_rows(batch, activated=False)
+    def _score_everywhere(
+        self, num_probes: int, batch: Sequence[Example], scores: np.ndarray, together: bool = False
+    ) -> None:
+        plan = plan_rows(batch, activated=False, together=together)
         first = {row.example: row for row in (*plan.rows, *plan.trunks)}
         shared = common_prefix([row.tokens[:-1] for row in first.values()]) if len(batch) > 1 else ()
         slots = range(num_probes)
@@ -92,6 +99,23 @@ class Worker:
             for k, row, job in jobs:
                 _add(scores[k], row, job)
         self.driver.flush()
+
+    def watched(self, version: int, batch: Sequence[Example]) -> Scores:
+        """Scores at theta; what the passes leave behind is kept for `lens_gradient`."""
+        assert self.slots is not None
+        if self._lens is None:
+            self._lens = LensGradient(self.driver.model, self.driver.runner, self.slots, self.spec)
+        with self._lens.watch.open():
+            self.driver.before_pass = self._lens.watch.begin
+            try:
+                return self.score(version, [AT_THETA], batch, together=True)
+            finally:
+                self.driver.before_pass = None
+
+    def lens_gradient(self, cotangents: np.ndarray) -> dict[str, np.ndarray]:
+        """Of sum(cotangents * log_probs), at the theta and of the batch that were watched."""
+        assert self._lens is not None
+        return self._lens.gradient(self.theta, cotangents)
 
     # ---- generation ------------------------------------------------------------------------------------------------
 
@@ -155,7 +179,7 @@ def _namespace(slot: int) -> str:
 def _job(row: Row, **where: Any) -> Job:
     tokens = tuple(dict.fromkeys(token for _, _, token in row.targets))
     cached = row.num_base if where.get("exact") else None
-    return Job(row.tokens, max_cached=cached, num_scored=row.num_scored, token_ids=tokens, **where)
+    return Job(row.tokens, max_cached=cached, num_scored=row.num_scored, token_ids=tokens, row=row, **where)
 
 
 def _add(scores: np.ndarray, row: Row, job: Job) -> None:

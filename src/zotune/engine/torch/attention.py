@@ -22,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zotune.engine.torch.kept_product import KeptProduct, RegatheredProduct
 
+SIDE_BY_SIDE = "zotune_side_by_side"
+
 Kept = Callable[[int], torch.Tensor]
 """Keys (0) or values (1) of prompts, [.., tokens, size]."""
 
@@ -52,7 +54,7 @@ class PromptKV:
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.differentiated = differentiated
-        self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
+        self._padded = _on_device(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[tuple[slice, Kept, torch.Tensor | None]]:
         """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
@@ -66,7 +68,7 @@ class PromptKV:
             yield slice(None), partial(_same, nothing.flatten(0, 1)), None
             return
         if self.differentiated:
-            kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            kv, hidden = _on_device([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
             yield slice(None), lambda which: kv[which].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
@@ -87,11 +89,11 @@ def _keys(kept: Kept) -> torch.Tensor:
     return kept(0).transpose(1, 2)
 
 
-def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(prompts: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """All prompts [.., kv heads, tokens, size], filled to the longest, and what is filling.
 
     Returns:
-        [.., rows, kv heads, longest, size], and bool [rows * kv heads, 1, longest].
+        [.., rows, kv heads, longest, size], and bool [rows, longest].
     """
     lengths = torch.tensor([sum(run.shape[-2] for run in runs) for runs in prompts])
     longest = int(lengths.max())
@@ -101,8 +103,13 @@ def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tup
     for row, runs in enumerate(prompts):
         if runs:
             kv[..., row, :, : lengths[row], :] = torch.cat(list(runs), dim=-2)
-    hidden = (torch.arange(longest) >= lengths[:, None]).repeat_interleave(heads, dim=0)
-    return kv, hidden[:, None].to(device)
+    return kv, torch.arange(longest) >= lengths[:, None]
+
+
+def _on_device(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with what is filling as bool [rows * kv heads, 1, longest]."""
+    kv, hidden = padded(prompts)
+    return kv, hidden.repeat_interleave(kv.shape[-3], dim=0)[:, None].to(device)
 
 
 def attention(
@@ -183,7 +190,7 @@ def use_attention(model: PreTrainedModel, name: str, function: Callable[..., Any
 
 def side_by_side(model: PreTrainedModel) -> AbstractContextManager[None]:
     """The model's passes take a `prompt_kv` and use `attention` with it."""
-    return use_attention(model, "zotune_side_by_side", attention)
+    return use_attention(model, SIDE_BY_SIDE, attention)
 
 
 _HARMLESS = {  # what says nothing new of a pass that brings its own mask and positions, within the model's window

@@ -5,9 +5,6 @@ differs most between the tokens that the adapter acts on, and a random change of
 to directions drawn at random that matters most. It takes forward passes alone, whose prompts an engine keeps.
 """
 
-import gc
-import logging
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,16 +15,11 @@ from torch import nn
 from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
-from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.engine.torch.loading import load_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
-from zotune.errors import InputError
 from zotune.zo.protocol import AT_THETA, Example
-
-logger = logging.getLogger("zotune")
 
 NUM_EXAMPLES = 64
 BATCH_SIZE = 64
@@ -74,40 +66,6 @@ def principal_components(
         found = components[key][: len(rows)]
         rows[: len(found)] = found
     return Start.of(drawn)
-
-
-def start_from_data(engine: TorchEngine | PlainEngine, request: EngineRequest) -> Start:
-    """A as the request asks for it; the log says how long it took."""
-    began = time.perf_counter()
-    start = principal_components(engine, request.start_from, request.seed)
-    logger.info("A starts from the principal components of each layer's inputs: %.1f s", time.perf_counter() - began)
-    return start
-
-
-def start_alone(request: EngineRequest) -> Start:
-    """The same for an engine that keeps a model of its own, with one that is loaded for this alone.
-
-    Raises:
-        InputError: transformers' model does not fit on the device.
-    """
-    try:
-        return _start_of_loaded(request)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--init-lora-weights eva: with transformers, {request.model} does not fit on {request.device}; use kaiming"
-        ) from error
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _start_of_loaded(request: EngineRequest) -> Start:
-    model = load_model(request.model, request.dtype, request.device, request.trust_remote_code, request.quantization)
-    engine = TorchEngine(model, request.spec)
-    try:
-        return start_from_data(engine, request)
-    finally:
-        engine.close()
 
 
 class _Inputs:

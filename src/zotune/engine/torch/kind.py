@@ -41,17 +41,10 @@ class PlainKind(EngineKind):
 
 def _started(engine: Any, request: EngineRequest) -> Engine:
     """The engine, with what the request wants measured on the data."""
-    from zotune.adapter.start import Start
-    from zotune.engine.torch.eva import start_from_data
-    from zotune.engine.torch.lens_measuring import measure_lens
+    from zotune.engine.torch.start import measure_start
 
     try:
-        if "eva" in request.measured:
-            engine.layers.start_from(start_from_data(engine, request))
-        if "lens" in request.measured:
-            start = engine.spec.start.tensors if engine.spec.start else {}
-            lens = measure_lens(engine, request.start_from, request.seed)
-            engine.layers.start_from(Start.of({**start, **lens.tensors()}))
+        measure_start(engine, request)
     except BaseException:
         engine.close()
         raise

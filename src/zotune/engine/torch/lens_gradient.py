@@ -25,6 +25,7 @@ from zotune.engine.torch.blocks import attention_of, find_blocks, state_out, wit
 from zotune.engine.torch.float_stream import FloatStream
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lens import Lens, carried
+from zotune.engine.torch.looks import Look, looking
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.visits import Visit
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
@@ -51,6 +52,13 @@ class Seen:
     low: dict[str, torch.Tensor]
     mask: torch.Tensor | None
     float_stream: bool
+
+    @property
+    def filling(self) -> torch.Tensor:
+        """Bool [rows * tokens, 1]."""
+        filling = self.positions == self.positions[:, :1]
+        filling[:, 0] = False
+        return filling.view(-1, 1)
 
 
 class Watch:
@@ -81,7 +89,8 @@ class Watch:
             module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self.layers.modules.items()
         ]
         try:
-            yield
+            with looking(self._look, lambda: self._places if self.layers.active else None):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -115,7 +124,10 @@ class Watch:
                 self._places = torch.arange(len(positions), device=positions.device)[:, None], positions
                 self._mask = None if mask is None else mask[self._places]
                 self._wide = self.layers.float_stream
-            self._visits[index] = Visit.of(self._places, args, kwargs)
+            self._visits[index], self._index = Visit.of(self._places, args, kwargs), index
+
+    def _look(self, look: Look) -> None:
+        self._visits[self._index].look = look
 
     def _attend(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         if self.layers.active:
@@ -156,9 +168,7 @@ class Record:
             of_tokens = torch.from_numpy(weights[part.places[:, 0], part.places[:, 1]]).to(seen.log_probs)
             with torch.inference_mode(False), torch.enable_grad(), frozen(self.watch.model):  # part is computed again
                 (found,) = torch.autograd.grad(seen.log_probs, seen.states, of_tokens)
-            filling = seen.positions == seen.positions[:, :1]
-            filling[:, 0] = False
-            gradients.append(found.masked_fill(filling[..., None], 0.0).flatten(0, 1))
+            gradients.append(found.flatten(0, 1).masked_fill(seen.filling, 0.0))
         return gradients
 
 
@@ -181,22 +191,24 @@ def scores_and_lens_gradient(
 def _back(watch: Watch, lens: Lens, seen: Seen, gradient: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradients at the outputs of the modules, from the last one down."""
     names = {module: name for name, module in watch.layers.modules.items()}
-    left = len(names)
+    left, filling = len(names), seen.filling
     for index in range(len(watch.blocks) - 1, -1, -1):
-        block = watch.blocks[index]
-        inside = set(attention_of(block).modules())
+        block, visit, measured = watch.blocks[index], seen.visits.pop(), index in lens.through
+        inside = set(attention_of(block).modules()) if measured else set()
         here = {names[module]: module for module in block.modules() if module in names}
-        outside = {name: module for name, module in here.items() if module not in inside}
+        on_the_way = {name: module for name, module in here.items() if module not in inside}
         with watch.as_in(seen):
-            gradient, of_attended, of_outputs = seen.visits[index].back(block, gradient, outside)
-        yield from of_outputs.items()
-        for name in here:
-            if name not in outside:
-                yield name, carried(of_attended, lens.within[name])
+            gradient, of_attended, of_outputs = visit.back(block, gradient, on_the_way, measured)
+        if of_attended is not None:
+            gradient = gradient + carried(of_attended, lens.through[index])
+            of_outputs |= {name: carried(of_attended, lens.within[name]) for name in here if name not in on_the_way}
+        # Keys and values of filling are those of the tokens that it repeats, which have their gradients.
+        gradient = gradient.masked_fill(filling, 0.0)
+        for name, of_output in of_outputs.items():
+            yield name, of_output.masked_fill(filling, 0.0)
         left -= len(here)
         if not left:
             return
-        gradient = gradient + carried(of_attended, lens.through[index])
 
 
 def _whole(parts: Sequence[Part], log_probs: Sequence[torch.Tensor], batch: Sequence[Example]) -> Scores:

@@ -26,6 +26,7 @@ from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
 from zotune.engine.torch.trial import agree
+from zotune.engine.torch.visits import Visit
 from zotune.errors import NoLens, first_line
 from zotune.zo.draws import derive_seed, gaussian, rademacher
 from zotune.zo.protocol import AT_THETA, Example, Scores, TokenIds
@@ -46,8 +47,13 @@ Modules = Mapping[int, nn.Module]
 """By block, the module whose output is moved; none of a block: its input is."""
 
 
-def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example], seed: int) -> Lens:
-    """The lens from the adapted modules to the last residual state, at scored tokens of NUM_EXAMPLES examples.
+def measure_lens(
+    engine: TorchEngine | PlainEngine, examples: Sequence[Example], seed: int, everywhere: bool = False
+) -> Lens:
+    """The lens of those blocks whose attention cannot be computed again, at scored tokens of NUM_EXAMPLES examples.
+
+    Args:
+        everywhere: of all blocks, for an engine that does not compute attention again.
 
     Raises:
         NoLens: the model is not of the form that a lens needs.
@@ -57,7 +63,7 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
     examples = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
     stats = vars(engine.stats).copy()
     try:
-        lens = _Measurement(engine, examples, seed).lens()
+        lens = _Measurement(engine, examples, seed).lens(everywhere)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # ours, or whatever a model's own code raises over other states
@@ -67,7 +73,8 @@ def measure_lens(engine: TorchEngine | PlainEngine, examples: Sequence[Example],
         vars(engine.stats).update(stats)
     if not all(bool(matrix.isfinite().all()) for factors in lens.through.values() for matrix in factors):
         raise FloatingPointError("the lens of the model is not finite")
-    logger.info("a lens of %d blocks is measured: %.1f s", len(lens.through), time.perf_counter() - began)
+    if lens.through:
+        logger.info("a lens of %d blocks is measured: %.1f s", len(lens.through), time.perf_counter() - began)
     return lens
 
 
@@ -83,14 +90,19 @@ class _Measurement:
         self.width = 0  # of the residual state
         self.plain = self._is_plain()
 
-    def lens(self) -> Lens:
-        kinds = self._kinds()
-        self._try()
-        through = self._jacobians({})
+    def lens(self, everywhere: bool) -> Lens:
+        kinds, wanted = self._kinds(), self._try()
+        if everywhere:
+            wanted = list(range(len(self.blocks)))
+        if not wanted:
+            return Lens({}, {})
+        through = self._jacobians({}, wanted)
         names = {id(module): name for name, module in self.layers.modules.items()}
         within: dict[str, Factors] = {}
         for modules in kinds.values():
-            within |= {names[id(modules[index])]: found for index, found in self._jacobians(modules).items()}
+            own = [index for index in wanted if index in modules]
+            found = self._jacobians(modules, own) if own else {}
+            within |= {names[id(modules[index])]: factors for index, factors in found.items()}
         return Lens(through, within)
 
     def _kinds(self) -> Mapping[str, Modules]:
@@ -107,10 +119,10 @@ class _Measurement:
                 kinds.setdefault(within, {})[index] = module
         return kinds
 
-    def _try(self) -> None:
+    def _try(self) -> list[int]:
         """Whether scores stay what they are when the last state is recorded, and blocks can be computed again for the
-        scored tokens alone."""
-        model = self.engine.model
+        scored tokens alone; those blocks where attention cannot."""
+        model, measured = self.engine.model, set[int]()
         theta, _ = self.layers.trial()
         some = self.examples[:4]
         expected = self.engine.score(theta, [AT_THETA], some)
@@ -123,29 +135,43 @@ class _Measurement:
                 raise TypeError("an adapted module comes after the last block")
             self.width = seen.states.shape[-1]
             states = [*(visit.state for visit in seen.visits[1:]), seen.states.detach()]
-            for block, visit, state in zip(self.blocks, seen.visits, states, strict=True):
-                if visit.state.ndim != 3 or state_out(visit.attended).shape != visit.state.shape:
-                    raise TypeError("what its attention gives is not of the form of the residual state")
+            for index, (visit, state) in enumerate(zip(seen.visits, states, strict=True)):
+                if visit.state.ndim != 3:
+                    raise TypeError("its residual state is not one vector a token")
                 with record.watch.as_in(seen), torch.inference_mode(False), frozen(model):
-                    with torch.no_grad():
-                        again = visit.again(block, visit.state, state_out(visit.attended))
-                    with torch.enable_grad(), checked_record(model):
-                        visit.back(block, torch.ones_like(state).flatten(0, 1), {})
-                rounding = torch.finfo(model.dtype).eps * state.float().norm()
-                added = (state - visit.state).float().norm()
-                if (again - state).float().norm() > RECOMPUTED * added + rounding:
-                    raise TypeError("for the scored tokens alone a block does not give what the next one takes")
+                    if index not in measured and not self._same_again(self.blocks[index], visit, state, False):
+                        measured.add(index)
+                    if index in measured and not self._same_again(self.blocks[index], visit, state, True):
+                        raise TypeError("for the scored tokens alone a block does not give what the next one takes")
+        return sorted(measured)
 
-    def _jacobians(self, modules: Modules) -> dict[int, Factors]:
-        """By block, of what attention gives [width, moved], by the block's input or by the output of a module in its
-        attention: means of contexts."""
+    def _same_again(self, block: nn.Module, visit: Visit, state: torch.Tensor, measured: bool) -> bool:
+        """Whether a block gives `state` again, and passes gradients back, with attention again or with what it gave."""
+        attended = state_out(visit.attended) if measured else None
+        try:
+            with torch.no_grad():
+                again = visit.again(block, visit.state, attended)
+            with torch.enable_grad(), checked_record(self.engine.model):
+                visit.back(block, torch.ones_like(state).flatten(0, 1), {}, measured)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a model's own code raises over attention that is not its own
+            if measured:
+                raise
+            return False
+        rounding = torch.finfo(self.engine.model.dtype).eps * state.float().norm()
+        added = (state - visit.state).float().norm()
+        return bool((again - state).float().norm() <= RECOMPUTED * added + rounding)
+
+    def _jacobians(self, modules: Modules, wanted: list[int]) -> dict[int, Factors]:
+        """By wanted block, of what attention gives [width, moved], by the block's input or by the output of a module in
+        its attention: means of contexts."""
         sizes = {features(module)[1] for module in modules.values()} or {self.width}
         if len(sizes) > 1:
             raise TypeError("modules of the same name have outputs of different sizes")
         size, device = sizes.pop(), self.engine.model.device
         drawn = torch.from_numpy(gaussian(self.seed, f"lens/{size}", (size, size)))
         directions = torch.linalg.qr(drawn)[0].T.to(device)  # orthonormal rows
-        wanted = list(modules or range(len(self.blocks)))
         if modules and size == self.width:
             some = directions[:FEW]
             moves = self._moved(modules, directions, self.contexts[:1], len(some), wanted)

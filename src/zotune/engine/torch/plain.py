@@ -321,9 +321,11 @@ class PlainEngine:
         inputs = self._inputs(rows)
         if "attention_mask" in inputs:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        num_scored = max(len(batch[row.example].candidates[c]) for row in rows for c in row.candidates)
-        longest = inputs["input_ids"].shape[1]
-        self._scored = torch.arange(longest - num_scored, longest, device=self.model.device).repeat(len(rows), 1)
+        counts = [max(len(batch[row.example].candidates[c]) for c in row.candidates) for row in rows]
+        num_scored, longest = max(counts), inputs["input_ids"].shape[1]
+        first = torch.tensor([longest - count for count in counts], device=self.model.device)
+        last_ones = torch.arange(longest - num_scored, longest, device=self.model.device)
+        self._scored = last_ones.maximum(first[:, None])  # filled up with the first
         logits = self.model(**inputs, logits_to_keep=num_scored, use_cache=False).logits[:, -num_scored:]
         self.stats.forward_passes += 1
         self.stats.tokens_computed += sum(len(row.input_ids) for row in rows)

@@ -56,6 +56,7 @@ class SuffixPasses:
         """Scored nodes of each row, filled with the first: [rows, scored]."""
         scored = np.zeros((len(rows), max(len(suffixes[i].scored) for i in rows)), dtype=np.int64)
         for row, i in enumerate(rows):
+            scored[row] = suffixes[i].scored[0]
             scored[row, : len(suffixes[i].scored)] = suffixes[i].scored
         return scored
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from zotune.engine.torch.blocks import attention_of, state_into, state_out, with_state_into, with_state_out
-
-KEPT_PROMPTS = ("past_key_values", "past_key_value", "layer_past", "prompt_kv")  # in what blocks are called with
+from zotune.engine.torch.looks import Look
 
 
 @dataclass
@@ -26,12 +25,14 @@ class Visit:
         state: what went into it [rows, tokens, width].
         args, kwargs: all that it was called with.
         attended: what its attention gave, in the form of that [rows, tokens, width].
+        look: what its attention looked at, where it is of the usual kind.
     """
 
     state: torch.Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     attended: Any = None
+    look: Look | None = None
 
     @classmethod
     def of(cls, places: tuple[torch.Tensor, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Visit":
@@ -39,43 +40,53 @@ class Visit:
         tokens = state_into(args, kwargs).shape[:2]
 
         def picked(value: Any) -> Any:
-            return value[places] if torch.is_tensor(value) and value.shape[:2] == tokens else value
+            if isinstance(value, tuple):
+                return tuple(map(picked, value))
+            if hasattr(value, "get_seq_length"):  # the cache of what comes before
+                return None
+            if torch.is_tensor(value) and value.shape[1:2] == tokens[1:] and value.shape[0] in (1, tokens[0]):
+                return value.expand(tokens[0], *value.shape[1:])[places]
+            return value
 
         args = tuple(map(picked, args))
-        kwargs = {name: None if name in KEPT_PROMPTS else picked(value) for name, value in kwargs.items()}
+        kwargs = {name: picked(value) for name, value in kwargs.items() if name != "prompt_kv"}
         return cls(state_into(args, kwargs), args, kwargs)
 
-    def again(self, block: nn.Module, state: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """What the block makes of them [rows, tokens, width]."""
+    def again(self, block: nn.Module, state: torch.Tensor, attended: torch.Tensor | None = None) -> torch.Tensor:
+        """What the block makes of them [rows, tokens, width], with what attention gave, or with attention again."""
+        args, kwargs = with_state_into(self.args, self.kwargs, state)
+        if attended is None:
+            assert self.look is not None
+            with self.look.again():
+                return state_out(block(*args, **kwargs))
         attention: Any = attention_of(block)
         attention.forward = lambda *args, **kwargs: with_state_out(self.attended, attended)
         try:
-            args, kwargs = with_state_into(self.args, self.kwargs, state)
             return state_out(block(*args, **kwargs))
         finally:
             del attention.forward
 
     def back(
-        self, block: nn.Module, gradient: torch.Tensor, modules: Mapping[str, nn.Module]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Gradients [n, numbers] at what went in, apart from what goes through attention; at what attention gave; and
-        at the outputs of modules of the block that lie outside attention.
+        self, block: nn.Module, gradient: torch.Tensor, modules: Mapping[str, nn.Module], measured: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Gradients [n, numbers] at what went in; at what attention gave, where the way through it is measured, and
+        is no part of the first; and at the outputs of modules of the block that lie on the way.
 
         Args:
             gradient: at what comes out [n, width].
         """
         state = self.state.detach().requires_grad_()
-        attended = state_out(self.attended).detach().requires_grad_()
+        attended = state_out(self.attended).detach().requires_grad_() if measured else None
         with _outputs(modules) as moves:
             output = self.again(block, state, attended)
-        where = [state, attended, *moves.values()]
+        where = [state, *([] if attended is None else [attended]), *moves.values()]
         found = torch.autograd.grad(output, where, gradient.view_as(output).to(output.dtype), allow_unused=True)
         by_token = [
-            torch.zeros_like(at, dtype=torch.float32) if at_it is None else at_it.float()
+            (torch.zeros_like(at, dtype=torch.float32) if at_it is None else at_it.float()).reshape(len(gradient), -1)
             for at, at_it in zip(where, found, strict=True)
         ]
-        of_state, of_attended, *of_outputs = (value.reshape(len(gradient), -1) for value in by_token)
-        return of_state, of_attended, dict(zip(moves, of_outputs, strict=True))
+        of_attended = by_token.pop(1) if measured else None
+        return by_token[0], of_attended, dict(zip(moves, by_token[1:], strict=True))
 
 
 @contextmanager
