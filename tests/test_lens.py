@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,34 +73,31 @@ def none(engine) -> Lens:
 
 # ---- where it is exact
 
-# Behind one token of invocation all adapted tokens are scored.
-ALL_SCORED = [replace(example, invocation=INVOCATION[:1]) for example in BATCH]
-
 
 @pytest.mark.parametrize(
     "kind", [*LAST, "mixtral", "gpt_neox", "gemma2", "gpt_oss", "phi3", "qwen3", "olmo2", "starcoder2"]
 )
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
-def test_where_all_adapted_tokens_are_scored_every_block_is_exact(make, kind):
+def test_in_scope_activated_the_gradient_is_exact(make, kind):
     """Whatever attention has beside attention: rotations, norms, sliding windows, sinks, a cap on scores."""
     model: Any = model_of(kind) if kind in LAST else tiny_model(kind).eval()
-    engine = make(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION[:1], peft_type="lora_fa"))
-    lens = measure_lens(engine, ALL_SCORED, seed=0)
+    engine = make(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION, peft_type="lora_fa"))
+    lens = measure_lens(engine, BATCH, seed=0)
     assert not lens.through
     give(engine, lens)
     theta = some_theta(engine)
-    _, gradient = engine.lens_gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
-    _, expected = engine.gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    _, gradient = engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    _, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
     assert_close(gradient, expected, 1e-4)
 
 
 def test_modules_inside_attention_are_reached_exactly():
-    spec = LoraSpec(4, 8.0, ("q_proj", "k_proj", "v_proj", "gate_proj"), INVOCATION[:1], peft_type="lora_fa")
+    spec = LoraSpec(4, 8.0, ("q_proj", "k_proj", "v_proj", "gate_proj"), INVOCATION, peft_type="lora_fa")
     engine = ENGINES["torch"](make_model("llama"), spec)
-    give(engine, measure_lens(engine, ALL_SCORED, seed=0))
+    give(engine, measure_lens(engine, BATCH, seed=0))
     theta = some_theta(engine)
-    _, gradient = engine.lens_gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
-    _, expected = engine.gradient(theta, ALL_SCORED, cotangents(ALL_SCORED))
+    _, gradient = engine.lens_gradient(theta, BATCH, cotangents(BATCH))
+    _, expected = engine.gradient(theta, BATCH, cotangents(BATCH))
     assert_close(gradient, expected)
 
 

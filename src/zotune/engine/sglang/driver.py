@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from zotune.engine.sglang.driven import request_class, scheduler_class
-from zotune.engine.sglang.jobs import Counts, Job, ScoredTokens
+from zotune.engine.sglang.jobs import Counts, Job, VisitedTokens
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
@@ -63,7 +63,7 @@ class Driver:
         self.lora_ids = lora_ids
         self.request_class: Any = request_class()
         self.counts = Counts()
-        self.before_pass: Callable[[list[ScoredTokens]], None] | None = None
+        self.before_pass: Callable[[list[VisitedTokens]], None] | None = None
         self._number = 0
 
     @property
@@ -171,7 +171,7 @@ class Driver:
             if request.inflight_middle_chunks <= 0 and jobs[request.rid][1].num_scored
         ]
         if self.before_pass is not None:
-            self.before_pass(self._scored_tokens(batch, jobs) if extends else [])
+            self.before_pass(self._visited_tokens(batch, jobs) if extends else [])
         result = scheduler.run_batch(batch)
         if scored:
             rows = [index for index, _, _ in scored]
@@ -181,7 +181,7 @@ class Driver:
             inner = request.logprob.input_token_ids_logprobs_val or []
             job.log_probs = [*inner[1:], values]
 
-    def _scored_tokens(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> list[ScoredTokens]:
+    def _visited_tokens(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> list[VisitedTokens]:
         """Those of a pass, whose tokens lie request after request.
 
         Raises:
@@ -190,15 +190,15 @@ class Driver:
         found, begin, places = [], 0, self.runner.req_to_token_pool.req_to_token
         for request, number in zip(batch.reqs, batch.req_pool_indices_cpu.tolist(), strict=True):
             job, end = jobs[request.rid][1], request.prefix_len + request.extend_len
-            positions = tuple(range(max(len(job.tokens) - job.num_scored, request.prefix_len), end))
-            if len(positions) not in (0, job.num_scored):
+            positions = tuple(range(max(len(job.tokens) - job.num_visited, request.prefix_len), end))
+            if len(positions) not in (0, job.num_visited):
                 raise InputError(
-                    f"--estimator lens: {len(job.tokens)} tokens are more than a pass takes, and the scored ones are "
-                    "cut in two; raise --sglang.chunked-prefill-size"
+                    f"--estimator lens: {len(job.tokens)} tokens are more than a pass takes, and those behind "
+                    "the prompt are cut in two; raise --sglang.chunked-prefill-size"
                 )
             if positions:
                 indices = tuple(begin + position - request.prefix_len for position in positions)
-                found.append(ScoredTokens(job, indices, positions, places[number, :end]))
+                found.append(VisitedTokens(job, indices, positions, places[number, :end]))
             begin += request.extend_len
         return found
 

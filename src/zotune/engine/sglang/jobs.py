@@ -23,6 +23,7 @@ class Job:
         keep: whether its KV enters the tree.
         num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
         row: what it scores.
+        num_visited: how many of the last tokens the way back of a gradient takes.
         sampling: SGLang's sampling parameters, to generate.
     """
 
@@ -35,14 +36,15 @@ class Job:
     num_scored: int = 0
     token_ids: tuple[int, ...] = ()
     row: Row | None = None
+    num_visited: int = 0
     sampling: dict[str, Any] | None = None
     log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
     new_tokens: TokenIds = ()
 
 
 @dataclass(frozen=True)
-class ScoredTokens:
-    """The scored tokens of a job that a pass computes.
+class VisitedTokens:
+    """Of the tokens of a job that the way back takes, those that a pass computes.
 
     Args:
         indices: where they stand among the tokens of the pass.

@@ -1,9 +1,9 @@
 """Gradients by the lens (see `engine.torch.lens_gradient`) from what SGLang's passes leave behind (`visits.py`).
 
-The head and the last norm are differentiated at the scored tokens; from there gradients go back block by block, each
-computed again for those tokens from its own weights, over the keys and values of the pass. A rank of a tensor-parallel
-group has a part of each product's weights, and the ranks add up what each finds. SGLang's kernels pass no gradients, so
-what is differentiated is written out here.
+The head and the last norm are differentiated at those tokens; from there gradients go back block by block, each
+computed again for them from its own weights, over the keys and values of the pass. A rank of a tensor-parallel group
+has a part of each product's weights, and the ranks add up what each finds. SGLang's kernels pass no gradients, so what
+is differentiated is written out here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from torch.nn import functional
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
-from zotune.engine.sglang.jobs import ScoredTokens
+from zotune.engine.sglang.jobs import VisitedTokens
 from zotune.engine.sglang.slots import Slots
 from zotune.engine.sglang.visits import FORMS, Seen, Watch
 from zotune.errors import InputError
@@ -105,7 +105,7 @@ class LensGradient:
 
     @torch.no_grad()
     def _of_head(
-        self, normed: torch.Tensor, tokens: Sequence[tuple[ScoredTokens, int] | None], cotangents: np.ndarray
+        self, normed: torch.Tensor, tokens: Sequence[tuple[VisitedTokens, int] | None], cotangents: np.ndarray
     ) -> torch.Tensor:
         """The gradient of sum(cotangents * log_probs) at what goes into the head [n, width]."""
         logits, normalizers, begin = self._logits(normed)
@@ -228,7 +228,7 @@ class LensGradient:
             (float(logits[number, token - begin] - normalizers[number, 0]),
              job.log_probs[position - job.row.first_scored][column])
             for number, (job, position) in enumerate((of[0].job, of[1]) if of else (None, 0) for of in _tokens(seen))
-            if job is not None and job.row is not None
+            if job is not None and job.row is not None and position >= job.row.first_scored
             for column, token in enumerate(job.token_ids) if 0 <= token - begin < logits.shape[1]
         ]  # fmt: skip
         again, given = torch.tensor(pairs).view(-1, 2).unbind(dim=1)
@@ -256,10 +256,10 @@ def module_of(name: str) -> str:
     return name.removeprefix("base_model.model.").rpartition(".lora_")[0]
 
 
-def _tokens(seen: Seen) -> list[tuple[ScoredTokens, int] | None]:
+def _tokens(seen: Seen) -> list[tuple[VisitedTokens, int] | None]:
     """Of each row, its tokens, each with its position; None: filling."""
     width = seen.positions.shape[1]
-    found: list[tuple[ScoredTokens, int] | None] = []
+    found: list[tuple[VisitedTokens, int] | None] = []
     for row in seen.rows:
         found += [(row, position) for position in row.positions]
         found += [None] * (width - len(row.positions))

@@ -1,4 +1,4 @@
-"""What SGLang's passes leave behind at the scored tokens, for the way back of the lens (`lens_gradient.py`).
+"""What SGLang's passes leave behind at the tokens that the way back of the lens takes (`lens_gradient.py`).
 
 Of each block that is the residual state before attention and before the feed-forward part, and the keys and values that
 attention looked at; of each adapted module A x; and the last residual state. All of it is read where it passes by: at
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zotune.engine.sglang.jobs import ScoredTokens
+from zotune.engine.sglang.jobs import VisitedTokens
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ FORMS = {
 
 @dataclass
 class Seen:
-    """Of one batch that SGLang ran, a row for each job with scored tokens, filled up with its first.
+    """Of one batch that SGLang ran, a row for each job with such tokens, filled up with its first.
 
     Args:
-        rows: the scored tokens of each job.
+        rows: the tokens of each job.
         positions: in the jobs' tokens [rows, tokens].
         before_attention, before_feed: by block, residual states [rows * tokens, width].
         kv: by block, keys and values of all tokens of the jobs [rows, longest, kv heads, size].
@@ -64,7 +64,7 @@ class Seen:
         low: by module, this rank's summand of A x [rows * tokens, rank], in float32.
     """
 
-    rows: list[ScoredTokens]
+    rows: list[VisitedTokens]
     positions: torch.Tensor
     before_attention: dict[int, torch.Tensor] = field(default_factory=dict)
     before_feed: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Watch:
     ) -> None:  # fmt: skip
         self.form, self.blocks, self.last_norm, self.runner, self.reading = form, blocks, last_norm, runner, reading
         self.seen: list[Seen] = []
-        self._index: torch.Tensor | None = None  # of the scored tokens among those of the pass that runs, if any
+        self._index: torch.Tensor | None = None  # of them among the tokens of the pass that runs, if any
         self._places = torch.empty(0)  # of their jobs' keys and values in the pool [rows, longest]
 
     @contextmanager
@@ -117,7 +117,7 @@ class Watch:
             for hook in hooks:
                 hook.remove()
 
-    def begin(self, found: Sequence[ScoredTokens]) -> None:
+    def begin(self, found: Sequence[VisitedTokens]) -> None:
         """What the next pass computes; without an adapter there is nothing to learn."""
         rows = [row for row in found if row.job.slot is not None]
         self._index = None

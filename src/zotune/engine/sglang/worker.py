@@ -179,7 +179,11 @@ def _namespace(slot: int) -> str:
 def _job(row: Row, **where: Any) -> Job:
     tokens = tuple(dict.fromkeys(token for _, _, token in row.targets))
     cached = row.num_base if where.get("exact") else None
-    return Job(row.tokens, max_cached=cached, num_scored=row.num_scored, token_ids=tokens, row=row, **where)
+    visited = len(row.tokens) - row.num_base if where.get("exact") else row.num_scored
+    return Job(
+        row.tokens, max_cached=cached, num_scored=row.num_scored, token_ids=tokens, row=row, num_visited=visited,
+        **where,
+    )  # fmt: skip
 
 
 def _add(scores: np.ndarray, row: Row, job: Job) -> None:

@@ -1,9 +1,11 @@
-"""Gradients by the lens: one forward pass, and a way back that only the scored tokens take, a block at a time.
+"""Gradients by the lens: one forward pass, and a way back that few tokens take, a block at a time.
 
-The record of autograd begins at the last residual state of the scored tokens: it has the final norm, the head and the
-objective. What it gives there goes back block by block, exactly where a block treats tokens one by one (`visits.py`),
-through attention by the lens. B's gradient is the product of what arrives at a module's output with A x, which the
-pass has computed anyway.
+In scope activated those are the tokens that the adapter acts on, and the gradient is exact: prompts do not change. In
+scope everywhere they are the scored tokens, and what they change through other tokens is left out.
+
+The record of autograd begins at the last residual state of these tokens: it has the final norm, the head and the
+objective. What it gives there goes back through each block, which is computed again for the few (`visits.py`). B's
+gradient is the product of what arrives at a module's output with A x, which the pass has computed anyway.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,7 @@ from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
 
 @dataclass
 class Seen:
-    """What one pass left behind, at its scored tokens.
+    """What one pass left behind, at the tokens that the way back takes.
 
     Args:
         log_probs: what it computed.
@@ -65,7 +67,7 @@ class Watch:
     """Sees what passes do.
 
     Args:
-        positions: of the scored tokens in the rows of the pass that runs [rows, tokens].
+        scored: positions of the scored tokens in the rows of the pass that runs [rows, tokens].
         stream: what the model's residual stream is widened by.
     """
 
@@ -73,10 +75,10 @@ class Watch:
         self,
         model: PreTrainedModel,
         layers: LoraLayers,
-        positions: Callable[[], torch.Tensor],
+        scored: Callable[[], torch.Tensor],
         stream: FloatStream | None = None,
     ) -> None:
-        self.model, self.layers, self.positions, self.stream = model, layers, positions, stream
+        self.model, self.layers, self.scored, self.stream = model, layers, scored, stream
         self.blocks = find_blocks(model)
 
     @contextmanager
@@ -106,7 +108,7 @@ class Watch:
 
     @contextmanager
     def as_in(self, seen: Seen) -> Iterator[None]:
-        """Inside, blocks compute the scored tokens of a pass as they did there."""
+        """Inside, blocks compute the few tokens of a pass as they did there."""
         layers = self.layers
         before = layers.num_groups, layers.token_mask
         layers.num_groups, layers.token_mask, layers.float_stream = 1, seen.mask, seen.float_stream
@@ -120,11 +122,24 @@ class Watch:
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.layers.active:
             if index == 0:
-                positions, mask = self.positions(), self.layers.token_mask
+                positions, mask = self._positions(), self.layers.token_mask
                 self._places = torch.arange(len(positions), device=positions.device)[:, None], positions
                 self._mask = None if mask is None else mask[self._places]
                 self._wide = self.layers.float_stream
             self._visits[index], self._index = Visit.of(self._places, args, kwargs), index
+
+    def _positions(self) -> torch.Tensor:
+        """Of the tokens that the way back takes [rows, tokens], filled up with the first of their row."""
+        scored, adapted = self.scored(), self.layers.adapted
+        if self.layers.spec.scope == "everywhere" or adapted is None:
+            return scored
+        chosen = adapted.clone()
+        alone = ~chosen.any(dim=1)  # rows that the base model computes, and that nothing is learnt from
+        chosen[alone, scored[alone, 0]] = True
+        counts = chosen.sum(dim=1, keepdim=True)
+        positions = chosen.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+        filling = torch.arange(positions.shape[1], device=positions.device) >= counts
+        return torch.where(filling, positions[:, :1], positions)
 
     def _look(self, look: Look) -> None:
         self._visits[self._index].look = look
