@@ -325,28 +325,28 @@ def settled(num_parameters: int = 200_000_000, writers: tuple[str, ...] | None =
     return resolve(config, task, facts).config
 
 
-def test_larger_models_are_trained_by_the_lens_where_nothing_else_is_named():
+def test_the_lens_trains_where_nothing_else_is_named():
     config = settled(invocation=" It was")
     assert (config.estimator, config.tuning, config.target_modules) == ("lens", "lora_fa", ("fc2",))
     assert settled(scope="everywhere").estimator == "lens"
+    assert (config.learning_rate, settled(num_parameters=5_000_000).learning_rate) == (3e-3, 1e-3)
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        {"num_parameters": 5_000_000}, {"writers": None}, {"directions": 4}, {"epsilon": 0.05}, {"optimizer": "sgd"},
+        {"writers": None}, {"directions": 4}, {"epsilon": 0.05}, {"optimizer": "sgd"},
         {"tuning": "lora"}, {"noise": "rademacher"}, {"adapter": "some"},
     ],
     ids=str,
 )  # fmt: skip
-def test_probes_are_the_default_of_small_models_and_where_their_settings_are_named(asked):
+def test_probes_are_the_default_where_there_is_no_lens_and_where_their_settings_are_named(asked):
     config = settled(invocation=" It was", **asked)
     assert config.estimator == "one_sided"
     assert config.target_modules == (None if config.adapter else ("q_proj", "v_proj"))
 
 
 def test_a_model_that_turns_out_to_have_no_lens_is_trained_by_probes(opt_dir, reviews_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("zotune.config.run.SMALL_MODEL", 0)
     monkeypatch.setattr("zotune.engine.torch.blocks.MIXERS", ("a kind that it does not have",))
     settings: Any = {"train_data": str(reviews_file), "labels": ("terrible", "great"), "invocation": " It was"}
     settings |= {"num_steps": 1, "lora_rank": 2, "num_threads": 1, "output_dir": str(tmp_path / "run")}

@@ -89,7 +89,7 @@ def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, t
     if estimator == "backprop":
         return 1e-3 if num_parameters < SMALL_MODEL else 3e-3 if num_parameters < LARGE_MODEL else 2e-4
     if estimator == "lens":
-        return 3e-3
+        return 1e-3 if num_parameters < SMALL_MODEL else 3e-3
     if optimizer not in ("adam", "adamw"):
         return 2e-3 if num_parameters < SMALL_MODEL else 1e-4
     if num_parameters < SMALL_MODEL:

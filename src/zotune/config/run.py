@@ -110,14 +110,13 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         reason if adapts else f"--tuning {config.tuning}",
     )  # fmt: skip
     has_gradient = OBJECTIVES[config.objective or task.objective].has_gradient
-    lens = facts.writers is not None and facts.num_parameters >= SMALL_MODEL and has_gradient
-    usual = choose_method(config, scope, lens)
+    usual = choose_method(config, scope, lens=facts.writers is not None and has_gradient)
     if config.estimator == "backprop":
         why = "what backpropagation of an adapter usually takes"
     elif config.tuning == "full":
         why = "MeZO's, at the memory of inference"
     elif usual["estimator"] == "lens":
-        why = "the best by forward passes in our study of a model of this size"
+        why = "the gradient at the memory of inference: the best in our study"
     else:
         why = f"the best in our study for scope {scope}"
     method = {name: choose(name, value, why) for name, value in usual.items()}
