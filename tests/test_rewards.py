@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import some_rewards
+from tests.pages import ROOT, blocks
 from zotune.errors import InputError, RewardError, TrainingError
 from zotune.rewards.builtin import BUILTINS, make_builtin
 from zotune.rewards.checkers import countdown, gsm8k, last_number
@@ -113,9 +114,7 @@ def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def once(
-    functions: Any, completions: list[Any], columns: dict[str, list[Any]] | None = None, **options: Any
-) -> list[float]:
+def once(functions: Any, completions: list[Any], columns: dict[str, Any] | None = None, **options: Any) -> list[float]:
     prompts = [f"prompt {index}" for index in range(len(completions))]
     weights = options.pop("weights", None)
     with Rewards(functions, weights) as rewards:
@@ -141,7 +140,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_functions_of_the_shapes_that_trl_documents_run_unchanged():
-    functions = [
+    functions: list[Any] = [
         some_rewards.num_tokens, some_rewards.num_tokens_as_documented, some_rewards.num_characters,
         some_rewards.is_right, some_rewards.not_empty,
     ]  # fmt: skip
@@ -335,6 +334,14 @@ def test_a_function_that_cannot_be_pickled_runs_here_without_a_limit_and_the_log
     assert "in this one, where reward_timeout_s cannot end it" in messages()
 
 
+def test_a_function_whose_module_no_other_process_finds_runs_here(monkeypatch, messages):
+    module = ModuleType("made_on_the_spot")
+    exec("def score(completions):\n    return [5.0] * len(completions)", vars(module))
+    monkeypatch.setitem(sys.modules, "made_on_the_spot", module)
+    assert once(module.score, ["c"]) == [5.0]
+    assert "reward score cannot be loaded in another process: ModuleNotFoundError" in messages()
+
+
 def test_a_script_is_not_run_again_by_the_process_of_its_reward(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -343,8 +350,7 @@ def test_a_script_is_not_run_again_by_the_process_of_its_reward(tmp_path):
         "with Rewards([mine, 'tests.some_rewards:num_characters']) as rewards:\n"
         "    print(rewards(['p'], ['c'], {}).values)\n"
     )
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "top\n[3.]\n"
 
@@ -361,6 +367,15 @@ def test_shares_of_a_batch_keep_their_order(bad):
 def test_what_cannot_cross_to_another_process_is_named():
     with pytest.raises(RewardError, match="cannot have the data in another process: TypeError"):
         once(some_rewards.num_characters, ["a"], {"lock": [threading.Lock()]})
+
+
+def test_what_a_function_prints_is_seen(tmp_path):
+    path = tmp_path / "prints.py"
+    path.write_text("def score(completions):\n    print('seen')\n    return [1.0] * len(completions)\n")
+    code = f"from zotune.rewards.weighted import Rewards\nwith Rewards({f'{path}:score'!r}) as r: r(['p'], ['c'], {{}})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "seen\n"
 
 
 # ---- bad rewards: each says what it did, with the record, and the next call works
@@ -381,7 +396,7 @@ def bad_rewards(bad: str) -> Iterator[Callable[..., Rewards]]:
         rewards.close()
 
 
-RECORD = "; the record: prompt 'What is b?', completion 'b', answer 'B'"
+RECORD = r"; the record: prompt 'What is b\?', completion 'b', answer 'B'"
 
 
 @pytest.mark.parametrize(
@@ -628,3 +643,8 @@ def test_mathematics_is_compared_as_such():
 def test_mathematics_without_its_package_says_how_to_install_it():
     with pytest.raises(InputError, match=r'needs the package math-verify: pip install "zotune\[math\]"'):
         Rewards("math_verify")
+
+
+def test_the_example_of_the_page_prints_what_the_page_says(capsys):
+    exec("\n".join(blocks(ROOT / "docs" / "rewards.md", "python")), {"__name__": "__main__"})
+    assert capsys.readouterr().out == "[ 0.955 -0.03 ]\n[1. 0.]\n"

@@ -45,7 +45,7 @@ class RewardProcess:
         watched, self._lifeline = os.pipe()
         code = CODE.format(path=sys.path, socket=theirs.fileno(), lifeline=watched)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], pass_fds=(theirs.fileno(), watched), stdin=subprocess.DEVNULL,
+            [sys.executable, "-u", "-P", "-c", code], pass_fds=(theirs.fileno(), watched), stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us alone, and what the function starts can be ended with it
         )  # fmt: skip
         theirs.close()

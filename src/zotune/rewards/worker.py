@@ -7,8 +7,8 @@ is asked comes over a socket; it lives as long as the parent holds the other end
 import faulthandler
 import os
 import pickle
+import select
 import signal
-import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +24,7 @@ GRACE_S = 5.0
 def serve(socket: int, lifeline: int) -> None:
     """Load the function and answer until the other end is closed; both arguments are open files."""
     connection = Connection(socket)
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(lifeline, os.getppid()), daemon=True).start()
     portable, timeout_s = connection.recv()
     try:
         caller = Caller(load(portable))
@@ -49,11 +49,14 @@ def serve(socket: int, lifeline: int) -> None:
             answer = caller(arguments, count)
             faulthandler.cancel_dump_traceback_later()
             connection.send(answer)
-    sys.stdout.flush()
     os._exit(0)  # threads that the user's code has left do not keep it
 
 
-def _end_with_parent(lifeline: int) -> None:
-    """End this process, and those that it has started, when the other end of the pipe closes."""
-    os.read(lifeline, 1)
+def _end_with_parent(lifeline: int, parent: int) -> None:
+    """End this process, and those that it has started, when the other end of the pipe closes.
+
+    A fork of the parent may hold that open, so who the parent is counts as well.
+    """
+    while os.getppid() == parent and not select.select([lifeline], [], [], 1.0)[0]:
+        pass
     os.killpg(os.getpgid(0), signal.SIGKILL)
