@@ -224,14 +224,12 @@ def test_the_reward_is_the_weighted_sum():
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
-    [([1.0], "expected 2, one for each reward, got 1"), ([1.0, np.nan], "finite numbers, got nan"),
+    ("weights", "expected"),
+    [([1.0], "2, one for each reward, got 1"), ([1.0, np.nan], "finite numbers, got nan"),
      ([1.0, "2"], "finite numbers, got '2'")],
 )  # fmt: skip
-def test_weights_are_one_finite_number_for_each(weights, message):
-    with pytest.raises(
-        InputError, match=f"reward_weights: expected {message[9:]}" if "expected" in message else message
-    ):
+def test_weights_are_one_finite_number_for_each(weights, expected):
+    with pytest.raises(InputError, match=f"reward_weights: expected {expected}"):
         Rewards(["length", "format"], weights)
 
 
