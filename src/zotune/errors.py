@@ -16,6 +16,10 @@ class TrainingError(RuntimeError):
     """Training had to stop (diverged, disk full); the journal up to the last whole step is kept. Exit code 1."""
 
 
+class RewardError(TrainingError):
+    """A reward function gave no usable answer; the message names the reward and the record."""
+
+
 class DiskError(TrainingError):
     """Training had to stop because the disk refused: this says nothing of the run, which goes on once there is room."""
 
