@@ -52,7 +52,7 @@ class PromptKV:
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.differentiated = differentiated
-        self._padded = _pad(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
+        self._padded = padded(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
 
     def groups(self, layer: int) -> Iterator[tuple[slice, Kept, torch.Tensor | None]]:
         """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
@@ -66,7 +66,7 @@ class PromptKV:
             yield slice(None), partial(_same, nothing.flatten(0, 1)), None
             return
         if self.differentiated:
-            kv, hidden = _pad([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            kv, hidden = padded([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
             yield slice(None), lambda which: kv[which].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
@@ -87,7 +87,7 @@ def _keys(kept: Kept) -> torch.Tensor:
     return kept(0).transpose(1, 2)
 
 
-def _pad(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """All prompts [.., kv heads, tokens, size], filled to the longest, and what is filling.
 
     Returns:

@@ -19,6 +19,7 @@ from zotune.engine.scores import empty_scores
 from zotune.engine.torch.activated import Activated
 from zotune.engine.torch.backward import Part, scores_and_gradient
 from zotune.engine.torch.everywhere import Everywhere
+from zotune.engine.torch.fast_generation import FastGeneration
 from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
 from zotune.engine.torch.lens_gradient import Watch, scores_and_lens_gradient
 from zotune.engine.torch.limits import length_limit
@@ -68,6 +69,7 @@ class TorchEngine:
             Activated(self.passes, PrefixCache(KEPT_BYTES, BLOCK)),
             Everywhere(self.passes),
         )
+        self.generation = FastGeneration(self.plain, self.passes, self.activated.prompts, self.in_float32)
         self.plain_tangents: bool | None = None  # whether derivatives alone are the plain engine's; found when asked
         self.plain_reason: str | None = None
         self.activated.prompts.same_in_company = True  # the trial is about more than the last bits
@@ -174,7 +176,8 @@ class TorchEngine:
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
-        return self.plain.generate(theta, probes, prompts, sampling)
+        generate = self.plain.generate if self.plain_reason else self.generation.generate
+        return generate(theta, probes, prompts, sampling)
 
     def peak_memory_bytes(self) -> int:
         return self.plain.peak_memory_bytes()
