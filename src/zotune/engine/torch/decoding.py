@@ -20,7 +20,7 @@ from zotune.engine.torch.suffix_passes import SuffixPasses
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.zo.protocol import Example, TokenIds
 
-MAX_BYTES = 2**30  # of KV that is held at once, on a CPU
+MAX_BYTES = 2**30
 MAX_SHARE = 0.5  # of a device's free memory
 
 
@@ -34,6 +34,7 @@ class Decoding:
     def __init__(self, passes: SuffixPasses, prompts: Prompts | None) -> None:
         self.passes = passes
         self.prompts = prompts
+        self.max_bytes = MAX_BYTES  # of KV that is held at once, on a CPU
         self._bytes_a_token = 1  # of KV; known once something was computed
 
     def max_probes(self, prompts: Sequence[Example], num_new: int) -> int:
@@ -200,7 +201,7 @@ class Decoding:
     def _max_tokens(self) -> float:
         """Whose KV may be held at once."""
         device = self.passes.model.device
-        most = MAX_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else MAX_BYTES
+        most = MAX_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else self.max_bytes
         return most / self._bytes_a_token
 
     def _max_rows(self) -> int:

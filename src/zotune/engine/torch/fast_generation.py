@@ -6,8 +6,9 @@ repetition penalty does, and prompts that reach a limit of the model's attention
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -133,7 +134,7 @@ class FastGeneration:
             return False
         watched = _Watched(len(probes), len(trial.batch))
         texts = self._texts(trial.theta, probes, trial.batch, watched.sampling, watched)
-        found, wanted = [], []
+        wanted = []
         for index, probe in enumerate(probes):
             batch = [replace(example, candidates=(text,)) for example, text in zip(trial.batch, texts[index], strict=True)]
             scores = self.plain.score(trial.theta, [probe], batch)
@@ -141,7 +142,7 @@ class FastGeneration:
             num_tokens = scores.num_tokens
         want = Scores(np.concatenate(wanted), num_tokens)
         found = Scores(watched.log_probs[:, :, None], num_tokens)
-        return same(found, want) if exact else agree(self.plain.model, found, want, self.plain.noise)
+        return same(found, want) if exact else agree(self.plain.model, found, want, self.plain.noise, False, watched.spread)
 
     def _differs_in_float32(self) -> bool:
         """Whether a model of half precision goes on otherwise for another reason than rounding."""
@@ -164,11 +165,18 @@ class _Watched(TokenChoice):
     def __init__(self, num_probes: int, num_prompts: int) -> None:
         super().__init__(Sampling(NUM_TRIED), [0] * num_prompts)
         self.log_probs = np.zeros((num_probes, num_prompts), dtype=np.float32)
+        self._variances: list[float] = []
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the log-probability of a text, were its tokens any ones."""
+        return math.sqrt(sum(self._variances))
 
     def tokens(self, logits: torch.Tensor, probes: np.ndarray, prompts: np.ndarray, place: int) -> np.ndarray:
         chosen = super().tokens(logits, probes, prompts, place)
         log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         self.log_probs[probes, prompts] += log_probs[np.arange(len(chosen)), chosen]
+        self._variances.append(float(np.var(log_probs, axis=-1).mean()))
         return chosen
 
 

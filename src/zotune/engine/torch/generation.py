@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.zo.protocol import EngineStats, Sampling, TokenIds
 
@@ -17,6 +18,7 @@ def generate_texts(
     inputs: dict[str, torch.Tensor],
     sampling: Sampling,
     seeds: Sequence[int],
+    layers: TrainedLayers,
     stats: EngineStats,
     whole: bool = False,
 ) -> list[TokenIds]:
@@ -24,6 +26,7 @@ def generate_texts(
 
     Args:
         seeds: of each row.
+        layers: what is trained; its `token_mask` is for the tokens of the inputs.
         whole: compute all tokens of a row for each new one, without cache, mask or positions.
 
     Raises:
@@ -46,6 +49,8 @@ def generate_texts(
     choice, rows, num_first = TokenChoice(sampling, seeds), np.arange(len(seeds)), token_ids.shape[1]
 
     def scores(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if not whole:
+            layers.token_mask = None  # whatever follows a prompt is adapted, also where nothing of the prompt is
         return choice.scores(logits, rows, so_far.shape[1] - num_first)
 
     generate: Any = model.generate

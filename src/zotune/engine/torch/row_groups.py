@@ -25,7 +25,7 @@ class RowGroups:
         places[order] = owners[order] * self.most + np.arange(len(order)) - first[owners[order]]
         rows = np.zeros(num_groups * self.most, dtype=np.int64)
         rows[places] = np.arange(len(order))
-        self._in_order = np.array_equal(rows, places)
+        self._in_order = np.array_equal(rows, np.arange(len(order)))
         self.owners, self._places, self._rows = (torch.from_numpy(each).to(device) for each in (owners, places, rows))
 
     def __len__(self) -> int:
