@@ -55,9 +55,9 @@ class Rows:
             self.prompts = [
                 Example(ids, self.invocation, ((0,),)) for ids, _ in zip(kept, range(num_prompts), strict=False)
             ]
-        self.probes = [
-            Probe(seed, sign * 1e-2) for seed in range((num_probes + 1) // 2) for sign in (1, -1)
-        ][:num_probes]
+        self.probes = [Probe(seed, sign * 1e-2) for seed in range((num_probes + 1) // 2) for sign in (1, -1)][
+            :num_probes
+        ]
 
     def population(self, scope: str) -> Side:
         """All probes and prompts by the fast engine, with no prompt kept from before."""
@@ -141,11 +141,15 @@ def main() -> None:
             cells = []
             for which, count in ((0, options.new), (1, options.new - 1)):
                 cells.append(spread([num_rows * count / each[which] for each in of_side], 0))
-                cells.append(spread([there[which] / here[which] for here, there in zip(of_side, reference, strict=True)]))
+                cells.append(
+                    spread([there[which] / here[which] for here, there in zip(of_side, reference, strict=True)])
+                )
             lines.append(f"| {name} | {' | '.join(cells)} |")
     if options.long:
         rows = Rows(options, "imdb", options.long, options.long, 500)
-        seconds = taken({scope: rows.population(scope) for scope in ("everywhere", "activated")}, options.new, options.rounds)
+        seconds = taken(
+            {scope: rows.population(scope) for scope in ("everywhere", "activated")}, options.new, options.rounds
+        )
         pairs = zip(seconds["everywhere"], seconds["activated"], strict=True)
         ratio = spread([there[0] / here[0] for there, here in pairs])
         lines.append(

@@ -135,9 +135,7 @@ class Decoding:
         assert logits is not None
         return logits, rows
 
-    def _first(
-        self, starts: list[Start], num_probes: int, prefix: Prefix | None
-    ) -> tuple[torch.Tensor, FirstKV]:
+    def _first(self, starts: list[Start], num_probes: int, prefix: Prefix | None) -> tuple[torch.Tensor, FirstKV]:
         """One pass over the first tokens of items [starts, probes]: logits [items, vocabulary], and the KV."""
         size = max(len(start.tokens) for start in starts)
         input_ids = np.zeros((len(starts), size), dtype=np.int64)
@@ -153,8 +151,8 @@ class Decoding:
         last = np.array([[len(start.tokens) - 1] for start in starts])
         kv = FirstKV(prefix, size, self.passes.dtype, device)
         self._set_slots(np.tile(np.arange(num_probes), len(starts)), num_probes)
-        each = (np.repeat(array, num_probes, axis=0) for array in (input_ids, positions, last))
-        logits = self._forward(*each, kv, token_mask)
+        input_ids, positions, last = (np.repeat(array, num_probes, axis=0) for array in (input_ids, positions, last))
+        logits = self._forward(input_ids, positions, last, kv, token_mask)
         self.passes.stats.tokens_computed += num_probes * sum(len(start.tokens) for start in starts)
         return logits, kv
 

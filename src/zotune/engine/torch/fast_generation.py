@@ -136,13 +136,19 @@ class FastGeneration:
         texts = self._texts(trial.theta, probes, trial.batch, watched.sampling, watched)
         wanted = []
         for index, probe in enumerate(probes):
-            batch = [replace(example, candidates=(text,)) for example, text in zip(trial.batch, texts[index], strict=True)]
+            batch = [
+                replace(example, candidates=(text,)) for example, text in zip(trial.batch, texts[index], strict=True)
+            ]
             scores = self.plain.score(trial.theta, [probe], batch)
             wanted.append(scores.log_probs)
             num_tokens = scores.num_tokens
         want = Scores(np.concatenate(wanted), num_tokens)
         found = Scores(watched.log_probs[:, :, None], num_tokens)
-        return same(found, want) if exact else agree(self.plain.model, found, want, self.plain.noise, False, watched.spread)
+        return (
+            same(found, want)
+            if exact
+            else agree(self.plain.model, found, want, self.plain.noise, False, watched.spread)
+        )
 
     def _differs_in_float32(self) -> bool:
         """Whether a model of half precision goes on otherwise for another reason than rounding."""
@@ -181,8 +187,8 @@ class _Watched(TokenChoice):
 
 
 _HARMLESS = {  # what is not about logits, or only where transformers samples
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens", "use_cache",
-    "cache_implementation", "cache_config", "return_dict_in_generate", "output_attentions", "output_hidden_states",
-    "output_scores", "output_logits", "transformers_version", "_from_model_config", "do_sample", "temperature", "top_k",
-    "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "num_return_sequences",
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens",
+    "use_cache", "cache_implementation", "cache_config", "return_dict_in_generate", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "transformers_version", "_from_model_config", "do_sample",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "num_return_sequences",
 }  # fmt: skip

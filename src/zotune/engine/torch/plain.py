@@ -185,7 +185,9 @@ class PlainEngine:
             for pack in pack_rows(rows, self.max_tokens_per_forward, sampling.max_new_tokens, alone_above):
                 whole = bool(self._generates_whole_rows)
                 of_rows = [seeds[row.example] for row in pack]
-                found = generate_texts(self.model, self._inputs(pack), sampling, of_rows, self.layers, self.stats, whole)
+                found = generate_texts(
+                    self.model, self._inputs(pack), sampling, of_rows, self.layers, self.stats, whole
+                )
                 for row, token_ids in zip(pack, found, strict=True):
                     texts[row.example] = token_ids
             results.append(texts)

@@ -125,7 +125,10 @@ class RowsKV:
         self.own_mask = mask[:, None, None, None]
         self._at = longest
         if int(self.lengths.min()) < longest:
-            self._at = torch.arange(len(self.lengths), device=self.device), torch.from_numpy(self.lengths).to(self.device)
+            self._at = (
+                torch.arange(len(self.lengths), device=self.device),
+                torch.from_numpy(self.lengths).to(self.device),
+            )
         self.lengths = self.lengths + 1
 
     def extended(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,8 +40,9 @@ def make_starts(prompts: Sequence[Example], activated: bool) -> list[Start]:
     ]
 
 
-def packs(starts: Sequence[Start], num_probes: int, num_new: int, max_tokens: float, max_rows: int,
-          shared: bool) -> Iterator[list[int]]:  # fmt: skip
+def packs(
+    starts: Sequence[Start], num_probes: int, num_new: int, max_tokens: float, max_rows: int, shared: bool
+) -> Iterator[list[int]]:
     """The numbers of starts whose rows are continued together: of like length, as many as there is room for.
 
     Args:
