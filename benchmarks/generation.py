@@ -153,8 +153,8 @@ def main() -> None:
         pairs = zip(seconds["everywhere"], seconds["activated"], strict=True)
         ratio = spread([there[0] / here[0] for there, here in pairs])
         lines.append(
-            f"\nScope activated over everywhere, {options.long} probes x {options.long} prompts of 500 tokens, {options.new} "
-            f"new ones, nothing kept: {ratio} times the pace."
+            f"\nScope activated over everywhere, {options.long} probes x {options.long} prompts of 500 tokens, "
+            f"{options.new} new ones, nothing kept: {ratio} times the pace."
         )
     lines.append(f"\n{processor()}, {options.threads} thread(s), torch {torch.__version__}, {date.today()}.")
     print("\n".join(lines))

@@ -26,7 +26,7 @@ def generate_texts(
 
     Args:
         seeds: of each row.
-        layers: what is trained; its `token_mask` is for the tokens of the inputs.
+        layers: what is trained; its `token_mask` is for the tokens of the inputs, and grows with them.
         whole: compute all tokens of a row for each new one, without cache, mask or positions.
 
     Raises:
@@ -49,8 +49,8 @@ def generate_texts(
     choice, rows, num_first = TokenChoice(sampling, seeds), np.arange(len(seeds)), token_ids.shape[1]
 
     def scores(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        if not whole:
-            layers.token_mask = None  # whatever follows a prompt is adapted, also where nothing of the prompt is
+        if layers.token_mask is not None:  # what follows a prompt is adapted, also where nothing of the prompt is
+            layers.token_mask = torch.nn.functional.pad(layers.token_mask, (0, 1), value=True)
         return choice.scores(logits, rows, so_far.shape[1] - num_first)
 
     generate: Any = model.generate

@@ -126,10 +126,9 @@ class LoraLayers(TrainedLayers):
             return product
         # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
-        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones; one over
-        # more has tokens that were generated since.
-        mask = nn.functional.pad(self.token_mask, (0, max(0, by_row.shape[1] - self.token_mask.shape[1])), value=True)
-        return torch.where(mask[:, -by_row.shape[1] :, None], by_row, 0.0)
+        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
+        mask = self.token_mask[:, -by_row.shape[1] :, None]
+        return torch.where(mask, by_row, 0.0)
 
 
 def module_widths(model: PreTrainedModel, spec: LoraSpec) -> list[int]:
