@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from zotune.engine.torch.attention import padded, use_attention
 from zotune.engine.torch.prompts import Prompts
@@ -20,8 +21,8 @@ from zotune.engine.torch.suffix_passes import SuffixPasses
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.zo.protocol import Example, TokenIds
 
-MAX_BYTES = 2**30
-MAX_SHARE = 0.5  # of a device's free memory
+MAX_BYTES = 2**30  # of KV that is held at once, on a CPU, unless that is less than `MAX_SHARE` of the weights
+MAX_SHARE = 0.25  # of the weights, or of a GPU's memory
 
 
 class Decoding:
@@ -34,7 +35,7 @@ class Decoding:
     def __init__(self, passes: SuffixPasses, prompts: Prompts | None) -> None:
         self.passes = passes
         self.prompts = prompts
-        self.max_bytes = MAX_BYTES  # of KV that is held at once, on a CPU
+        self.max_bytes = _max_bytes(passes.model)  # of KV that is held at once: the same in every call
         self._bytes_a_token = 1  # of KV; known once something was computed
 
     def max_probes(self, prompts: Sequence[Example], num_new: int) -> int:
@@ -123,7 +124,7 @@ class Decoding:
             if prefix is not None:
                 owners = prefix.owners.reshape(len(starts), num_probes)
                 of_items = np.stack([owners[np.flatnonzero(of_start == n)[0]] for n in some]).ravel()
-                first = Prefix(prefix.kv, prefix.lengths, of_items)
+                first = prefix.for_rows(of_items)
             found, kv = self._first([unique[n] for n in some], num_probes, first)
             if logits is None:
                 logits = found.new_empty((len(starts) * num_probes, found.shape[1]))
@@ -198,10 +199,14 @@ class Decoding:
 
     def _max_tokens(self) -> float:
         """Whose KV may be held at once."""
-        device = self.passes.model.device
-        most = MAX_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else self.max_bytes
-        return most / self._bytes_a_token
+        return self.max_bytes / self._bytes_a_token
 
     def _max_rows(self) -> int:
         """That get logits in one pass."""
         return max(1, self.passes.head.max_logits // self.passes.model.config.get_text_config().vocab_size)
+
+
+def _max_bytes(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        return MAX_SHARE * torch.cuda.get_device_properties(model.device).total_memory
+    return max(MAX_BYTES, MAX_SHARE * sum(parameter.nbytes for parameter in model.parameters()))

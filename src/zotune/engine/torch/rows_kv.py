@@ -42,6 +42,12 @@ class Prefix:
         keys, values = self.kv[layer]
         return keys, values
 
+    def for_rows(self, owners: np.ndarray) -> "Prefix":
+        """The same before other rows, without the groups that have none of them."""
+        used, owners = np.unique(owners, return_inverse=True)
+        kv = self.kv if len(used) == len(self.lengths) else self.kv[:, :, used]
+        return Prefix(kv, self.lengths[used], owners)
+
     def keep(self, order: np.ndarray) -> None:
         """The rows are those of these numbers now; groups that are nobody's leave."""
         owners = self.owners[order]
