@@ -235,9 +235,11 @@ def _all_parameters(model: PreTrainedModel) -> dict[str, Finding]:
 
 
 def _generation(model: PreTrainedModel) -> dict[str, Finding]:
-    """Greedy tokens, against the best token of one row after the other."""
+    """Greedy tokens of the bare model against the best token of one row after the other, and under probes of an
+    adapter those of the fast engine against the plain one's."""
     engine = PlainEngine(model, LoraSpec(1, 1.0, ()))
     try:
+        how = "row by row" if engine.alone else "padded rows"
         found = engine.generate({}, [AT_THETA], BATCH[1:], Sampling(NUM_NEW))[0]
         for example, tokens in zip(BATCH[1:], found, strict=True):
             row = [*example.prompt, *example.invocation]
@@ -247,7 +249,34 @@ def _generation(model: PreTrainedModel) -> dict[str, Finding]:
                 if logits.max() - logits[token] > TOLERANCE:
                     return {"generation": Finding("other tokens", np.inf)}
                 row.append(token)
-        return {"generation": Finding("row by row" if engine.alone else "padded rows", 0.0)}
+    finally:
+        engine.close()
+    together = [_generates_together(model, scope) for scope in ("everywhere", "activated")]
+    if not all(right for right, _ in together):
+        return {"generation": Finding("other tokens together", np.inf)}
+    return {"generation": Finding("together" if all(fast for _, fast in together) else how, 0.0)}
+
+
+def _generates_together(model: PreTrainedModel, scope: str) -> tuple[bool, bool]:
+    """Whether the fast engine's texts are those of the plain one but for ties, and whether they were computed fast."""
+    spec = LoraSpec(2, 4.0, ("all-linear",), INVOCATION if scope == "activated" else None)
+    try:
+        engine = TorchEngine(model, spec, PrefixCache(1e9, 8))
+    except InputError:
+        return True, False
+    try:
+        theta, probes = _theta(engine, 1), [Probe(3, distance) for distance in (0.0, 0.05, -0.05)]
+        texts, plain = (each.generate(theta, probes, BATCH[1:], Sampling(NUM_NEW)) for each in (engine, engine.plain))
+        fast = not (engine.plain_reason or engine.generation.plain_reason)
+        for probe, ours, theirs in zip(probes, texts, plain, strict=True):
+            for example, one, other in zip(BATCH[1:], ours, theirs, strict=True):
+                place = next((i for i in range(NUM_NEW) if one[i] != other[i]), None)
+                if place is not None:
+                    tied = Example(example.prompt, example.invocation + one[:place], ((one[place],), (other[place],)))
+                    first, second = engine.plain.score(theta, [probe], [tied]).log_probs[0, 0]
+                    if abs(first - second) > TOLERANCE:
+                        return False, fast
+        return True, fast
     finally:
         engine.close()
 

@@ -46,6 +46,6 @@ def test_it_equals_attention_over_prompt_and_own_tokens_row_by_row(shapes):
     for padded in (False, True):  # as on a CPU, and as elsewhere
         kv = PromptKV(runs, visible, probes)
         if padded and any(runs):
-            kv._padded = attention_file._on_device(runs, torch.device("cpu"))
+            kv._padded = attention_file.padded_by_head(runs, torch.device("cpu"))
         output, _ = attention(module, query, key, value, None, scaling=0.3, prompt_kv=kv)
         torch.testing.assert_close(output, expected, rtol=TOLERANCE, atol=TOLERANCE)

@@ -71,7 +71,10 @@ class EnginePool(Generic[AnEngine]):
     def generate(
         self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
-        shares = self._run(prompts, lambda engine, some: engine.generate(theta, probes, some, sampling))
+        def share(engine: AnEngine, some: Sequence[int]) -> list[list[TokenIds]]:
+            return engine.generate(theta, probes, [prompts[i] for i in some], sampling.of(some, len(prompts)))
+
+        shares = self._run(range(len(prompts)), share)
         return [[text for share in shares for text in share[index]] for index in range(len(probes))]
 
     def peak_memory_bytes(self) -> int:

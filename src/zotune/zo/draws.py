@@ -49,6 +49,12 @@ def sphere(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return z * np.float32(math.sqrt(z.size) / norm)
 
 
+def gumbel(seed: int, name: str, length: int) -> np.ndarray:
+    """Standard Gumbel noise, float32 of `length`: added to log-probabilities, the largest sum is a sample of them."""
+    # Exponential noise in float64: the least of many must not be 0, nor be one of a few values.
+    return -np.log(_generator(seed, name).standard_exponential(length).astype(np.float32))
+
+
 def _generator(seed: int, name: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

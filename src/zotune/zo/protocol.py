@@ -7,13 +7,14 @@ for, and the same call gives the same numbers.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from zotune.zo.draws import derive_seed
 from zotune.zo.noise import GAUSSIAN, Noise
 
 Theta = Mapping[str, np.ndarray]
@@ -101,12 +102,39 @@ class Scores:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate: greedily where `temperature` is 0, else by sampling with `seed`."""
+    """How to generate: greedily where `temperature` is 0, else by sampling.
+
+    Of the most likely tokens, those are drawn from whose probabilities (at that temperature) are `top_p` together. Each
+    prompt of a call has a seed of its own: the noise of a token is a function of that seed and of the token's place
+    among the new ones. So a text depends neither on what else is generated nor on how, and all probes of a prompt have
+    the same noise. `seeds` has one for each prompt of the call; None: they are derived from `seed` and the prompt's
+    place in the call. Several samples of one prompt are several places with that prompt. (SGLang's engine draws from
+    one generator for all that it generates.)
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
     stop_token_ids: TokenIds = ()
+    top_p: float = 1.0
+    seeds: tuple[int, ...] | None = None
+
+    def row_seeds(self, num_prompts: int) -> tuple[int, ...]:
+        """The seed of each prompt of a call.
+
+        Raises:
+            ValueError: another number of seeds was given.
+        """
+        if self.seeds is None:
+            return tuple(derive_seed(self.seed, "text", index) for index in range(num_prompts))
+        if len(self.seeds) != num_prompts:
+            raise ValueError(f"sampling.seeds has {len(self.seeds)} for {num_prompts} prompts; give one for each")
+        return self.seeds
+
+    def of(self, which: Sequence[int], num_prompts: int) -> "Sampling":
+        """The same for some prompts of a call, by their places in it."""
+        seeds = self.row_seeds(num_prompts)
+        return replace(self, seeds=tuple(seeds[index] for index in which))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
+from zotune.zo.draws import derive_seed
 from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, TokenIds
 
 
@@ -127,8 +128,10 @@ class Worker:
         parameters = {
             "max_new_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "stop_token_ids": list(sampling.stop_token_ids) or None,
         }
+        seed = derive_seed(*sampling.row_seeds(len(prompts)))  # SGLang has one generator for all rows
         results: list[list[TokenIds]] = []
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
@@ -136,7 +139,7 @@ class Worker:
             texts: list[list[TokenIds]] = [[()] * len(prompts) for _ in some]
             for chunk in self.prompts.chunks([example.prompt for example in prompts]):
                 locks = self.prompts.hold([prompts[i].prompt for i in chunk]) if self.activated else []
-                torch.manual_seed(sampling.seed)
+                torch.manual_seed(seed)
                 jobs = [(k, i, self._to_generate(prompts[i], k, parameters)) for k in range(len(some)) for i in chunk]
                 try:
                     self.driver.run([job for _, _, job in jobs])

@@ -54,7 +54,9 @@ class PromptKV:
         self.own_mask = torch.where(visible, 0.0, -torch.inf)[:, None, None, None]
         self.computed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.differentiated = differentiated
-        self._padded = _on_device(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
+        self._padded = (
+            padded_by_head(prompts, visible.device) if visible.device.type != "cpu" and any(prompts) else None
+        )
 
     def groups(self, layer: int) -> Iterator[tuple[slice, Kept, torch.Tensor | None]]:
         """What is computed together, of all [rows * kv heads]: the prompts' keys and values, and a mask of padding."""
@@ -68,7 +70,7 @@ class PromptKV:
             yield slice(None), partial(_same, nothing.flatten(0, 1)), None
             return
         if self.differentiated:
-            kv, hidden = _on_device([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
+            kv, hidden = padded_by_head([[run[layer] for run in runs] for runs in self.prompts], self.own_mask.device)
             yield slice(None), lambda which: kv[which].flatten(0, 1), hidden
             return
         for row, runs in enumerate(self.prompts):
@@ -106,7 +108,9 @@ def padded(prompts: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, tor
     return kv, torch.arange(longest) >= lengths[:, None]
 
 
-def _on_device(prompts: Sequence[Sequence[torch.Tensor]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_by_head(
+    prompts: Sequence[Sequence[torch.Tensor]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, with what is filling as bool [rows * kv heads, 1, longest]."""
     kv, hidden = padded(prompts)
     return kv, hidden.repeat_interleave(kv.shape[-3], dim=0)[:, None].to(device)

@@ -114,7 +114,7 @@ class Everywhere:
 def _suffixes(batch: Sequence[Example]) -> tuple[list[Suffix], int]:
     """What follows what all prompts begin with, of each example, and how many tokens that is."""
     wholes = [example.prompt + example.invocation for example in batch]
-    num_shared = _common_prefix(wholes) if len(batch) > 1 else 0
+    num_shared = common_prefix(wholes) if len(batch) > 1 else 0
     num_shared = num_shared if num_shared >= MIN_SHARED else 0
     suffixes = [
         make_suffix(whole[num_shared:], example.candidates) for whole, example in zip(wholes, batch, strict=True)
@@ -122,7 +122,7 @@ def _suffixes(batch: Sequence[Example]) -> tuple[list[Suffix], int]:
     return suffixes, num_shared
 
 
-def _common_prefix(sequences: Sequence[TokenIds]) -> int:
+def common_prefix(sequences: Sequence[TokenIds]) -> int:
     """How many tokens all sequences begin with, leaving each at least one of its own."""
     shortest = min(map(len, sequences)) - 1
     for index in range(shortest):

@@ -6,6 +6,8 @@ linear head multiplies in float32. Models that do something to logits after the 
 compute them in the pass.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -42,6 +44,15 @@ class ScoredHead:
     def pick(self, positions: torch.Tensor | None) -> None:
         """In the next passes only `positions` [rows, scored] reach the head; None: all do."""
         self._positions = positions
+
+    @contextmanager
+    def in_pass(self) -> Iterator[None]:
+        """Inside, a pass applies the head to what was picked, in its own precision, and gives logits."""
+        before, self.is_last = self.is_last, False
+        try:
+            yield
+        finally:
+            self.is_last = before
 
     def picked(self) -> torch.Tensor:
         """The positions that reach the head in the pass that runs."""

@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from zotune.engine.torch.row_groups import RowGroups
 from zotune.zo.protocol import Probe, Theta
 
 
 class TrainedLayers(ABC):
     """The trained modules of one model, from now until `remove`.
 
-    How the tokens of a pass lie: as [num_groups, probes, the rest]; `token_mask` [rows, tokens] keeps an adapter to
-    some of them; with `active` false the model is the base model. Nothing of it matters where weights move. `adapted`
-    [rows, tokens] are the tokens that are no padding, of those that an adapter is kept to. With `float_stream` what a
-    module gives need not be rounded to its precision.
+    How the tokens of a pass lie: as [num_groups, probes, the rest], or, where `rows` are given, in rows that each
+    belong to a probe; `token_mask` [rows, tokens] keeps an adapter to some of them; with `active` false the model is
+    the base model. Nothing of it matters where weights move. `adapted` [rows, tokens] are the tokens that are no
+    padding, of those that an adapter is kept to. With `float_stream` what a module gives need not be rounded to its
+    precision.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -25,6 +27,7 @@ class TrainedLayers(ABC):
     def __init__(self) -> None:
         self.active = True
         self.num_groups = 1
+        self.rows: RowGroups | None = None
         self.token_mask: torch.Tensor | None = None
         self.adapted: torch.Tensor | None = None
         self.float_stream = False

@@ -114,18 +114,21 @@ class LoraLayers(TrainedLayers):
     def _product(
         self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
+        if self.rows is None:
+            by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
+        else:
+            by_slot = self.rows.apart(inputs.reshape(len(self.rows), -1, inputs.shape[-1]))
         _, groups, count, width = by_slot.shape  # [slots, groups, tokens, features]
         low = torch.bmm(by_slot.reshape(self.num_slots, groups * count, width).float(), matrix_a) * scaling
-        product = torch.bmm(low, matrix_b).view(self.num_slots, groups, count, -1).transpose(0, 1)
+        product = torch.bmm(low, matrix_b).view(self.num_slots, groups, count, -1)
+        product = product.transpose(0, 1) if self.rows is None else self.rows.together(product)
         if self.token_mask is None:
             return product
         # Some models, such as OPT, flatten rows and tokens before their feed-forward layers.
         by_row = product.reshape(self.token_mask.shape[0], -1, product.shape[-1])
-        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones; one over
-        # more has tokens that were generated since.
-        mask = nn.functional.pad(self.token_mask, (0, max(0, by_row.shape[1] - self.token_mask.shape[1])), value=True)
-        return torch.where(mask[:, -by_row.shape[1] :, None], by_row, 0.0)
+        # A pass over fewer tokens than the rows have (decoding, the scored positions) is over the last ones.
+        mask = self.token_mask[:, -by_row.shape[1] :, None]
+        return torch.where(mask, by_row, 0.0)
 
 
 def module_widths(model: PreTrainedModel, spec: LoraSpec) -> list[int]:

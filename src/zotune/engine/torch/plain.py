@@ -177,13 +177,17 @@ class PlainEngine:
             self._try_to_generate()
         rows = [Row(i, e.prompt + e.invocation, len(e.invocation), ()) for i, e in enumerate(prompts)]
         alone_above = 0 if self._generates_whole_rows else self.alone_above
+        seeds = sampling.row_seeds(len(prompts))
         results: list[list[TokenIds]] = []
         for probe in probes:
             self.layers.place(theta, [probe])
             texts: list[TokenIds] = [()] * len(prompts)
             for pack in pack_rows(rows, self.max_tokens_per_forward, sampling.max_new_tokens, alone_above):
                 whole = bool(self._generates_whole_rows)
-                found = generate_texts(self.model, self._inputs(pack), sampling, self.stats, whole)
+                of_rows = [seeds[row.example] for row in pack]
+                found = generate_texts(
+                    self.model, self._inputs(pack), sampling, of_rows, self.layers, self.stats, whole
+                )
                 for row, token_ids in zip(pack, found, strict=True):
                     texts[row.example] = token_ids
             results.append(texts)

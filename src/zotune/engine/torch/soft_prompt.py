@@ -58,6 +58,11 @@ class SoftPrompt(TrainedLayers):
         return (args[0].clamp(min=0), *args[1:])
 
     def _write(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if self.rows is not None:
+            row, place = torch.where(self._ids < 0)
+            vectors = self.vectors[self.rows.owners[row], -1 - self._ids[row, place]]
+            output[row, place] = vectors.to(output.dtype)
+            return output
         by_slot = self._ids.reshape(self.num_groups, len(self.vectors), -1)
         group, slot, place = torch.where(by_slot < 0)
         vectors = self.vectors[slot, -1 - by_slot[group, slot, place]].to(output.dtype)

@@ -61,10 +61,16 @@ class SuffixPasses:
         return scored
 
     def forward(
-        self, input_ids: np.ndarray, positions: np.ndarray, scored: np.ndarray, float_stream: bool = False, **more: Any
+        self,
+        input_ids: np.ndarray,
+        positions: np.ndarray,
+        scored: np.ndarray,
+        float_stream: bool = False,
+        token_mask: torch.Tensor | None = None,
+        **more: Any,
     ) -> torch.Tensor:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
-        self.layers.token_mask = None
+        self.layers.token_mask = token_mask
         self.head.pick(self._tensor(scored))
         self.layers.float_stream = wide = float_stream and self.stream.possible and self.dtype == self.model.dtype
         try:

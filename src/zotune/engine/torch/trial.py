@@ -55,12 +55,20 @@ def _batch(model: PreTrainedModel, virtual_tokens: TokenIds) -> list[Example]:
     ]
 
 
-def agree(model: PreTrainedModel, scores: Scores, reference: Scores, noise: float = 0.0, exact: bool = False) -> bool:
+def agree(
+    model: PreTrainedModel,
+    scores: Scores,
+    reference: Scores,
+    noise: float = 0.0,
+    exact: bool = False,
+    spread: float | None = None,
+) -> bool:
     """Whether two ways of computing the scores of a trial are the same but for rounding.
 
     Args:
         noise: how far two right ways are apart on this model, as `distance` has it, where that is known.
         exact: the way is the same, and so must the numbers be.
+        spread: how far scores of unlike texts are apart; None: as far as these are.
     """
     # LLM.int8() rounds what goes into a product to 8 bits, where another order of operations may tip the scales.
     rounds = any(parameter.dtype == torch.int8 for parameter in model.parameters())
@@ -71,7 +79,7 @@ def agree(model: PreTrainedModel, scores: Scores, reference: Scores, noise: floa
         return np.array_equal(np.isfinite(got), np.isfinite(want))
     if model.dtype == torch.float32 and not rounds:
         return same(scores, reference)
-    return distance(scores, reference) <= max(3 * noise, 0.05 * float(np.std(want)))
+    return distance(scores, reference) <= max(3 * noise, 0.05 * (float(np.std(want)) if spread is None else spread))
 
 
 def same(scores: Scores, reference: Scores) -> bool:
