@@ -68,7 +68,7 @@ class SglangKind(EngineKind):
         if "lens" in request.measured:
             _check_lens(request)
         if "eva" in request.measured:
-            from zotune.engine.torch.start import start_alone
+            from zotune.engine.torch.measured_start import start_alone
 
             start = start_alone(replace(request, measured=frozenset({"eva"})))
             request = replace(request, spec=replace(request.spec, start=start), start_from=())

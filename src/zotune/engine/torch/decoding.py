@@ -1,6 +1,6 @@
 """Texts of many probes and prompts at once: rows with kept KV, of which each pass computes one token.
 
-A row is a probe and a prompt. What rows share is computed and held once (`starts.py`), a first pass computes what each
+A row is a probe and a prompt. What rows share is computed and held once (`row_starts.py`), a first pass computes what each
 has of its own, and then all rows go on together. A row that has had its stop token leaves; the others go on without it.
 """
 
@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from zotune.engine.torch.attention import padded, use_attention
 from zotune.engine.torch.prompts import Prompts
 from zotune.engine.torch.row_groups import RowGroups
+from zotune.engine.torch.row_starts import Start, make_starts, packs
 from zotune.engine.torch.rows_attention import attention
 from zotune.engine.torch.rows_kv import FirstKV, Prefix, RowsKV
-from zotune.engine.torch.starts import Start, make_starts, packs
 from zotune.engine.torch.suffix_passes import SuffixPasses
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.zo.protocol import Example, TokenIds

@@ -41,7 +41,7 @@ class PlainKind(EngineKind):
 
 def _started(engine: Any, request: EngineRequest) -> Engine:
     """The engine, with what the request wants measured on the data."""
-    from zotune.engine.torch.start import measure_start
+    from zotune.engine.torch.measured_start import measure_start
 
     try:
         measure_start(engine, request)
