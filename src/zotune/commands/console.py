@@ -27,6 +27,7 @@ def set_up_logging() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     datasets_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package that it could do with
     logger = logging.getLogger("zotune")
     logger.setLevel(logging.INFO)
     logger.propagate = False
