@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from zotune.adapter.forms import initial_theta
 from zotune.engine.torch.plain import PlainEngine
+from zotune.engine.torch.shared_kv import cache_name
 from zotune.engine.torch.suffix import make_suffix
 from zotune.zo.draws import derive_seed
 from zotune.zo.objectives import ScoredObjective
@@ -145,7 +146,7 @@ def _prompt_caches(engine: PlainEngine, point: Theta, batch: Sequence[Example]) 
     for example in batch:
         ids = torch.tensor([example.prompt], device=engine.model.device)
         cache: Any = DynamicCache()
-        engine.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        engine.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_name(engine.model): cache})
         caches.append([(layer.keys, layer.values) for layer in cache.layers])
     return caches
 
@@ -168,7 +169,8 @@ def _losses(
             for layer, (keys, values) in enumerate(kv):
                 cache.update(keys[:, :, :cut], values[:, :, :cut], layer)
             ids = torch.tensor([suffix.tokens], device=engine.model.device)
-            logits = engine.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -len(candidate) :]
+            kept = {cache_name(engine.model): cache}
+            logits = engine.model(input_ids=ids, use_cache=True, **kept).logits[0, -len(candidate) :]
             picked = logits.float().log_softmax(-1)[range(len(candidate)), list(candidate)]
             log_probs[0, i, c], num_tokens[i, c] = float(picked.sum()), len(candidate)
     loss = float(objective.losses(Scores(log_probs, num_tokens), batch).mean())

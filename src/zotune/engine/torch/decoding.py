@@ -1,7 +1,7 @@
 """Texts of many probes and prompts at once: rows with kept KV, of which each pass computes one token.
 
-A row is a probe and a prompt. What rows share is computed and held once (`row_starts.py`), a first pass computes what each
-has of its own, and then all rows go on together. A row that has had its stop token leaves; the others go on without it.
+A row is a probe and a prompt. What rows share is computed and held once (`row_starts.py`), a first pass computes what
+each has of its own, and then all rows go on together. A row that has had its stop token leaves; the others go on.
 """
 
 from collections.abc import Sequence

@@ -67,9 +67,7 @@ class Everywhere:
             positions = np.tile(np.arange(num_shared), (num_probes, 1))
             mask = self._mask(np.tri(num_shared, dtype=bool)[None, None].repeat(num_probes, axis=0))
             with torch.no_grad():
-                self.passes.forward(
-                    input_ids, positions, np.zeros((num_probes, 1)), attention_mask=mask, past_key_values=shared
-                )
+                self.passes.forward(input_ids, positions, np.zeros((num_probes, 1)), attention_mask=mask, kept=shared)
             self.stats.tokens_computed += num_probes * num_shared
             shared.complete = True
         return shared
@@ -98,7 +96,7 @@ class Everywhere:
             np.tile(positions, (num_probes, 1)),
             scored,
             attention_mask=None if allowed is None else self._mask(np.tile(allowed, (num_probes, 1, 1, 1))),
-            past_key_values=shared if num_shared else None,
+            kept=shared if num_shared else None,
         )
         self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
         places = np.arange(scored.size).reshape(num_probes, len(rows), -1)

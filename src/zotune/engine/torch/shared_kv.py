@@ -4,9 +4,11 @@ A model calls `update` once a layer with what it computed and attends to what it
 transformers': the engine brings masks and positions itself.
 """
 
+import inspect
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 
 class SharedKV:
@@ -37,3 +39,8 @@ class SharedKV:
         by_probe[:, :, :, :past] = shared[:, None]
         joined[:, :, past:] = new
         return joined
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What a model calls its argument for kept keys and values; transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

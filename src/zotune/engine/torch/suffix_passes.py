@@ -17,6 +17,7 @@ from zotune.engine.torch.float_stream import FloatStream
 from zotune.engine.torch.head import ScoredHead
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.precision import is_half
+from zotune.engine.torch.shared_kv import SharedKV, cache_name
 from zotune.engine.torch.suffix import Suffix
 from zotune.zo.protocol import EngineStats, Example, Scores
 
@@ -34,6 +35,7 @@ class SuffixPasses:
         self.model = model
         self.dtype = model.dtype  # of the products of a pass
         self.stream = FloatStream(model, possible=is_half(model))
+        self.cache_name = cache_name(model)
         self.layers = layers
         self.head = head
         self.stats = stats
@@ -67,9 +69,14 @@ class SuffixPasses:
         scored: np.ndarray,
         float_stream: bool = False,
         token_mask: torch.Tensor | None = None,
+        kept: SharedKV | None = None,
         **more: Any,
     ) -> torch.Tensor:
-        """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them."""
+        """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them.
+
+        Args:
+            kept: keys and values before those of the pass, in the form of transformers' cache.
+        """
         self.layers.token_mask = token_mask
         self.head.pick(self._tensor(scored))
         self.layers.float_stream = wide = float_stream and self.stream.possible and self.dtype == self.model.dtype
@@ -78,7 +85,8 @@ class SuffixPasses:
                 logits = self.model(
                     input_ids=self._tensor(input_ids),
                     position_ids=self._tensor(positions),
-                    use_cache=more.get("past_key_values") is not None,
+                    use_cache=kept is not None,
+                    **({} if kept is None else {self.cache_name: kept}),
                     **more,
                 ).logits
         finally:
