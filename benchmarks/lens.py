@@ -12,7 +12,6 @@ Then a step of 16 examples is timed in turn with backpropagation and with a pass
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
@@ -37,8 +36,10 @@ from zotune import Callback, mezo_finetune
 from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.visits import Visit
 from zotune.run.metrics import StepEvent
+from zotune.tools.lens_cosines import by_block as cosines_by_block
+from zotune.tools.lens_cosines import cosine
 from zotune.zo.objectives import cross_entropy
-from zotune.zo.protocol import AT_THETA, Theta
+from zotune.zo.protocol import AT_THETA
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 LOOKS = (0, 25, 50)
@@ -105,7 +106,7 @@ class Looks(Callback):
         batch, engine, theta = trainer.train_examples[-32:], trainer.engine, trainer.theta
         _, found = cross_entropy.gradient(engine.lens_gradient, theta, batch)
         _, exact = cross_entropy.gradient(engine.gradient, theta, batch)
-        by_block = self.by_block[self.scope, way, step] = cosines(found, exact)
+        by_block = self.by_block[self.scope, way, step] = list(cosines_by_block(found, exact).values())
         together = cosine(*(np.concatenate([of[name].ravel() for name in exact]) for of in (found, exact)))
         values = [*(float(third.mean()) for third in np.array_split(by_block, 3)), statistics.mean(by_block), together]
         self.rows.append(
@@ -116,19 +117,6 @@ class Looks(Callback):
 def as_it_is(visit: Visit, block: Any, gradient: torch.Tensor, modules: Any, measured: bool) -> Any:
     """In place of the way back through a block: the gradient at what comes out, everywhere."""
     return gradient, gradient, dict.fromkeys(modules, gradient)
-
-
-def cosines(found: Theta, exact: Theta) -> list[float]:
-    """By block, means of its modules."""
-    by_block: dict[int, list[float]] = {}
-    for name in exact:
-        block = int(re.findall(r"\.(\d+)\.", name)[0])
-        by_block.setdefault(block, []).append(cosine(found[name].ravel(), exact[name].ravel()))
-    return [statistics.mean(by_block[block]) for block in sorted(by_block)]
-
-
-def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    return float(first @ second / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-30))
 
 
 def draw(picture: Path, seen: list[Looks]) -> None:

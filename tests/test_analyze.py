@@ -64,6 +64,17 @@ def test_the_commands_print_their_tables(opt_dir, reviews_file, tmp_path, capsys
     rows = json.loads((tmp_path / "analysis" / "analysis.json").read_text())["rows"]
     assert np.allclose([row["epsilon"] for row in rows], EPSILONS)
 
+    for scope, least in (("activated", 0.9999), ("everywhere", 0.3)):
+        main(["analyze", *data, "--lens", "--scope", scope, "--output-dir", str(tmp_path / scope)])
+        assert "cosine with backpropagation" in capsys.readouterr().out
+        cosines = json.loads((tmp_path / scope / "lens.json").read_text())
+        assert list(cosines) == ["0", "1"]
+        assert least <= min(cosines.values()) <= max(cosines.values()) <= 1.0001
+        assert (tmp_path / scope / "lens.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        main(["analyze", *data, "--scope", "activated"])
+    assert "--scope has no effect without --lens" in capsys.readouterr().err
+
     main(["profile", *data, "--num-steps", "3", "--output-dir", str(tmp_path / "run")])
     out = capsys.readouterr().out
     for region in ("step", "forward passes", "LoRA", "attention", "prefix cache", "noise", "update", "evaluation"):

@@ -1,9 +1,11 @@
 """Look into a step on your own model and data: its slopes, and where its time goes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from zotune.commands.training import Train
-from zotune.config.fields import Dtype
+from zotune.config.fields import Dtype, Scope
 from zotune.config.reading import make_config
 from zotune.errors import InputError
 from zotune.values import folder_of
@@ -12,7 +14,7 @@ from zotune.values import folder_of
 @dataclass(frozen=True)
 class Analyze:
     """Measure on your model and data which epsilon to use, and how wrong slopes become when an ordinary LoRA's probes
-    share the keys and values of their prompts."""
+    share the keys and values of their prompts; or, with --lens, how near the lens comes to the gradient."""
 
     model: str = "demo"
     """Hub id or local folder of a causal LM of transformers."""
@@ -41,8 +43,16 @@ class Analyze:
     fields: tuple[str, ...] = ()
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear modules to adapt, as in PEFT; or all-linear."""
+    lens: bool = False
+    """Measure instead the cosine of the gradient by the lens with that by backpropagation, block by block."""
+
+    scope: Scope | None = None
+    """With --lens: where the adapter acts, as in train. Default: activated where the task has an invocation, else
+    everywhere."""
+
+    target_modules: tuple[str, ...] | None = None
+    """Linear modules to adapt, as in PEFT; or all-linear. Default: q_proj v_proj; with --lens those that write into the
+    residual stream."""
 
     max_length: int | None = None
     """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's
@@ -71,18 +81,22 @@ class Analyze:
     """Where to write analysis.json and the plot."""
 
     def run(self) -> None:
-        settings = {field.name: getattr(self, field.name) for field in fields(Analyze)}
+        if self.scope is not None and not self.lens:
+            raise InputError("--scope has no effect without --lens; leave it out")
+        settings = {field.name: getattr(self, field.name) for field in fields(Analyze) if field.name != "lens"}
         folder = folder_of(self.output_dir, "--output-dir")
-        config = make_config(settings | {"engine": "plain", "scope": "everywhere", "max_eval_samples": 1})
+        method = {"estimator": "lens", "directions": None} if self.lens else {"engine": "plain", "scope": "everywhere"}
+        config = make_config({**settings, "estimator": "one_sided", **method, "max_eval_samples": 1})
 
         from zotune.assemble.bounds import check_bounds
         from zotune.assemble.data import load_data
         from zotune.assemble.model import find_model
         from zotune.assemble.parts import assemble
         from zotune.commands.console import set_up_logging
-        from zotune.commands.results import print_analysis
+        from zotune.commands.results import print_analysis, print_cosines
         from zotune.engine.torch.plain import PlainEngine
         from zotune.run.watch import remedy
+        from zotune.tools import lens_cosines
         from zotune.tools.analyze import analyze, save
         from zotune.zo.objectives import ScoredObjective
 
@@ -91,6 +105,13 @@ class Analyze:
         check_bounds(config, data)
         parts = assemble(config, data, model)
         engine, objective = parts.engine, parts.run.objective
+        if self.lens:
+            if (why := engine.why_not("gradients")) is not None:
+                raise InputError(f"--lens: there is nothing to compare with ({why})")
+            cosines = lens_cosines.lens_cosines(engine, objective, parts.train[: self.batch_size], self.seed)
+            print_cosines(cosines)
+            print(*_written(lambda: lens_cosines.save(cosines, folder), folder), sep="\n")
+            return
         assert isinstance(engine, PlainEngine)
         assert isinstance(objective, ScoredObjective)
         try:
@@ -98,11 +119,14 @@ class Analyze:
         except FloatingPointError as error:
             raise InputError(f"{error}: {remedy(parts.run.config.dtype)}") from error
         print_analysis(result)
-        try:
-            files = save(result, folder)
-        except OSError as error:
-            raise InputError(f"--output-dir: cannot write {folder}: {error.strerror}") from error
-        print(*files, sep="\n")
+        print(*_written(lambda: save(result, folder), folder), sep="\n")
+
+
+def _written(save: Callable[[], list[Path]], folder: Path) -> list[Path]:
+    try:
+        return save()
+    except OSError as error:
+        raise InputError(f"--output-dir: cannot write {folder}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a command found, as tables on standard output."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,14 @@ def print_analysis(analysis: "Analysis") -> None:
         f"rounding error of the loss: about {analysis.rounding_error:.0e}",
         soft_wrap=True,
     )
+
+
+def print_cosines(cosines: Mapping[int, float]) -> None:
+    """By block, on standard output."""
+    table = Table("block", "cosine with backpropagation")
+    for block, cosine in cosines.items():
+        table.add_row(str(block), f"{cosine:.3f}")
+    plain_console().print(table)
 
 
 def print_profile(regions: "list[Region]", num_steps: int) -> None:
