@@ -34,6 +34,7 @@ from zotune.adapter.spec import LoraSpec
 from zotune.assemble.model import model_path
 from zotune.engine.memory import peak_resident_bytes, reset_peak_memory
 from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.lens import Lens
 from zotune.engine.torch.loading import load_model, load_tokenizer
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.zo.estimators import OneSided, Spsa
@@ -51,13 +52,15 @@ PASSES = {
     "step": "a step of 16 directions",
     "backprop": "backpropagation through the suffix",
     "whole": "backpropagation of whole sequences",
+    "lens": "the lens",
+    "lens, whole": "the lens, scope everywhere",
 }
 
 
 class Job:
     """The model, a batch, and the passes over it."""
 
-    def __init__(self, options: argparse.Namespace, dtype: str, scope: str = "activated") -> None:
+    def __init__(self, options: argparse.Namespace, dtype: str, scope: str = "activated", lens: bool = False) -> None:
         torch.set_num_threads(options.threads)
         path = model_path("smollm2")
         tokenizer = load_tokenizer(path)
@@ -70,8 +73,12 @@ class Job:
             for r in records
         ]
         self.model = load_model(path, dtype, "cpu")
-        spec = LoraSpec(8, 16.0, ("q_proj", "v_proj"), invocation if scope == "activated" else None)
-        self.engine = TorchEngine(self.model, spec, PrefixCache(16e9))
+        targets = ("o_proj", "down_proj") if lens else ("q_proj", "v_proj")
+        kind = "lora_fa" if lens else "lora"
+        spec = LoraSpec(8, 16.0, targets, invocation if scope == "activated" else None, peft_type=kind)
+        self.engine: Any = TorchEngine(self.model, spec, PrefixCache(16e9))
+        if lens:
+            self.engine.layers.lens = Lens({}, {})  # attention is computed again in every block
         self.theta: Any = initial_theta(self.engine.tensor_shapes, 0)
         self.state: Any = {}
         self.count = 0
@@ -95,6 +102,9 @@ class Job:
 
     def backprop(self) -> None:
         cross_entropy.gradient(self.engine.gradient, self.theta, self.batch)
+
+    def lens(self) -> None:
+        cross_entropy.gradient(self.engine.lens_gradient, self.theta, self.batch)
 
     def close(self) -> None:
         self.engine.close()
@@ -142,11 +152,13 @@ def paces(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def peak(options: argparse.Namespace, what: str, answer: Any) -> None:
     """In a process of its own: the most memory of a pass, model included."""
-    job = Job(options, "bfloat16", "everywhere" if what == "whole" else "activated")
-    job.score() if what != "whole" else None
+    whole = "whole" in what
+    job = Job(options, "bfloat16", "everywhere" if whole else "activated", lens="lens" in what)
+    job.score() if not whole else None
     reset_peak_memory()
+    passes = {"scoring": job.score, "step": lambda: job.step(16), "backprop": job.backprop, "whole": job.backprop}
     for _ in range(2):
-        {"scoring": job.score, "step": lambda: job.step(16), "backprop": job.backprop, "whole": job.backprop}[what]()
+        passes.get(what, job.lens)()
     answer.put(peak_resident_bytes())
 
 
