@@ -151,18 +151,19 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(trained, train, r
     assert resume(tmp_path / "run").summary["steps"] == len(others) + 2
 
 
-def test_a_run_of_the_default_method_lowers_the_loss(train, few_processes):
+def test_a_run_of_one_sided_directions_lowers_the_loss(train, few_processes):
     with few_processes():
-        run = train(OPTIONS, num_steps=20, learning_rate=2e-2, estimator=None, optimizer=None, directions=None)
+        run = train(OPTIONS, num_steps=20, learning_rate=2e-2, estimator="one_sided", optimizer=None, directions=None)
     header, entries = run.journal
     assert (header.optimizer["name"], len(entries[0].slopes)) == ("adam", 16)
     assert np.mean([entry.loss for entry in entries[-5:]]) < np.mean([entry.loss for entry in entries[:5]])
 
 
-def test_a_run_of_the_lens_has_the_torch_engines_losses(train):
-    method: dict[str, Any] = {"estimator": "lens", "optimizer": "adam", "directions": None, "epsilon": None}
+def test_a_run_of_the_default_method_the_lens_has_the_torch_engines_losses(train):
+    method: dict[str, Any] = {"estimator": None, "optimizer": None, "directions": None}
     here, there = train(num_steps=8, **method), train(OPTIONS, num_steps=8, **method)
     assert (there.folder / "start.safetensors").read_bytes() == (here.folder / "start.safetensors").read_bytes()
+    assert not there.slopes
     losses = [entry.loss for entry in there.journal[1]]
     # Adam's first steps divide by the root of the gradient's square, so that rounding errors of small numbers count.
     assert losses == pytest.approx([entry.loss for entry in here.journal[1]], abs=1e-3)
