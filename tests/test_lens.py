@@ -266,6 +266,7 @@ def test_a_step_is_one_forward_pass():
 )  # fmt: skip
 def test_modules_that_write_into_the_stream_are_found_by_structure(kind, names):
     assert set(writer_names(tiny_model(kind))) == names
+    assert set(writer_names(tiny_model(kind), within_parts=True)) == names - {"fc2"}
 
 
 def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
@@ -312,7 +313,7 @@ def test_a_run_by_the_lens_learns_and_keeps_its_lens(opt_dir: Path, reviews_file
     assert summary["final"]["loss"] < summary["initial"]["loss"]
     assert (tmp_path / "run" / "start.safetensors").is_file()
     header = json.loads((tmp_path / "run" / "journal.jsonl").read_text("utf-8").splitlines()[0])
-    assert header["lora"]["target_modules"] == ["fc2", "out_proj"]
+    assert header["lora"]["target_modules"] == ["out_proj"]
 
 
 # ---- the default

@@ -185,11 +185,13 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
 @pytest.mark.parametrize(
     ("asked", "chosen"),
     [
-        ({"scope": "activated"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
-        ({"scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),
+        ({"scope": "activated"}, ("lens", "adam", None, 1e-3, "lora_fa", "eva")),
+        ({"scope": "everywhere"}, ("lens", "adam", None, 1e-3, "lora_fa", "eva")),
         ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
         ({"tuning": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
-        ({"init_lora_weights": "kaiming"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "kaiming")),
+        ({"init_lora_weights": "kaiming"}, ("lens", "adam", None, 1e-3, "lora_fa", "kaiming")),
+        ({"estimator": "one_sided"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
+        ({"estimator": "one_sided", "scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),
         ({"tuning": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
         ({"estimator": "spsa", "directions": 1, "scope": "everywhere"}, ("spsa", "adam", 1, 4e-3, "lora", "kaiming")),
         ({"tuning": "full"}, ("spsa", "sgd", 1, 1e-6, "full", None)),

@@ -209,7 +209,8 @@ import torch
 from zotune import TrainingError, make_trainer
 torch.set_num_threads(1)
 model, data = sys.argv[1:]
-with make_trainer(model, data, task="demo", num_steps=4, batch_size=4, num_threads=1, output_dir="run") as trainer:
+settings = {"task": "demo", "estimator": "one_sided", "num_steps": 4, "batch_size": 4, "num_threads": 1}
+with make_trainer(model, data, **settings, output_dir="run") as trainer:
     trainer.train_step()
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, size + 2**20))

@@ -129,20 +129,21 @@ def facts_of(model: Model, config: Config) -> Facts:
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
         num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
-        writers=_writers(model, config) if kind.has_lens else None,
+        writers=_writers(model, asked=config.estimator == "lens") if kind.has_lens else None,
+        activated_writers=_writers(model, within_parts=True),
     )
 
 
-def _writers(model: Model, config: Config) -> tuple[str, ...] | None:
+def _writers(model: Model, asked: bool = False, within_parts: bool = False) -> tuple[str, ...] | None:
     """The modules that a lens adapts by default; None: the model has no blocks whose modules it could reach.
 
     Raises:
         InputError: that, where a lens is asked for.
     """
     try:
-        return writer_names(model.structure)
+        return writer_names(model.structure, within_parts)
     except TypeError as error:
-        if config.estimator == "lens":
+        if asked:
             raise InputError(f"--estimator lens: {error}; name --target-modules, or take another estimator") from error
         return None
 

@@ -44,7 +44,8 @@ class Facts:
 
     `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
     `half_speedup` is how many times as fast bfloat16 is there as float32. `writers` are the modules that write into the
-    residual stream, of a model and an engine that may have a lens.
+    residual stream, of a model and an engine that may have a lens; `activated_writers` those of them that PEFT can run
+    in an activated adapter.
     """
 
     num_parameters: int
@@ -55,6 +56,7 @@ class Facts:
     num_threads: int | None
     half_speedup: float | None = None
     writers: tuple[str, ...] | None = None
+    activated_writers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     targets: tuple[str, ...] = USUAL_TARGETS
     why_these = "those of LoRA's paper"
     if method["estimator"] == "lens" and facts.writers:
-        targets, why_these = facts.writers, "they write into the residual stream"
+        own = facts.activated_writers if scope == "activated" else None
+        targets, why_these = own or facts.writers, "they write into the residual stream"
     noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,

@@ -23,16 +23,23 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
     return list(lists[0])
 
 
-def writer_names(model: PreTrainedModel) -> tuple[str, ...]:
+def writer_names(model: PreTrainedModel, within_parts: bool = False) -> tuple[str, ...]:
     """The names of the modules that write into the residual stream, as far as the structure shows: the last linear
     module with as many outputs as the state is wide, of each part of a block.
+
+    Args:
+        within_parts: without linear modules that are parts themselves. A block may call those with the tokens of all
+            rows in one, as OPT's does, and PEFT's activated adapters cannot run there.
 
     Raises:
         TypeError: there are none.
     """
     width, names = model.config.get_text_config().hidden_size, dict[str, None]()
     for block in find_blocks(model):
-        for part in (block, *(child for child in block.children() if not isinstance(child, nn.Linear | Conv1D))):
+        for part in (
+            *(() if within_parts else (block,)),
+            *(child for child in block.children() if not isinstance(child, nn.Linear | Conv1D)),
+        ):
             modules = part.named_children() if part is block else part.named_modules()
             linear = [(name, module) for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
             wide = [name for name, module in linear if features(module)[1] == width]
