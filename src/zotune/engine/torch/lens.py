@@ -1,8 +1,9 @@
-"""The lens: how a small change of what goes into a block changes what its attention gives, on average over examples.
+"""What stands in for attention that cannot be computed again: how a small change of what goes into a block changes what
+its attention gives, on average over examples.
 
-Everything else of a block sees a token alone, so that the way back through it is exact and short (`visits.py`).
-Attention sees the prompt as well; for the way back through it there is a matrix J, the mean Jacobian at the same token,
-measured by perturbations (`lens_measuring.py`). Gradients g at what attention gives become J' g at the block's input.
+The way back through everything else is exact (`visits.py`), and through most attention, too (`looks.py`). For the rest
+there is a matrix J, the mean Jacobian at the same token, measured by perturbations (`lens_measuring.py`). Gradients g at
+what attention gives become J' g at the block's input.
 """
 
 from collections.abc import Mapping

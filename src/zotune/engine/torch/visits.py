@@ -1,8 +1,9 @@
-"""What a pass leaves behind of each block at the scored tokens, and the way back through a block from there.
+"""What a pass leaves behind of each block at the few tokens that the way back takes, and the way back through a block.
 
-Beside attention, all that a block does it does to each token by itself. So the block is computed again for the scored
-tokens alone, with what attention gave in place of attention, and differentiated: a block at a time, by PyTorch, with
-whatever norms, feed-forward parts and residual connections the model's own code has.
+Beside attention, all that a block does it does to each token by itself. So the block is computed again for the few
+tokens alone, with attention again over what the pass looked at, or else with what attention gave in its place, and
+differentiated: a block at a time, by PyTorch, with whatever norms, feed-forward parts and residual connections the
+model's own code has.
 """
 
 from collections.abc import Iterator, Mapping
