@@ -2,8 +2,8 @@
 its attention gives, on average over examples.
 
 The way back through everything else is exact (`visits.py`), and through most attention, too (`looks.py`). For the rest
-there is a matrix J, the mean Jacobian at the same token, measured by perturbations (`lens_measuring.py`). Gradients g at
-what attention gives become J' g at the block's input.
+there is a matrix J, the mean Jacobian at the same token, measured by perturbations (`lens_measuring.py`). Gradients g
+at what attention gives become J' g at the block's input.
 """
 
 from collections.abc import Mapping
