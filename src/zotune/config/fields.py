@@ -105,9 +105,9 @@ class Fields:
     strategy) do not depend on the scale of the loss. `svrg` corrects each slope by the same slope at an earlier theta.
     `hizoo` also measures curvature, for the optimizer of that name. `adaptive` is spsa that chooses its epsilon as it
     goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `lens` carries the
-    gradient that a forward pass has at the top of the model down its layers. `backprop` computes the gradient by
-    backpropagation, where the engine can. Default: lens for models of 100 million parameters and more, where engine,
-    objective and model have it; else one_sided; spsa with --tuning full."""
+    gradient that a forward pass has at the top of the model down its layers, at few tokens. `backprop` computes the
+    gradient by backpropagation, where the engine can. Default: lens, where engine, objective and model have it; else
+    one_sided; spsa with --tuning full."""
 
     optimizer: OptimizerName | None = None
     """How the weights move, given the slopes: `sgd`, `sign` (of the gradient), `adam`, `adamw`, `muon` (makes each

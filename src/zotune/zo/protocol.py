@@ -238,7 +238,7 @@ class Engine(Protocol):
     def lens_gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
-        """The same as `gradient`, by one forward pass and the lens that the engine began with; B's alone, about."""
+        """The same as `gradient` for B, by one pass and a way back of few tokens; in scope everywhere about that."""
         ...
 
     def generate(

@@ -1,16 +1,12 @@
-"""The lens of a model, measured by forward passes alone (see `lens.py`).
+"""Whether a model has gradients by the lens, and the lens of those blocks that need one (see `lens.py`).
 
-In one pass, the probes side by side all enter each block in the state of the first of them, and all but the first are
-moved along a direction, at one token. How the output of attention moves is an answer of as many numbers as the state
-is wide; so one pass measures all blocks at once, each by itself.
+A trial computes every block again for few tokens. Where attention does not give again what it gave, its mean Jacobian
+is measured by forward passes alone (`lens_moves.py`).
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -18,10 +14,11 @@ from torch import nn
 from zotune.adapter.forms import initial_theta
 from zotune.engine.scores import empty_scores
 from zotune.engine.torch.backward import checked_record, frozen
-from zotune.engine.torch.blocks import attention_of, features, find_blocks, state_into, state_out, with_state_into
+from zotune.engine.torch.blocks import attention_of, features, find_blocks, state_out
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.lens import Factors, Lens
 from zotune.engine.torch.lens_gradient import Record
+from zotune.engine.torch.lens_moves import Modules, Moves
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
@@ -35,16 +32,12 @@ logger = logging.getLogger("zotune")
 
 NUM_EXAMPLES = 64
 REPEATS = 8  # of each direction, at different examples
-DISTANCE = 0.05  # of a move, in lengths of what is moved
 TOKENS_A_PASS = 2048
 RANK = 64  # of a Jacobian, as it is kept
 MAX_BYTES = 2**28  # of the Jacobians that one pass measures
 FEW = 16  # moves that show whether what a module gives is what attention gives
 SAME = 0.05  # how far those may be off, in their lengths
 RECOMPUTED = 0.02  # how far a block may be off for the scored tokens alone, in lengths of what it adds to the state
-
-Modules = Mapping[int, nn.Module]
-"""By block, the module whose output is moved; none of a block: its input is."""
 
 
 def measure_lens(
@@ -188,10 +181,10 @@ class _Measurement:
 
     def _moved(
         self, modules: Modules, directions: torch.Tensor, contexts: list[TokenIds], each: int, wanted: list[int]
-    ) -> "_Moves":
+    ) -> Moves:
         """So many moves of each context, along all directions in turn, in the wanted blocks."""
         size = len(directions)
-        moves = _Moves(self.blocks, wanted, modules, size, self.width, self.layers)
+        moves = Moves(self.blocks, wanted, modules, size, self.width, self.layers)
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         rows = 1 if self.plain else max(1, TOKENS_A_PASS // (each + 1))
         signs = torch.from_numpy(rademacher(self.seed, "lens/signs", (len(contexts), each))).to(directions.device)
@@ -224,7 +217,7 @@ class _Measurement:
         return not agree(engine.model, Scores(scores, reference.num_tokens), reference, engine.plain.noise)
 
     @torch.inference_mode()
-    def _run(self, contexts: list[TokenIds], num_probes: int, moves: "_Moves") -> None:
+    def _run(self, contexts: list[TokenIds], num_probes: int, moves: Moves) -> None:
         """One pass of as many probes of each context as directions are tried there, which differ by moves alone."""
         if self.plain:
             ids = torch.tensor(contexts[0], device=self.engine.model.device).expand(num_probes, -1)
@@ -240,83 +233,6 @@ class _Measurement:
         with moves.open():
             activated.log_probs(prompts, kv, list(range(len(contexts))), suffixes, num_probes)
         activated.prompts.cache.trim()
-
-
-class _Moves:
-    """Hooks that move what goes on in each block, at the last token of each context, and add up how the output of its
-    attention moves.
-
-    Args:
-        wanted: the blocks where something is moved.
-        modules: those whose outputs are moved; none: the blocks' inputs are.
-        size: of what is moved.
-    """
-
-    def __init__(
-        self, blocks: list[nn.Module], wanted: list[int], modules: Modules, size: int, width: int, layers: LoraLayers
-    ) -> None:
-        self.blocks, self.modules, self.layers = blocks, modules, layers
-        self.sums = {index: torch.zeros(size, width, device=layers.device) for index in wanted}
-        self._counts = torch.zeros(size, device=layers.device)
-        self._distances: torch.Tensor | None = None  # of the moves, where something was moved
-
-    def begin(self, directions: torch.Tensor, which: torch.Tensor, signs: torch.Tensor) -> None:
-        """The moves of the next pass: rows `which` of the directions [contexts, moves], each forth or back."""
-        self.which, self.signs = which, signs
-        self.moves = directions[which] * signs[..., None]
-        self._counts += torch.bincount(which.flatten(), minlength=len(self._counts))
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        hooks: list[Any] = []
-        for index, block in enumerate(self.blocks):
-            hooks.append(block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True))
-            if index in self.sums:
-                hooks.append(attention_of(block).register_forward_hook(partial(self._read, index)))
-                if self.modules:
-                    hooks.append(self.modules[index].register_forward_hook(partial(self._move_output, index)))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def mean(self, index: int) -> torch.Tensor:
-        """Of the answers of a block to each direction [directions, width]."""
-        return self.sums[index] / self._counts.clamp(min=1)[:, None]
-
-    def _enter(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        state = state_into(args, kwargs)
-        by_probe = self._by_probe(state)
-        same = by_probe[:, :1].expand_as(by_probe).clone()
-        self._lengths, self._distances = same[:, 0, -1].float().norm(dim=-1), None
-        if index in self.sums and not self.modules:
-            self._move(same)
-        return with_state_into(args, kwargs, same.view_as(state))
-
-    def _move_output(self, index: int, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        by_probe = self._by_probe(output.float()).clone()
-        if by_probe.shape[-1] != self.sums[index].shape[1]:
-            self._lengths = by_probe[:, 0, -1].norm(dim=-1)
-        self._move(by_probe)
-        moved = by_probe.view(output.shape)
-        return moved if self.layers.float_stream else moved.to(output.dtype)
-
-    def _read(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
-        if self._distances is None:
-            raise TypeError("a module that is adapted takes no part in its block")
-        last = self._by_probe(state_out(output))[:, :, -1].float()
-        answers = (last[:, 1:] - last[:, :1]) / self._distances[:, None, None] * self.signs[..., None]
-        self.sums[index].index_add_(0, self.which.flatten(), answers.flatten(0, 1))
-
-    def _move(self, by_probe: torch.Tensor) -> None:
-        self._distances = DISTANCE * self._lengths.clamp(min=1e-6)
-        by_probe[:, 1:, -1] += (self._distances[:, None, None] * self.moves).to(by_probe.dtype)
-
-    def _by_probe(self, state: torch.Tensor) -> torch.Tensor:
-        """[contexts, probes, tokens, width]"""
-        groups, moves, _ = self.moves.shape
-        return state.reshape(groups, moves + 1, -1, state.shape[-1])
 
 
 def _kept(jacobian: torch.Tensor, directions: torch.Tensor) -> Factors:

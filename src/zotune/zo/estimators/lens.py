@@ -1,12 +1,13 @@
-"""The gradient that a forward pass already knows, carried down the layers by a lens.
+"""The gradient that a forward pass already knows, carried down the layers at few tokens.
 
-A pass gives the loss's gradient at the last residual state of the scored tokens exactly: the way there from the loss
-has the final norm and the rows of the head that matter. From there it goes back block by block, at those tokens alone:
-exactly where a block treats each token by itself, and through attention by a matrix, measured once by forward passes
-of the base model (`engine.torch.lens`). A step is one forward pass and that short way back, without a probe. Near work
-learns such feedback for networks that train from scratch, or with anchor steps of backpropagation (GrAPE, and
-feedback-weight matching, both ICLR 2026); the lens itself is a tuned lens (Belrose et al., 2023, arXiv 2303.08112) read
-backwards.
+A pass gives the loss's gradient at the last residual state of its tokens exactly: the way there from the loss has the
+final norm and the rows of the head that matter. From there it goes back block by block, each computed again for few
+tokens alone (`engine.torch.lens_gradient`). In scope activated these are all that the adapter acts on, and the gradient
+is exact; in scope everywhere they are the scored ones. A step is one forward pass and that way back, without a probe.
+
+Where attention cannot be computed again, a mean Jacobian stands in for it, measured by forward passes: a tuned lens
+(Belrose et al., 2023, arXiv 2303.08112) read backwards. Near work learns such feedback for networks that train from
+scratch, or with anchor steps of backpropagation (GrAPE, and feedback-weight matching, both ICLR 2026).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from zotune.zo.protocol import Engine, GradientOfScores
 
 @dataclass(frozen=True)
 class LensGradient(GradientEstimator):
-    """An estimate of the gradient of B, with A frozen; exact at the top of the model."""
+    """The gradient of B, with A frozen; exact in scope activated."""
 
     needs = ("lens",)
 
