@@ -22,6 +22,7 @@ from zotune.assemble.data import load_data
 from zotune.assemble.given import checked_callbacks, checked_model, listed
 from zotune.assemble.model import check_installed, find_model
 from zotune.assemble.parts import assemble
+from zotune.assemble.rewards import RewardFuncs, names_of, open_rewards, reopened
 from zotune.assemble.trainer import export_of, header_of, trainer_of
 from zotune.config.reading import make_config, read_run_config, write_toml
 from zotune.config.settings import Config
@@ -65,6 +66,7 @@ def mezo_finetune(
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
+    reward_funcs: RewardFuncs | None = None,
     **settings: Any,
 ) -> Result:
     """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333, and its kin) and export a PEFT adapter.
@@ -75,6 +77,8 @@ def mezo_finetune(
         train_data, eval_data: a path, a hub id, a list of dicts or a `datasets.Dataset`; default: the task's own.
         task: a name of `zotune tasks`; default: from the data.
         callbacks: told of steps and evaluations; see `Callback`.
+        reward_funcs: what judges the texts that the model writes, where there is nothing to differentiate: functions
+            with the signature of TRL's GRPOTrainer, or names as of --reward.
         settings: all others by their names, as in `Config` and on the command line; the settings of a single method
             as a dict, e.g. `adam={"beta1": 0.95}`.
 
@@ -86,7 +90,7 @@ def mezo_finetune(
         TrainingError: training had to stop; the run folder holds all steps before.
     """
     return run(make_trainer(model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks,
-                            **settings))  # fmt: skip
+                            reward_funcs=reward_funcs, **settings))  # fmt: skip
 
 
 def make_trainer(
@@ -97,6 +101,7 @@ def make_trainer(
     task: str | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
+    reward_funcs: RewardFuncs | None = None,
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
@@ -105,6 +110,8 @@ def make_trainer(
     """
     loaded = None if isinstance(model, str | os.PathLike) else checked_model(model)
     named = {"model": model, "task": task, **settings}
+    if reward_funcs is not None:
+        named["reward"] = names_of(reward_funcs)
     if loaded is not None:  # one that was made in memory has no name
         named["model"] = loaded.name_or_path or Config.model
     in_memory = {}
@@ -116,7 +123,7 @@ def make_trainer(
     config = make_config(named)
     if loaded is not None:
         config = replace(config, model=loaded.name_or_path or "")
-    return start_run(config, in_memory, loaded, tokenizer, callbacks)
+    return start_run(config, in_memory, loaded, tokenizer, callbacks, reward_funcs)
 
 
 def start_run(
@@ -125,11 +132,13 @@ def start_run(
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
+    reward_funcs: RewardFuncs | None = None,
 ) -> MeZOTrainer:
     """The trainer of a new run.
 
     Args:
         in_memory: records given from Python, by "train_data" and "eval_data"; they are kept in the run folder.
+        reward_funcs: what the names of `config.reward` stand for, where they are not to be looked up.
     """
     callbacks = checked_callbacks(callbacks, tokenizer)
     check_installed(config)
@@ -137,6 +146,10 @@ def start_run(
     with ExitStack() as held:  # the folder, until the journal is open
         if given:
             held.enter_context(given.claim(config.overwrite))
+        judge = open_rewards(config, reward_funcs)
+        unless_begun = held.enter_context(ExitStack())
+        if judge:
+            unless_begun.callback(judge.close)
         records = listed(in_memory or {})
         data = load_data(config, **records)
         lines = {name: json_lines(name, rows) for name, rows in records.items()}
@@ -145,7 +158,7 @@ def start_run(
         config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
         found = find_model(config, model, tokenizer)
         check_bounds(config, data)
-        parts = assemble(config, data, found)
+        parts = assemble(config, data, found, judge=judge)
         if not given:
             held.enter_context(folder.claim(overwrite=False))
         folder.clear()
@@ -157,6 +170,7 @@ def start_run(
             journal = Journal.create(folder.journal, header)
         except OSError as error:
             raise InputError(f"--output-dir: cannot write {folder.path}: {error.strerror}") from error
+        unless_begun.pop_all()
     theta = parts.engine.weights or initial_theta(header.tensors, header.seed, header.lora)
     state = header.make_optimizer().init(theta)
     return trainer_of(parts, folder, journal, MetricsFile(folder.metrics), header, Point(0, theta, state), callbacks)
@@ -169,19 +183,23 @@ def resume(
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
     trust_remote_code: bool = False,
+    reward_funcs: RewardFuncs | None = None,
 ) -> Result:
     """Go on with a run from the last step of its journal; the rest is bit for bit what it would have been.
 
     Args:
         model, tokenizer: needed only where the run was started with a loaded model that has no name.
         trust_remote_code: run Python code that comes with the model; never taken from the run folder.
+        reward_funcs: the run's rewards once more, where they are code and not built in: for the same reason.
 
     Raises:
         InputError: not a run folder, a damaged journal, or data that has changed since the run began.
     """
-    return run(
-        reopen(run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks, trust_remote_code=trust_remote_code)
-    )
+    trainer = reopen(
+        run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks, trust_remote_code=trust_remote_code,
+        reward_funcs=reward_funcs,
+    )  # fmt: skip
+    return run(trainer)
 
 
 def reopen(
@@ -191,6 +209,7 @@ def reopen(
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
     trust_remote_code: bool = False,
+    reward_funcs: RewardFuncs | None = None,
 ) -> MeZOTrainer:
     """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
     folder = RunFolder(Path(path_of(run_folder, "run_folder")))
@@ -204,16 +223,20 @@ def reopen(
     if not folder.config.is_file():
         raise InputError(f"{folder.path} is not a run folder: it has no {folder.config.name}")
     config = replace(read_run_config(folder.config), trust_remote_code=trust_remote_code)
+    config = reopened(config, reward_funcs, f"as in `zotune resume {folder.path} --reward {' '.join(config.reward)}`")
     check_installed(config)
     journal, header, entries = Journal.reopen(folder.journal)
+    judge = None
     try:
         begun = header.lora if config.adapter is None and isinstance(header.lora, LoraSpec) else None
         if begun and begun.start and config.lora_rank not in (None, begun.rank):
             raise _started_with_other(folder, ["tensors", "lora"])  # a start of another rank fits no model
         (folder.path / LOCK_FILE).unlink(missing_ok=True)  # a crash has left it: whoever had it has the journal, too
         check_journal_is_whole(folder, entries)
+        judge = open_rewards(config, reward_funcs)
         data = load_data(config)
-        parts = assemble(_as_begun(config, header.lora), data, find_model(config, loaded, tokenizer), header.lora)
+        found = find_model(config, loaded, tokenizer)
+        parts = assemble(_as_begun(config, header.lora), data, found, header.lora, judge)
         if changed := header.changes(header_of(parts, header.examples_version)):
             parts.engine.close()
             raise _started_with_other(folder, changed)
@@ -224,11 +247,12 @@ def reopen(
         journal.cut(point.step)
         lost.write(entries[: point.step])
         metrics = MetricsFile(folder.metrics, keep_until_step=point.step)
-    except OSError as error:
+    except BaseException as error:
         journal.close()
-        raise InputError(f"cannot write {error.filename or folder.path}: {error.strerror}") from error
-    except BaseException:
-        journal.close()
+        if judge:
+            judge.close()
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {error.filename or folder.path}: {error.strerror}") from error
         raise
     return trainer_of(parts, folder, journal, metrics, header, point, callbacks, estimator)
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -18,10 +18,12 @@ from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, load_demonstrations, own_data, task_of
 from zotune.assemble.model import Model, check_installed, facts_of, find_model, open_engine
 from zotune.assemble.parts import encode_texts
-from zotune.config.ranges import MANY
+from zotune.assemble.rewards import RewardFuncs, names_of, open_rewards, reopened
+from zotune.config.ranges import MANY, checked_temperature
 from zotune.config.reading import make_config, read_run_config
-from zotune.config.run import choose_max_length, default_dtype
+from zotune.config.run import choose_max_length, default_dtype, make_objective
 from zotune.config.settings import Config
+from zotune.data.chat import in_words
 from zotune.data.records import load_records, sample_records
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
@@ -30,18 +32,18 @@ from zotune.engine import ENGINES
 from zotune.engine.memory import is_out_of_memory
 from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
+from zotune.rewards.weighted import Rewards
 from zotune.run.evaluation import Evaluation
 from zotune.run.evaluation import evaluate as evaluate_examples
 from zotune.run.scores import exact_match, mean_best, token_f1
 from zotune.run.watch import remedy
-from zotune.values import is_number, number_of, path_of, shown, whole_of
-from zotune.zo.objectives import OBJECTIVES, candidate_logits
+from zotune.values import path_of, whole_of
+from zotune.zo.objectives import RewardObjective, candidate_logits
 from zotune.zo.protocol import AT_THETA, Engine, Example, Sampling, Theta
 
 logger = logging.getLogger("zotune")
 MOST_NEW_TOKENS = 2**20
 MOST_ANSWER_TOKENS = 50
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3  # beyond, logits divided by it are no numbers, or all alike
 BARE = LoraSpec(rank=1, alpha=1.0, target_modules=())
 
 
@@ -50,6 +52,7 @@ def evaluate(
     *,
     adapter: str | Path | None = None,
     max_eval_samples: int | None = None,
+    reward_funcs: RewardFuncs | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Loss and scores of an adapter (or of the bare model) on labelled data, with the predictions.
@@ -61,6 +64,8 @@ def evaluate(
         eval_data: a path, hub id, list of dicts or `datasets.Dataset`; default: that of the adapter's run, or the
             task's own.
         adapter: an adapter folder. Beside a run's config.toml, its settings are the defaults.
+        reward_funcs: what judges the texts that the model writes, as of `mezo_finetune`; where the adapter's run has
+            rewards that are code, they are named again.
         settings: model, task, template, invocation, labels, fields, max_length, dtype, device, ... as in `Config`.
 
     Raises:
@@ -68,22 +73,45 @@ def evaluate(
     """
     if max_eval_samples is not None:
         whole_of(max_eval_samples, "--max-eval-samples", 1, MANY)
-    config = _config(adapter, settings)
+    reward_funcs = reward_funcs or settings.pop("reward", None)
+    config = _config(adapter, settings | ({"reward": names_of(reward_funcs)} if reward_funcs else {}))
+    if not reward_funcs:
+        config = reopened(config, None, f"as in --reward {' '.join(config.reward)}")
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
     if source is None and adapter is not None and not _says_task(config) and not config.train_data:
         raise InputError(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
         )
+    with ExitStack() as held:
+        judge = open_rewards(config, reward_funcs)
+        if judge:
+            held.enter_context(judge)
+        return _evaluated(config, source, adapter, max_eval_samples, settings, judge)
+
+
+def _evaluated(
+    config: Config,
+    source: Any,
+    adapter: str | Path | None,
+    max_eval_samples: int | None,
+    settings: dict[str, Any],
+    judge: Rewards | None,
+) -> Evaluation:
     task, texts = _labelled(config, source, max_eval_samples)
     demonstrations = _demonstrations(config, task, adapter, settings)
+    objective = make_objective(config, task)
     room = MOST_ANSWER_TOKENS if task.answers_field else 0
+    if isinstance(objective, RewardObjective):
+        room = objective.sampling.max_new_tokens
     predictor = _load(config, task, adapter, texts, demonstrations, num_new_tokens=room)
     with _using(predictor, config):
-        objective = OBJECTIVES[config.objective or task.objective].prepared(predictor.model.tokenizer)
+        objective = objective.prepared(predictor.model.tokenizer)
+        if isinstance(objective, RewardObjective):
+            objective = objective.judged_by(judge, predictor.model.stop_token_ids)
         found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples)
         if not math.isfinite(found.loss):
             raise FloatingPointError(f"the loss is {found.loss}")
-        if task.answers_field is None:
+        if task.answers_field is None or judge:
             return found
         answers = [text.partition("\n")[0].strip() for text in _generated(predictor, MOST_ANSWER_TOKENS, 0.0, 0)]
         golds = [text.columns[task.answers_field] for text in texts]
@@ -117,7 +145,7 @@ def predict(
     if not task.classifies and not task.template:
         raise InputError(f"--task: {task.name} has nothing to predict; use a classification or completion")
     max_new_tokens = whole_of(max_new_tokens, "--max-new-tokens", 1, MOST_NEW_TOKENS)
-    temperature = _temperature(temperature)
+    temperature = checked_temperature(temperature)
     role = task.prompt_fields[0]
     source = _checked_path(data, "--data")
     records = load_records(source, "--data", "test", text_field=config.field_names.get(role, role))
@@ -170,17 +198,6 @@ def _says_task(config: Config) -> bool:
 def _checked_path(data: Any, option: str) -> Any:
     """Data as they were given, a path as text."""
     return path_of(data, option) if isinstance(data, str | PathLike) else data
-
-
-def _temperature(value: Any) -> float:
-    if not is_number(value):
-        raise InputError(f"--temperature: expected a number, got {shown(value)}")
-    value = number_of(value)
-    if value < 0 or math.isnan(value):
-        raise InputError(f"--temperature must be 0 or more, got {value}")
-    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
-        raise InputError(f"--temperature must be 0, or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, got {value}")
-    return value
 
 
 def _demonstrations(config: Config, task: Task, adapter: str | Path | None, settings: dict[str, Any]) -> str:
@@ -271,6 +288,7 @@ def _load(
         raise InputError(
             f"--max-new-tokens {num_new_tokens} leaves no room for a prompt in a context of {model.context} tokens"
         )
+    task, texts = in_words(task, texts, model.tokenizer)
     room = max_length if model.context is None else min(max_length, model.context - num_new_tokens)
     if given:
         given.check_fits(model, task, config)

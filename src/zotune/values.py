@@ -147,3 +147,12 @@ def whole_of(value: Any, option: str, least: int, most: int) -> int:
     if value > most:
         raise InputError(f"{option} must be at most {most:,}, got {shown(value)}")
     return int(value)
+
+
+def is_torn(text: str) -> bool:
+    """Whether a text holds half a character, as JSON can write it and no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

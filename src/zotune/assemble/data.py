@@ -1,10 +1,13 @@
 """The data of a run: which records, split and sampled how, in the words of which task. No model is needed yet."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from zotune.config.settings import Config
+from zotune.data.chat import in_words
 from zotune.data.demo import demo_path
 from zotune.data.demonstrations import demonstrations_text, draw_demonstrations
 from zotune.data.records import Record, load_records, sample_records, split_records
@@ -27,6 +30,11 @@ class Data:
     evaluation: list[TextExample]
     demonstrations: str = ""
     """What stands before every prompt."""
+
+    def in_words(self, tokenizer: Tokenizer) -> "Data":
+        """Chats in the words of the model's chat template."""
+        task, texts = in_words(self.task, [*self.train, *self.evaluation], tokenizer)
+        return replace(self, task=task, train=texts[: len(self.train)], evaluation=texts[len(self.train) :])
 
 
 def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> Data:
@@ -89,6 +97,8 @@ def load_demonstrations(config: Config, task: Task) -> str:
 
 def check_used(records: list[Record], task: Task, config: Config) -> None:
     """Refuse to leave out content, and name what else is left out."""
+    if config.judges_texts:  # rewards may use any column
+        return
     names = config.field_names
     chosen = (
         config.task is not None
@@ -118,4 +128,5 @@ def task_of(config: Config, records: list[Record]) -> Task:
     return choose_task(
         config.task, template=config.template, invocation=config.invocation, labels=config.labels,
         choice_fields=config.choice_fields, separator=config.label_separator, sample=sample,
+        for_reward=config.judges_texts,
     )  # fmt: skip

@@ -25,6 +25,8 @@ from zotune.engine.kind import Measured
 from zotune.engine.torch.targets import check_targets
 from zotune.errors import InputError, NoLens
 from zotune.zo.noise import layer_of
+from zotune.zo.objectives import RewardObjective
+from zotune.zo.objectives.reward import Judge
 from zotune.zo.protocol import Engine, Example
 
 logger = logging.getLogger("zotune")
@@ -48,19 +50,26 @@ class Parts:
         }  # fmt: skip
 
 
-def assemble(config: Config, data: Data, model: Model, begun: AdapterSpec | None = None) -> Parts:
-    """The parts of a run; with `begun`, of one that began with an adapter of this form.
+def assemble(
+    config: Config, data: Data, model: Model, begun: AdapterSpec | None = None, judge: Judge | None = None
+) -> Parts:
+    """The parts of a run; with `begun`, of one that began with an adapter of this form. `judge` has its rewards.
 
     Raises:
         InputError: what was asked for cannot be done with this task, model or engine.
     """
+    data = data.in_words(model.tokenizer)
     try:
-        return _assembled(config, data, model, begun)
+        parts = _assembled(config, data, model, begun)
     except NoLens as error:
         if config.estimator is not None:
             raise
         logger.info("estimator: one_sided (%s)", error)
-        return _assembled(replace(config, estimator="one_sided"), data, model, begun)
+        parts = _assembled(replace(config, estimator="one_sided"), data, model, begun)
+    objective = parts.run.objective.prepared(model.tokenizer)
+    if isinstance(objective, RewardObjective):
+        objective = objective.judged_by(judge, model.stop_token_ids)
+    return replace(parts, run=replace(parts.run, objective=objective))
 
 
 def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | None) -> Parts:
@@ -84,7 +93,8 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
         prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
     assert settings.max_length
     encoder = Encoder(
-        model.tokenizer, data.task, settings.max_length, activated=settings.scope == "activated",
+        model.tokenizer, data.task, room_for_prompts(settings, settings.max_length),
+        activated=settings.scope == "activated",
         virtual_tokens=prompt.virtual_tokens if prompt else (), num_embeddings=model.num_embeddings,
         demonstrations=data.demonstrations,
     )  # fmt: skip
@@ -110,8 +120,22 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
     except InputError:
         engine.close()
         raise
-    run = replace(run, objective=run.objective.prepared(model.tokenizer))
     return Parts(run, engine, model.tokenizer, train, evaluation, data.demonstrations)
+
+
+def room_for_prompts(settings: Config, max_length: int) -> int:
+    """The most tokens of a prompt: `max_length`, less what is written behind it.
+
+    Raises:
+        InputError: that leaves none.
+    """
+    room = max_length - ((settings.max_new_tokens or 0) if settings.judges_texts else 0)
+    if room < 2:
+        raise InputError(
+            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a prompt within {max_length} tokens "
+            "(--max-length)"
+        )
+    return room
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[Example]:

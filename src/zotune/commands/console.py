@@ -14,8 +14,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from zotune.commands.results import print_samples
 from zotune.run.metrics import EvalEvent, StepEvent
+from zotune.run.samples import read_samples
 from zotune.run.trainer import Callback, MeZOTrainer
+from zotune.zo.objectives import RewardObjective
 
 PLAIN_LINES = 20
 
@@ -43,34 +46,45 @@ class ConsoleProgress(Callback):
     def __init__(self) -> None:
         self.console = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
         self.progress: Progress | None = None
-        self.loss: float | None = None
+        self.shown: float | None = None  # a moving mean of what is shown of the steps
 
     def on_train_begin(self, trainer: MeZOTrainer) -> None:
-        self.num_steps, self.started_at = trainer.plan.num_steps, trainer.step
+        self.num_steps, self.samples = trainer.plan.num_steps, trainer.folder.samples
+        self.name = "reward" if isinstance(trainer.objective, RewardObjective) else "loss"
         self.console.print(f"run folder: {trainer.folder.path}", soft_wrap=True)
         for event in trainer.evaluations:
             self.on_evaluate(event)
         if self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                TextColumn(self.name + " {task.fields[shown]:.4f}"), TextColumn("{task.fields[pace]}"),
+                TimeElapsedColumn(), TimeRemainingColumn(),
             )  # fmt: skip
             self.progress = Progress(*columns, console=self.console)
             self.bar = self.progress.add_task(
-                "training", total=self.num_steps, completed=trainer.step, loss=float("nan")
+                "training", total=self.num_steps, completed=trainer.step, shown=float("nan"), pace=""
             )
             self.progress.start()
 
     def on_step_end(self, event: StepEvent) -> None:
-        self.loss = event.loss if self.loss is None else 0.95 * self.loss + 0.05 * event.loss
+        now = event.measured.get("reward", event.loss)
+        self.shown = now if self.shown is None else 0.95 * self.shown + 0.05 * now
+        pace = f"{1 / event.step_time_s:.1f} steps/s"
+        if event.measured:
+            pace = f"{event.tokens_computed / event.step_time_s:,.0f} tokens/s"
         if self.progress:
-            self.progress.update(self.bar, completed=event.step, loss=self.loss)
+            self.progress.update(self.bar, completed=event.step, shown=self.shown, pace=pace)
         elif event.step % max(1, self.num_steps // PLAIN_LINES) == 0:
-            self.console.print(
-                f"step {event.step}/{self.num_steps}  loss {self.loss:.4f}  {1 / event.step_time_s:.1f} steps/s"
-            )
+            self.console.print(f"step {event.step}/{self.num_steps}  {self.name} {self.shown:.4f}  {pace}")
 
     def on_evaluate(self, event: EvalEvent) -> None:
+        if event.measured:
+            self.console.print(
+                f"evaluation after {event.step} steps: reward {event.measured['reward']:.4f} ({event.num_examples} "
+                f"prompts, {event.measured['completion_length']:.0f} tokens each)"
+            )
+            print_samples(self.console, [line for line in read_samples(self.samples) if line["step"] == event.step])
+            return
         accuracy = "" if event.accuracy is None else f"accuracy {event.accuracy:.1%}, "
         self.console.print(
             f"evaluation after {event.step} steps: {accuracy}loss {event.loss:.4f} ({event.num_examples} examples)"

@@ -20,7 +20,9 @@ from zotune.errors import InputError
 from zotune.values import path_of
 from zotune.zo.setting import Setting
 
-METAVARS = {str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]"}
+METAVARS = {
+    str: "STR", int: "INT", float: "FLOAT", tuple[str, ...]: "[STR [STR ...]]", tuple[float, ...]: "[FLOAT [FLOAT ...]]"
+}  # fmt: skip
 
 
 def parse_command(command: Any, name: str, words: list[str]) -> Any:

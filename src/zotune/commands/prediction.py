@@ -94,6 +94,20 @@ class Evaluate(Inference):
     max_eval_samples: int | None = None
     """Evaluate on at most this many records. Default: all."""
 
+    reward: tuple[str, ...] | None = None
+    """Judge what the model writes by these rewards, as in train. Default: those of the adapter's run; where they are
+    code, they must be named again."""
+
+    reward_weights: tuple[float, ...] | None = None
+    """The weight of each --reward. Default: those of the adapter's run, else all 1."""
+
+    max_new_tokens: int | None = None
+    """The most tokens that the model writes behind a prompt, with --reward. Default: that of the adapter's run, else
+    64."""
+
+    stop_strings: tuple[str, ...] | None = None
+    """End a text before the first of these, with --reward. Default: those of the adapter's run."""
+
     output_file: str | None = None
     """Also write the metrics and the predictions to this JSON file."""
 
@@ -111,7 +125,9 @@ class Evaluate(Inference):
                 self.eval_data,
                 adapter=self.adapter,
                 max_eval_samples=self.max_eval_samples,
+                reward_funcs=self.reward,
                 **self.settings(),
+                **{name: getattr(self, name) for name in ("reward_weights", "max_new_tokens", "stop_strings")},
             )
         )
         print_evaluation(evaluation)

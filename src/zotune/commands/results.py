@@ -1,6 +1,6 @@
 """What a command found, as tables on standard output."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from zotune.run.metrics import wilson_interval
+
+SHOWN = 160  # characters of a text in a table
 
 if TYPE_CHECKING:
     from zotune.tools.analyze import Analysis
@@ -24,7 +26,13 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if initial and final:
         if final["accuracy"] is not None:
             table.add_row("held-out accuracy", _accuracy(initial), _accuracy(final))
-        table.add_row("held-out loss", f"{initial['loss']:.4f}", f"{final['loss']:.4f}")
+        if final.get("measured"):
+            table.add_row("held-out reward", *(f"{each['measured']['reward']:.4f}" for each in (initial, final)))
+            if gain := summary["reward_gain"]:
+                what = f"{gain['mean']:+.4f} ± {gain['half_interval_95']:.4f} (p = {gain['p_value']:.2g})"
+                table.add_row("gain, prompt by prompt", "", what)
+        else:
+            table.add_row("held-out loss", f"{initial['loss']:.4f}", f"{final['loss']:.4f}")
         table.add_row("held-out examples", "", f"{final['num_examples']:,}")
         table.add_section()
     table.add_row("steps/s", "", f"{summary['steps_per_s']:.2f}")
@@ -40,6 +48,22 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             soft_wrap=True,
         )
     console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
+
+
+def print_samples(console: RichConsole, samples: Sequence[Mapping[str, Any]], most: int = 3) -> None:
+    """Some texts that a model wrote, with their rewards, the best of them first."""
+    table = Table("reward", "prompt", "completion", title_justify="left")
+    judged = sorted((line for line in samples if line["reward"] is not None), key=lambda line: -line["reward"])
+    for place in sorted({0, len(judged) // 2, len(judged) - 1})[:most] if judged else ():
+        line = judged[place]
+        prompt = line["prompt"] if isinstance(line["prompt"], str) else line["prompt"][-1]["content"]
+        table.add_row(f"{line['reward']:.3g}", _short(prompt), _short(line["completion"]))
+    console.print(table)
+
+
+def _short(text: str) -> str:
+    line = text.replace("\n", "\\n")
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
 
 
 def print_probe(found: dict[str, Any]) -> None:
@@ -64,7 +88,10 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
     for name, title in (("macro_f1", "macro F1"), ("exact_match", "exact match"), ("token_f1", "token F1")):
         if metrics[name] is not None:
             table.add_row(title, f"{metrics[name]:.1%}")
-    table.add_row("loss", f"{metrics['loss']:.4f}")
+    for name, value in metrics["measured"].items():
+        table.add_row(name, f"{value:.4f}")
+    if not metrics["measured"]:
+        table.add_row("loss", f"{metrics['loss']:.4f}")
     table.add_row("examples", f"{metrics['num_examples']:,}")
     table.show_header = False
     plain_console().print(table)

@@ -48,6 +48,9 @@ class Resume:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
 
+    reward: tuple[str, ...] = ()
+    """The run's rewards once more, where they are code: that is never taken from a run folder."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
 
@@ -58,7 +61,10 @@ class Resume:
         set_up_logging()
         progress = ConsoleProgress()
         try:
-            result = resume(self.run_folder, callbacks=[progress], trust_remote_code=self.trust_remote_code)
+            result = resume(
+                self.run_folder, callbacks=[progress], trust_remote_code=self.trust_remote_code,
+                reward_funcs=self.reward or None,
+            )  # fmt: skip
         finally:
             progress.close()
         _finish(result.summary, result.run_folder)

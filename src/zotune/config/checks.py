@@ -15,6 +15,8 @@ from zotune.zo.optimizers import OPTIMIZERS
 from zotune.zo.setting import flag_of
 
 ADAPTER_OWN = ("init_lora_weights", "lora_rank", "lora_alpha", "target_modules")
+WRITING = ("num_generations", "max_new_tokens", "temperature", "top_p", "stop_strings")
+_WITH_REWARD = ("reward_weights", "reward_timeout_s", "reward_processes", *WRITING)
 _LORA_ONLY = (*ADAPTER_OWN, "kv_cache_gb")
 
 
@@ -25,6 +27,7 @@ def check(config: Fields) -> None:
         InputError: with the option as the command has it.
     """
     check_ranges(config)
+    _check_reward(config)
     method = choose_method(config, config.scope)
     check_tables(config, {**method, "noise": config.noise or "gaussian"})
     _check_method(config, method)
@@ -63,6 +66,14 @@ def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
         )
     if not ESTIMATORS[method["estimator"]].seeded:
         _check_without_seeds(config, method)
+    if method["estimator"] == "es":
+        one_sided = config.tables.get("es", {}).get("sides") == "one"
+        least = (2 if one_sided else 1) * config.batches_per_step
+        if method["directions"] < least:
+            raise InputError(
+                f"--directions must be {least} or more with --batches-per-step {config.batches_per_step}, got "
+                f"{method['directions']}: each batch has its share of them, of which losses are compared"
+            )
     if method["estimator"] == "fzoo" and method["directions"] < 2:
         raise InputError("--estimator fzoo needs --directions 2 or more: it divides by the spread of their losses")
     if (config.estimator == "hizoo") != (config.optimizer == "hizoo"):
@@ -74,6 +85,37 @@ def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
             "--estimator svrg compares slopes at different steps along the same directions, which "
             f"{'--sparsity' if noise.sparsity else 'noise of periods'} changes; leave that out"
         )
+
+
+def _check_reward(config: Fields) -> None:
+    """Refuse what means nothing with rewards, or nothing without."""
+    if config.judges_texts:
+        if "accuracy" in config.reward:
+            raise InputError(
+                "--reward accuracy judges the scores of label words, the others what the model writes; take one of them"
+            )
+        if config.num_demonstrations:
+            raise InputError("--num-demonstrations does not go with --reward, whose prompts have no answers to show")
+        if (config.num_generations or 1) > 1 and config.temperature == 0:
+            raise InputError("--num-generations above 1 needs --temperature above 0: else all texts are the same")
+        if (config.top_p or 1.0) < 1.0 and not (config.temperature or (config.num_generations or 1) > 1):
+            raise InputError("--top-p has no effect without --temperature, which draws tokens")
+    else:
+        for name in _WITH_REWARD:
+            if getattr(config, name) != config.__dataclass_fields__[name].default:
+                raise InputError(
+                    f"--{name.replace('_', '-')} has no effect without --reward on what the model writes; leave it out"
+                )
+    if config.reward:
+        objective = "reward" if config.judges_texts else "accuracy"
+        if config.objective not in (None, objective):
+            raise InputError(
+                f"--objective {config.objective} does not go with --reward {config.reward[0]}, which is the objective"
+            )
+    wants_gradient = config.estimator in ("lens", "backprop", "jvp")
+    if wants_gradient and (config.reward or config.objective in ("reward", "accuracy")):
+        what = f"--reward {config.reward[0]}" if config.reward else f"--objective {config.objective}"
+        raise InputError(f"--estimator {config.estimator}: {what} has no gradient; take es, or another estimator")
 
 
 def _check_without_seeds(config: Fields, method: Mapping[str, Any]) -> None:

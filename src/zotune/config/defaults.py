@@ -31,6 +31,8 @@ def choose_method(config: Fields, scope: str | None, lens: bool = False) -> dict
         defaults |= {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
     elif estimator in ("lens", "backprop"):
         defaults |= {"estimator": estimator, "optimizer": "adam", "directions": None}
+    elif config.judges_texts:
+        defaults |= {"estimator": "es", "optimizer": "adam", "directions": 16}
     else:
         defaults |= {
             "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,

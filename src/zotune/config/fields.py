@@ -16,6 +16,7 @@ from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.optimizers import OPTIMIZERS
 
 Scope = Literal["activated", "everywhere"]
+ACCURACY = ("accuracy",)  # as a reward: of the candidates, from their scores
 KNOWN_MODELS = ("demo", "smollm2")  # which are no paths or hub ids
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "int8"]
@@ -84,6 +85,10 @@ class Fields:
 
     batch_size: int = 16
     """The number of examples in a step."""
+
+    batches_per_step: int = 1
+    """How many batches of --batch-size examples a step has, each for its share of the directions, with --estimator
+    es."""
 
     epsilon: float = 1e-2
     """How far the probes lie from the current weights along a direction z: at theta + epsilon * z, where each number of
@@ -212,8 +217,42 @@ class Fields:
     space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""
 
     objective: ObjectiveName | None = None
-    """The loss: `cross_entropy` over the label words, or `token_nll`, the mean negative log-likelihood of the
-    completion's tokens. Default: the task's."""
+    """The loss: `cross_entropy` over the label words; `token_nll`, the mean negative log-likelihood of the completion's
+    tokens; `accuracy`, the share of wrong answers over the label words, which has no gradient; or `reward`, minus that
+    of --reward. Default: the task's."""
+
+    reward: tuple[str, ...] = ()
+    """Train on rewards of what the model writes, with no gradient needed: one or more of FILE.py:function or
+    package.module:function, with the signature of TRL's reward functions (your code, run with your rights); or a
+    built-in: exact_match, f1, regex:PATTERN, length, format, gsm8k, countdown, math_verify. `accuracy` is --objective
+    accuracy."""
+
+    reward_weights: tuple[float, ...] = ()
+    """The weight of each --reward in their sum. Default: all 1."""
+
+    reward_timeout_s: float = 60.0
+    """How many seconds a call of a reward may take, where it has a process of its own."""
+
+    reward_processes: int = 1
+    """The number of processes for each reward, which share the texts of a step, for slow rewards."""
+
+    num_generations: int | None = None
+    """How many texts each probe writes for a prompt, with --reward. Default: 1."""
+
+    max_new_tokens: int | None = None
+    """The most tokens that the model writes behind a prompt, with --reward. Default: 64."""
+
+    temperature: float | None = None
+    """How texts are written, with --reward: 0 always takes the most likely token; above 0, tokens are drawn. All probes
+    of a step draw with the same noise. Evaluations take the most likely tokens. Default: 0; 1 with --num-generations
+    above 1."""
+
+    top_p: float | None = None
+    """Draw among the most likely tokens that have this much of the probability together, with --reward. Default: 1,
+    among all."""
+
+    stop_strings: tuple[str, ...] = ()
+    """End a text before the first of these, with --reward. Default: the model's end token alone."""
 
     dtype: Dtype | None = None
     """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on
@@ -238,6 +277,11 @@ class Fields:
 
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that one method or engine alone has, by its name: --adam.beta1 0.9, or [adam] in a TOML file."""
+
+    @property
+    def judges_texts(self) -> bool:
+        """Whether rewards judge what the model writes."""
+        return bool(self.reward) and self.reward != ACCURACY
 
     @property
     def field_names(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zotune.config.checks import WRITING
 from zotune.config.defaults import (
     SMALL_MODEL,
     choose_method,
@@ -17,14 +18,16 @@ from zotune.config.defaults import (
     make_noise,
     optimizer_arguments,
 )
-from zotune.config.fields import KNOWN_MODELS, Dtype
+from zotune.config.fields import ACCURACY, KNOWN_MODELS, Dtype
 from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES
 from zotune.data.tasks import Task
 from zotune.errors import InputError
+from zotune.rewards.functions import full_name
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
-from zotune.zo.objectives import OBJECTIVES, Objective
+from zotune.zo.objectives import OBJECTIVES, Objective, RewardObjective
+from zotune.zo.protocol import Sampling
 from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
@@ -87,6 +90,11 @@ class Run:
         values = {name: getattr(self.config, name) for name in DECISIVE}
         if table := self.config.tables.get(self.config.estimator or ""):
             values["estimator_settings"] = dict(table)
+        if self.config.batches_per_step > 1:
+            values["batches_per_step"] = self.config.batches_per_step
+        if self.config.judges_texts:
+            values["reward"] = [name.rpartition("/")[2] for name in self.config.reward]
+            values |= {name: getattr(self.config, name) for name in ("reward_weights", *WRITING)}
         return values
 
 
@@ -111,7 +119,8 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "scope", "activated" if task.invocation and adapts else "everywhere",
         reason if adapts else f"--tuning {config.tuning}",
     )  # fmt: skip
-    has_gradient = OBJECTIVES[config.objective or task.objective].has_gradient
+    objective = objective_name(config, task)
+    has_gradient = OBJECTIVES[objective].has_gradient
     usual = choose_method(config, scope, lens=facts.writers is not None and has_gradient)
     if config.estimator == "backprop":
         why = "what backpropagation of an adapter usually takes"
@@ -141,7 +150,9 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "learning_rate": choose("learning_rate", rate, size),
         "noise": choose("noise", noise.kind if seeded else None, f"the usual one of {method['estimator']}"),
         "max_length": choose_max_length(config.max_length, facts.context),
-        "objective": choose("objective", task.objective, f"that of task {task.name}"),
+        "objective": choose("objective", objective, "--reward" if config.reward else f"that of task {task.name}"),
+        "reward": tuple(map(full_name, config.reward)),
+        **_writing(config),
         "device": facts.device,
         "dtype": facts.dtype or choose("dtype", *default_dtype(facts)),
         "num_threads": facts.num_threads,
@@ -153,11 +164,24 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     }
     names = [method["estimator"], method["optimizer"], chosen["noise"], method["tuning"]]
     full = replace(config, **chosen, tables={**config.tables, **_tables_in_use(config, names)})
-    objective = _objective(full, task)
     return Run(
-        full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, objective,
+        full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, make_objective(full, task),
         make_schedule(full.lr_scheduler_type, chosen["learning_rate"], full.num_steps, full.warmup_steps),
     )  # fmt: skip
+
+
+def objective_name(config: Config, task: Task) -> str:
+    """A key of OBJECTIVES."""
+    return "accuracy" if config.reward == ACCURACY else config.objective or task.objective
+
+
+def _writing(config: Config) -> dict[str, Any]:
+    """How texts are written that rewards judge."""
+    if not config.judges_texts:
+        return {}
+    several = (config.num_generations or 1) > 1
+    usual = {"num_generations": 1, "max_new_tokens": 64, "temperature": 1.0 if several else 0.0, "top_p": 1.0}
+    return {name: value if getattr(config, name) is None else getattr(config, name) for name, value in usual.items()}
 
 
 def default_dtype(facts: Facts) -> tuple[Dtype, str]:
@@ -193,18 +217,33 @@ def _tables_in_use(config: Config, names: list[str]) -> dict[str, dict[str, Any]
     }
 
 
-def _objective(config: Config, task: Task) -> Objective:
-    assert config.objective is not None
-    objective = OBJECTIVES[config.objective]
+def make_objective(config: Config, task: Task) -> Objective:
+    """What is minimised; where that is a reward, who judges is still to be said.
+
+    Raises:
+        InputError: it does not go with the task or the estimator.
+    """
+    name = objective_name(config, task)
+    if name == "reward":
+        return _reward_objective(config, task)
+    objective = OBJECTIVES[name]
     if objective.takes_labels not in (None, task.classifies):
         needs = (
             "label words (--labels) or options (--choice-fields)"
             if objective.takes_labels
             else "a completion, not labels"
         )
-        raise InputError(f"--objective {config.objective} needs {needs}; task {task.name} uses {task.objective}")
+        raise InputError(f"--objective {name} needs {needs}; task {task.name} uses {task.objective}")
     if config.estimator in ("lens", "backprop") and not objective.has_gradient:
-        raise InputError(
-            f"--estimator {config.estimator}: --objective {config.objective} has no gradient; take another estimator"
-        )
+        raise InputError(f"--estimator {config.estimator}: --objective {name} has no gradient; take another estimator")
     return objective
+
+
+def _reward_objective(config: Config, task: Task) -> RewardObjective:
+    if not config.judges_texts:
+        raise InputError(
+            f"--reward: task {task.name} has prompts and nothing to learn; name a reward of what is written"
+        )
+    writing = _writing(config)
+    sampling = Sampling(writing["max_new_tokens"], writing["temperature"], top_p=writing["top_p"])
+    return RewardObjective(sampling, writing["num_generations"], config.stop_strings)

@@ -26,7 +26,10 @@ def typed(value: Any, hint: Any, name: str, prefix: str = "") -> Any:
         if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
             return value
         if get_origin(option) is tuple and isinstance(value, Sequence) and not isinstance(value, str | bytes):
-            return tuple(text_of(text, called) for text in value)
+            if get_args(option)[0] is str:
+                return tuple(text_of(text, called) for text in value)
+            if all(map(is_number, value)):
+                return tuple(map(number_of, value))
         if option is float and is_number(value):
             return number_of(value)
         if option is int and is_whole(value):
@@ -43,7 +46,7 @@ def _describe(options: tuple[Any, ...]) -> str:
         if get_origin(option) is Literal:
             return " or ".join(map(repr, get_args(option)))
         if get_origin(option) is tuple:
-            return "a list of strings"
+            return f"a list of {'strings' if get_args(option)[0] is str else 'numbers'}"
         return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[option]
 
     return " or ".join(describe(option) for option in options if option is not type(None))

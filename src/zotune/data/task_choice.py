@@ -10,8 +10,8 @@ from string import Formatter
 from typing import Any
 
 from zotune.data.tasks import ALIASES, TASKS, Task
-from zotune.data.texts import is_torn
 from zotune.errors import InputError
+from zotune.values import is_torn
 
 
 def choose_task(
@@ -23,12 +23,14 @@ def choose_task(
     choice_fields: Sequence[str] = (),
     separator: str | None = None,
     sample: Mapping[str, Any] | None = None,
+    for_reward: bool = False,
 ) -> Task:
     """The task of a run: a built-in one, changed by the options given, or one made of the options alone.
 
     Args:
         separator: what stands between the invocation and a label word; None: a space where one belongs.
         sample: the first record of the data, to choose by where no option does.
+        for_reward: whether a reward judges what is written behind the prompts, so that there is nothing else to learn.
 
     Raises:
         InputError: unknown name, or options that do not make a task.
@@ -42,7 +44,7 @@ def choose_task(
     elif labels or choice_fields:
         task = Task("classification", template="{text}")
     elif sample is not None:
-        task = _detect(sample)
+        task = _detect_prompts(sample) if for_reward else _detect(sample)
     else:
         task = TASKS["demo"]
     if labels and choice_fields:
@@ -67,7 +69,11 @@ def choose_task(
     }
     task = replace(task, **{key: value for key, value in changes.items() if value is not None})
     _check(task)
-    return task
+    if not for_reward:
+        return task
+    if not task.template:
+        raise InputError(f"--reward: task {task.name} has no prompts that a text could be written behind")
+    return task.prompts_alone
 
 
 def _detect(sample: Mapping[str, Any]) -> Task:
@@ -93,7 +99,22 @@ def _detect(sample: Mapping[str, Any]) -> Task:
     )
 
 
+def _detect_prompts(sample: Mapping[str, Any]) -> Task:
+    for name, kind in (("prompt", str), ("chat", list)):
+        role = TASKS[name].prompt_fields[0]
+        if any(isinstance(sample.get(alias), kind) for alias in ALIASES[role]):
+            return TASKS[name]
+    raise InputError(
+        f"--task: cannot tell the prompts from the fields {', '.join(sample)}; expected prompt, a text or a list of "
+        "messages, or messages; name it with --fields prompt=NAME, or give a --template"
+    )
+
+
 def _check(task: Task) -> None:
+    if task.is_chat and (task.invocation or task.template != TASKS["chat"].template):
+        raise InputError(
+            "--template and --invocation have no effect on chats, whose words are those of the model's chat template"
+        )
     for option, text in (
         ("template", task.template), ("invocation", task.invocation), ("label-separator", task.separator or ""),
         *(("labels", label) for label in task.labels), *(("choice-fields", name) for name in task.choice_fields),

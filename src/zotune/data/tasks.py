@@ -6,7 +6,7 @@ and SNLI are asked as CB is, and TREC as in Zhao et al., 2021 (arXiv 2102.09690)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 from zotune.data import rows
@@ -37,6 +37,8 @@ class Task:
     the text to learn, with fields in braces. `separator` stands between the invocation and a label word or choice, by
     default a space where one belongs. `rows` makes the fields of the template out of a record as the data set has it.
     With `answers_field`, the field with all right answers, an evaluation generates texts and compares them with those.
+    A task without candidates and completion has prompts alone, whose answers a reward judges; where `is_chat`, they are
+    the messages of a chat, and the invocation is the model's own start of an answer.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Task:
     demo: bool = False
     rows: Rows | None = None
     answers_field: str | None = None
+    is_chat: bool = False
 
     @property
     def classifies(self) -> bool:
@@ -60,7 +63,12 @@ class Task:
 
     @property
     def objective(self) -> str:
-        return "cross_entropy" if self.classifies else "token_nll"
+        return "cross_entropy" if self.classifies else "token_nll" if self.completion else "reward"
+
+    @property
+    def prompts_alone(self) -> "Task":
+        """This task where a reward judges what is written behind its prompts."""
+        return replace(self, labels=(), choice_fields=(), completion="")
 
     @property
     def label_words(self) -> tuple[str, ...]:
@@ -251,6 +259,8 @@ TASKS: dict[str, Task] = {
         Task("completion", template="{prompt}", completion="{completion}"),
         Task("alpaca", template=_ALPACA_INPUT, shorter=_ALPACA, completion="{output}"),
         Task("lm", template="", completion="{text}"),
+        Task("prompt", template="{prompt}"),
+        Task("chat", template="{messages}", is_chat=True),
     )
 }
 
@@ -261,6 +271,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "coarse_label": ("coarse_label", "label", "labels"),
     "prompt": ("prompt", "instruction", "input", "question"),
     "completion": ("completion", "response", "output", "answer"),
+    "messages": ("messages", "prompt", "conversation"),
     "input": ("input", "context"),
     "output": ("output", "response", "completion"),
 }

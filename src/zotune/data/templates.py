@@ -112,7 +112,9 @@ class Encoder:
                 for candidate in candidates:
                     self._check_known(candidate, text.where)
             columns = MappingProxyType(dict(text.columns))
-            examples.append(Example(prompt, self.invocation, candidates, text.label, columns, text.also_right))
+            examples.append(
+                Example(prompt, self.invocation, candidates, text.label, columns, text.also_right, text.said)
+            )
         return Encoded(examples, num_truncated)
 
     def _body(self, text: str) -> TokenIds:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zotune.data.class_names import ClassName
+from zotune.data.messages import Message, read_messages
 from zotune.data.records import Record
 from zotune.data.tasks import ALIASES, Task
 from zotune.errors import InputError
+from zotune.values import is_torn
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class TextExample:
     """A record in the words of its task: the prompt's text, and a label id or the completion's text.
 
     `columns` are the record's own fields, and `where` is the place that it came from. `choices` are the options that
-    the record brings; where several are right, `label` is the first and `also_right` has the others.
+    the record brings; where several are right, `label` is the first and `also_right` has the others. `messages` are
+    those of a chat, whose prompt is written when the tokenizer is known (`chat.in_words`).
     """
 
     prompt: str
@@ -29,6 +32,12 @@ class TextExample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     also_right: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def said(self) -> Any:
+        """The prompt, as a text or as messages."""
+        return self.messages or self.prompt
 
 
 def expand(records: Sequence[Record], task: Task, names: Mapping[str, str]) -> list[Record]:
@@ -75,6 +84,9 @@ def to_texts(
 
 
 def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> TextExample:
+    if task.is_chat:
+        messages, columns = read_messages(record, _find(record, "messages", names))
+        return TextExample("", None, "", record.where, columns, messages=messages)
     values = _prompt_values(record, task, names)
     shorter = not all(values[name] for name in task.optional_fields)
     prompt = (task.shorter if shorter else task.template).format_map(values)
@@ -164,15 +176,6 @@ def _text_field(record: Record, role: str, names: Mapping[str, str], may_be_empt
             return ""
         raise InputError(f"{record.where}: field {field!r} is empty")
     return value
-
-
-def is_torn(text: str) -> bool:
-    """Whether a text holds half a character, as JSON can write it and no tokenizer can read it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _choices(record: Record, task: Task, names: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

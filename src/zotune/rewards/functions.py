@@ -51,6 +51,20 @@ def source_of(given: Any) -> Source:
     return Source(getattr(given, "__name__", type(given).__name__), "given", _pickled(given), given)
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a name is that of a built-in reward, which runs no code of the user's."""
+    return name.partition(":")[0] in BUILTINS
+
+
+def full_name(given: Any) -> str:
+    """A name that means the same wherever it is read: a file with its whole path; of a function from Python, what it is
+    called, with parentheses."""
+    if not isinstance(given, str):
+        return f"{getattr(given, '__name__', type(given).__name__)}()"
+    place, _, function = given.rpartition(":")
+    return f"{Path(place).expanduser().resolve()}:{function}" if place.endswith(".py") else given
+
+
 def load(portable: str | bytes) -> RewardFunction:
     """The function itself. This runs the user's code where the name is not that of a built-in.
 
@@ -62,7 +76,7 @@ def load(portable: str | bytes) -> RewardFunction:
             return pickle.loads(portable)
         except Exception as error:
             raise InputError(f"cannot be loaded in another process: {_said(error)}") from error
-    if portable.partition(":")[0] in BUILTINS:
+    if is_builtin(portable):
         return make_builtin(portable)
     place, _, name = portable.rpartition(":")
     try:

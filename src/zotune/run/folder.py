@@ -52,6 +52,10 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

@@ -5,7 +5,7 @@ and theta where evaluations belong, which are done again. Times and counters are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zotune.run.evaluation import evaluate
 from zotune.run.folder import RunFolder
@@ -63,9 +63,8 @@ class Lost:
         if self.has_evaluation(step):
             made = self.evaluator
             found = evaluate(made.engine, theta, made.objective, made.examples)
-            self.events.append(
-                EvalEvent(step, "eval", found.accuracy, found.loss, found.num_examples, 0.0, macro_f1=found.macro_f1)
-            )
+            event = EvalEvent(step, "eval", found.accuracy, found.loss, found.num_examples, 0.0)
+            self.events.append(replace(event, macro_f1=found.macro_f1, measured=dict(found.measured)))
             self._changed = True
         evaluations = sorted(self._evaluations, key=lambda event: event.step)
         if evaluations and best_of(evaluations).step == step and not self.export.is_saved(self.folder.best, theta):

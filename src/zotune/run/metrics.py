@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class StepEvent:
     tokens_computed: int
     tokens_reused: int
     event: str = "step"
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """What the objective measured beside the loss, such as the mean reward."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class EvalEvent:
     time_s: float
     event: str = "eval"
     macro_f1: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return {
+        values = {
             "accuracy": self.accuracy, "loss": self.loss, "num_examples": self.num_examples, "macro_f1": self.macro_f1
         }  # fmt: skip
+        return values | ({"measured": self.measured} if self.measured else {})
 
 
 class MetricsFile:
@@ -137,5 +141,5 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _line(event: StepEvent | EvalEvent) -> bytes:
-    value = asdict(event)
+    value = {name: each for name, each in asdict(event).items() if name != "measured" or each}
     return (json.dumps({"event": value.pop("event"), **value}) + "\n").encode()

@@ -5,6 +5,7 @@ from importlib import metadata
 from typing import Any
 
 from zotune.run.metrics import EvalEvent, StepEvent, best_of, kv_reuse
+from zotune.run.samples import paired_gain
 from zotune.run.trainer import MeZOTrainer
 
 
@@ -26,6 +27,7 @@ def summarize(trainer: MeZOTrainer) -> dict[str, Any]:
         "best": metrics(best_of(evals) if evals else None),
         "final": metrics(evals[-1] if evals else None),
         "worse_than_initial": _worse(evals[0], evals[-1]) if evals else [],
+        **({"reward_gain": paired_gain(trainer.folder.samples)} if trainer.folder.samples.is_file() else {}),
         "steps": trainer.step,
         "train_time_s": train_time_s,
         "steps_per_s": len(steps) / train_time_s if train_time_s else 0.0,

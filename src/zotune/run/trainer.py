@@ -16,6 +16,7 @@ from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.run.samples import write_samples
 from zotune.run.watch import Watch
 from zotune.zo.draws import derive_seed, permutation
 from zotune.zo.estimators import Estimator
@@ -171,6 +172,7 @@ class MeZOTrainer:
             learning_rate=learning_rate,
             slopes=tuple(slope.value for slope in slopes),
             step_time_s=time.perf_counter() - started,
+            measured=dict(estimate.measured),
             **{name: count - counted[name] for name, count in asdict(self.engine.stats).items()},
         )
         # The journal comes last: a step is done when its line is on disk; a resume forgets metrics beyond it.
@@ -214,6 +216,7 @@ class MeZOTrainer:
 
     def close(self) -> None:
         """Release the journal and metrics files, and the model."""
+        self.objective.close()
         self.engine.close()
         self.journal.close()
         self.metrics.close()
@@ -254,12 +257,15 @@ class MeZOTrainer:
             num_examples=evaluation.num_examples,
             time_s=time.perf_counter() - started,
             macro_f1=evaluation.macro_f1,
+            measured=dict(evaluation.measured),
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
         with self._watch.writing(self.step):
             self.save(self.exported)
             if best_of([*self.evaluations, event]) is event:
                 self.save(self.folder.best)
+            if evaluation.samples:
+                write_samples(self.folder.samples, event.step, evaluation.samples)
             self.metrics.append(event)
         self._watch.look_at_evaluation(event, self.evaluations[0])
         for callback in self.callbacks:

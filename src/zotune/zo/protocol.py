@@ -71,9 +71,9 @@ class Example:
 
     An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
     has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right candidate where it is known.
-    `columns` is the record that the example was made of, for rewards and metrics, and `also_right` has further
-    candidates that count as right. Engines read none of these, and the last two stay in the process that made them: a
-    copy sent to another process has none.
+    `columns` is the record that the example was made of, for rewards and metrics, `said` the prompt before it became
+    tokens, a text or the messages of a chat, and `also_right` has further candidates that count as right. Engines read
+    none of these, and the last three stay in the process that made them: a copy sent to another process has none.
     """
 
     prompt: TokenIds
@@ -82,6 +82,11 @@ class Example:
     label: int | None = None
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
     also_right: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    said: Any = field(default="", compare=False, repr=False)
+
+    def is_right(self, answer: Any) -> bool:
+        """Whether a candidate, by its index, counts as right."""
+        return bool(answer == self.label or answer in self.also_right)
 
     def __reduce__(self) -> tuple[type["Example"], tuple[Any, ...]]:
         return Example, (self.prompt, self.invocation, self.candidates, self.label)
@@ -109,7 +114,8 @@ class Sampling:
     among the new ones. So a text depends neither on what else is generated nor on how, and all probes of a prompt have
     the same noise. `seeds` has one for each prompt of the call; None: they are derived from `seed` and the prompt's
     place in the call. Several samples of one prompt are several places with that prompt. (SGLang's engine draws from
-    one generator for all that it generates.)
+    one generator for all that it generates.) Where `ends` is given, an engine may leave a text as soon as that says of
+    its tokens that nothing of what follows will be read.
     """
 
     max_new_tokens: int
@@ -118,6 +124,7 @@ class Sampling:
     stop_token_ids: TokenIds = ()
     top_p: float = 1.0
     seeds: tuple[int, ...] | None = None
+    ends: Callable[[Sequence[int]], bool] | None = None
 
     def row_seeds(self, num_prompts: int) -> tuple[int, ...]:
         """The seed of each prompt of a call.

@@ -43,10 +43,9 @@ class Decoding:
         longest = max(len(example.prompt) + len(example.invocation) for example in prompts)
         return int(max(1, min(self._max_tokens() // (longest + num_new), self._max_rows())))
 
-    def texts(
-        self, num_probes: int, prompts: Sequence[Example], num_new: int, stop: Sequence[int], choice: TokenChoice
-    ) -> list[list[TokenIds]]:
+    def texts(self, num_probes: int, prompts: Sequence[Example], choice: TokenChoice) -> list[list[TokenIds]]:
         """What each prompt goes on with under each probe that is in place, up to a stop token: [probe][prompt]."""
+        num_new = choice.sampling.max_new_tokens
         starts = make_starts(prompts, self.prompts is not None)
         before = self.passes.stats.tokens_computed
         texts: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(num_probes)]
@@ -60,7 +59,7 @@ class Decoding:
                     some = [starts[i] for i in pack]
                     prefix = self._prefix(some, num_probes, shared)
                     logits, rows = self._begin(some, num_probes, prefix, num_new > 1)
-                    num_continued += self._go_on(logits, rows, np.array(pack), starts, texts, num_new, stop, choice)
+                    num_continued += self._go_on(logits, rows, np.array(pack), starts, texts, choice)
             finally:
                 self.passes.layers.rows = None
         needed = num_probes * sum(start.length for start in starts) + num_continued
@@ -74,21 +73,21 @@ class Decoding:
         pack: np.ndarray,
         starts: Sequence[Start],
         texts: list[list[list[int]]],
-        num_new: int,
-        stop: Sequence[int],
         choice: TokenChoice,
     ) -> int:
         """Continue rows [prompts of the pack, probes] with tokens that are added to `texts`; how many were computed."""
-        num_probes, num_computed = len(texts), 0
+        num_probes, num_computed, sampling = len(texts), 0, choice.sampling
         prompts, probes = np.repeat(pack, num_probes), np.tile(np.arange(num_probes), len(pack))
         positions = np.repeat([starts[i].length for i in pack], num_probes)
         self._set_slots(probes, num_probes)
-        for place in range(num_new):
+        for place in range(sampling.max_new_tokens):
             tokens = choice.tokens(logits, probes, prompts, place)
-            kept = ~np.isin(tokens, stop)
-            for probe, prompt, token in zip(probes[kept], prompts[kept], tokens[kept].tolist(), strict=True):
-                texts[probe][prompt].append(token)
-            if rows is None or place == num_new - 1 or not kept.any():
+            kept = ~np.isin(tokens, sampling.stop_token_ids)
+            for row in np.flatnonzero(kept):
+                text = texts[probes[row]][prompts[row]]
+                text.append(int(tokens[row]))
+                kept[row] = sampling.ends is None or not sampling.ends(text)
+            if rows is None or place == sampling.max_new_tokens - 1 or not kept.any():
                 break
             if not kept.all():
                 order = rows.keep(kept)

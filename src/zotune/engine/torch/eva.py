@@ -6,6 +6,7 @@ to directions drawn at random that matters most. It takes forward passes alone, 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,11 +20,12 @@ from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
-from zotune.zo.protocol import AT_THETA, Example
+from zotune.zo.protocol import AT_THETA, Example, Sampling, TokenIds
 
 NUM_EXAMPLES = 64
 BATCH_SIZE = 64
 MAX_TOKENS = 1024  # of each module, of all passes together
+NUM_WRITTEN = 32  # tokens of an answer that the model is asked for
 
 
 def principal_components(
@@ -32,7 +34,8 @@ def principal_components(
     """A [rank, inputs] of each adapted module: the first principal components, as orthonormal rows, of its inputs in
     the base model at the tokens that the adapter acts on, of NUM_EXAMPLES examples, evenly taken, a batch at a time.
 
-    Where there are fewer components than the rank, the other rows are drawn from `seed`, as A is elsewhere.
+    Where there are fewer components than the rank, the other rows are drawn from `seed`, as A is elsewhere. Examples
+    without candidates are prompts alone, and what the base model goes on with there stands in for them.
 
     Args:
         engine: one of an adapter that starts at the base model, as LoRA does without a start.
@@ -47,6 +50,9 @@ def principal_components(
     assert isinstance(layers, LoraLayers)
     assert isinstance(spec, LoraSpec)
     theta = initial_theta(engine.tensor_shapes, seed)
+    if not any(map(len, examples[0].candidates)):
+        (written,) = engine.generate(theta, [AT_THETA], examples, Sampling(NUM_WRITTEN, stop_token_ids=_ends(engine)))
+        examples = [replace(prompt, candidates=(text or (0,),)) for prompt, text in zip(examples, written, strict=True)]
     inputs = _Inputs(layers, tokens_a_pass=MAX_TOKENS // -(-len(examples) // batch_size))
     modules = layers.modules
     hooks = [module.register_forward_pre_hook(partial(inputs.observe, name)) for name, module in modules.items()]
@@ -66,6 +72,12 @@ def principal_components(
         found = components[key][: len(rows)]
         rows[: len(found)] = found
     return Start.of(drawn)
+
+
+def _ends(engine: TorchEngine | PlainEngine) -> TokenIds:
+    """The tokens that end a text, by the model's own settings."""
+    ends = engine.model.generation_config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 class _Inputs:

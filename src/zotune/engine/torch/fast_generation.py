@@ -67,18 +67,18 @@ class FastGeneration:
         if not all(fits):
             return self._generate_apart(theta, probes, prompts, sampling, fits)
         choice = TokenChoice(sampling, sampling.row_seeds(len(prompts)))
-        return self._texts(theta, probes, prompts, sampling, choice)
+        return self._texts(theta, probes, prompts, choice)
 
     def _texts(
-        self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling, choice: TokenChoice
+        self, theta: Theta, probes: Sequence[Probe], prompts: Sequence[Example], choice: TokenChoice
     ) -> list[list[TokenIds]]:
-        layers, num_new = self.passes.layers, sampling.max_new_tokens
-        most = layers.max_probes or self.decoding.max_probes(prompts, num_new)
+        layers = self.passes.layers
+        most = layers.max_probes or self.decoding.max_probes(prompts, choice.sampling.max_new_tokens)
         texts = []
         for start in range(0, len(probes), most):
             some = probes[start : start + most]
             layers.place(theta, some)
-            texts += self.decoding.texts(len(some), prompts, num_new, sampling.stop_token_ids, choice)
+            texts += self.decoding.texts(len(some), prompts, choice)
         return texts
 
     def _generate_apart(
@@ -133,7 +133,7 @@ class FastGeneration:
         if not all(self._fits(example, NUM_TRIED) for example in trial.batch):
             return False
         watched = _Watched(len(probes), len(trial.batch))
-        texts = self._texts(trial.theta, probes, trial.batch, watched.sampling, watched)
+        texts = self._texts(trial.theta, probes, trial.batch, watched)
         wanted = []
         for index, probe in enumerate(probes):
             batch = [

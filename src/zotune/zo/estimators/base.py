@@ -6,7 +6,7 @@ mean_k slope_k * z(seed_k). Each estimator is a frozen value: one that remembers
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -24,6 +24,8 @@ class Estimate:
 
     loss: float
     update: Update
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """What the objective measured beside the loss."""
 
 
 class Estimator(ABC):
@@ -81,7 +83,7 @@ class ProbeEstimator(Estimator):
         losses = objective(engine, theta, probes, batch)  # [probe, example]
         slopes = self.tell(probes, losses.values if losses.derivatives is None else losses.derivatives)
         near = [probe.base is None for probe in probes]
-        return Estimate(float(losses.values[near].mean()), Slopes(tuple(slopes)))
+        return Estimate(float(losses.values[near].mean()), Slopes(tuple(slopes)), losses.measured)
 
     @abstractmethod
     def ask(self, seeds: Sequence[int], noise: Noise = GAUSSIAN) -> list[Probe]:

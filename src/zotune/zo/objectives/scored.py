@@ -1,55 +1,14 @@
-"""Objectives ask an engine about a batch and give one loss per probe and example: what training makes smaller.
-
-An objective says what it needs of an engine (`needs`), so that a trainer knows no kinds of them. Those of this file are
-made of scores (MeZO, arXiv 2305.17333, and its released code), and have their derivatives beside them. A reward on what
-the model writes is another subclass of Objective: see CONTRIBUTING.md.
+"""Losses of the candidates' log-probabilities (MeZO, arXiv 2305.17333, and its released code), with their derivatives
+beside them; and the accuracy, which has none.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from zotune.zo.protocol import Engine, Example, GradientOfScores, Need, Probe, Scores, Theta
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What an objective found: float64 [probe, example].
-
-    `derivatives` are those along the probes' directions, where the probes asked for them; `values` are at theta then.
-    `answers` [probe][example] is what the model answered: the index of a candidate, or a text.
-    """
-
-    values: np.ndarray
-    derivatives: np.ndarray | None = None
-    answers: Sequence[Sequence[Any]] | None = None
-
-
-class Objective(ABC):
-    """What is minimised."""
-
-    needs: ClassVar[tuple[Need, ...]] = ("scores",)
-    has_gradient: ClassVar[bool] = False
-    takes_labels: ClassVar[bool | None] = None
-    """Whether it is for examples with label words, for those without, or for both (None)."""
-
-    def prepared(self, tokenizer: Any) -> "Objective":
-        """This objective for a run whose model has that tokenizer; one that reads texts keeps it."""
-        return self
-
-    @abstractmethod
-    def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
-        """Losses, and derivatives where the probes ask for them."""
-
-    def gradient(
-        self, gradient_of_scores: GradientOfScores, theta: Theta, batch: Sequence[Example]
-    ) -> tuple[float, Theta]:
-        """The mean loss at theta and its gradient, by the engine's way to differentiate scores; only losses of scores
-        have one."""
-        raise TypeError(f"{type(self).__name__} has no gradient")
+from zotune.zo.objectives.base import Losses, Objective
+from zotune.zo.protocol import Engine, Example, GradientOfScores, Probe, Scores, Theta
 
 
 class ScoredObjective(Objective):
@@ -134,6 +93,18 @@ class TokenNll(ScoredObjective):
         return _per_token(of_first, scores) / len(batch)
 
 
+class Accuracy(Objective):
+    """1 where the most likely candidate is not right, else 0: the accuracy itself, which has no gradient (MeZO, section
+    3.3)."""
+
+    takes_labels = True
+
+    def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
+        answers = candidate_logits(engine.score(theta, probes, batch, False)).argmax(axis=-1)  # [probe, example]
+        right = [[example.is_right(answer) for answer, example in zip(row, batch, strict=True)] for row in answers]
+        return Losses(1.0 - np.array(right, dtype=np.float64), answers=answers.tolist())
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
     weights: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -158,4 +129,3 @@ def _right(values: np.ndarray, batch: Sequence[Example]) -> np.ndarray:
 
 cross_entropy = CrossEntropy()
 token_nll = TokenNll()
-OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy, "token_nll": token_nll}

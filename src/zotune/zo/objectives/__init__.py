@@ -1,0 +1,39 @@
+"""Objectives ask an engine about a batch and give one loss per probe and example; `base` states what each must do.
+
+One file for each family. An objective is a choice of `--objective` once it has a row in the table below.
+"""
+
+from zotune.zo.objectives.base import Losses, Objective, Sample, means
+from zotune.zo.objectives.reward import RewardObjective
+from zotune.zo.objectives.scored import (
+    Accuracy,
+    CrossEntropy,
+    ScoredObjective,
+    TokenNll,
+    candidate_logits,
+    cross_entropy,
+    token_nll,
+)
+
+__all__ = [
+    "OBJECTIVES",
+    "Accuracy",
+    "CrossEntropy",
+    "Losses",
+    "Objective",
+    "RewardObjective",
+    "Sample",
+    "ScoredObjective",
+    "TokenNll",
+    "candidate_logits",
+    "cross_entropy",
+    "means",
+    "token_nll",
+]
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross_entropy": cross_entropy,
+    "token_nll": token_nll,
+    "accuracy": Accuracy(),
+    "reward": RewardObjective(),
+}
