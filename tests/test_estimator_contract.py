@@ -54,7 +54,7 @@ ROWS = {
     "one_sided": Row(OneSided, 1, 2**0.5),
     "fzoo": Row(Fzoo, 1, None, free=True),
     "es": Row(EvolutionStrategy, 2, None, free=True),
-    "es of ranks": Row(lambda epsilon: EvolutionStrategy(epsilon, "rank"), 0, None, free=True, exact=False),
+    "es of ranks": Row(lambda epsilon: EvolutionStrategy(epsilon, shaping="rank"), 0, None, free=True, exact=False),
     "svrg": Row(Svrg, 2, 0.5**0.5),
     "hizoo": Row(Hizoo, 2, 0.5**0.5),
     "adaptive": Row(AdaptiveSpsa, 2, 0.5**0.5),

@@ -104,6 +104,7 @@ def size(example: Example) -> int:
 # ---- what the built-in tasks say
 
 SNAPSHOTS: dict[str, tuple[dict[str, Any], str, str, tuple[str, ...]]] = {
+    "prompt": ({"prompt": "Say it."}, "Say it.", "", ("",)),
     "demo": ({"text": " A fine film. ", "label": 1}, "A fine film.", " It was", (" terrible", " great")),
     "sst2": ({"sentence": "a fine film ", "label": 1}, "a fine film", " It was", (" terrible", " great")),
     "imdb": ({"text": "A fine film.", "label": 1}, "A fine film.", " It was", (" terrible", " great")),
@@ -136,6 +137,7 @@ TOKEN_IDS = {  # of the same records: prompt, invocation, candidates
     ),
     "completion": ((1, 55, 90, 82, 287, 729, 202), (), ((269, 2193, 17, 1),)),
     "alpaca": (tuple(DEMO(SNAPSHOTS["alpaca"][1]).input_ids), (), (tuple(DEMO("\nParis</s>").input_ids[2:]),)),
+    "prompt": ((1, *DEMO("Say it.", add_special_tokens=False).input_ids), (), ((),)),
     "lm": ((1,), (), ((50, 5590, 2510, 261, 540, 1),)),
 }
 

@@ -94,7 +94,8 @@ class Run:
             values["batches_per_step"] = self.config.batches_per_step
         if self.config.judges_texts:
             values["reward"] = [name.rpartition("/")[2] for name in self.config.reward]
-            values |= {name: getattr(self.config, name) for name in ("reward_weights", *WRITING)}
+            values |= {name: getattr(self.config, name) for name in WRITING}
+            values |= {name: list(getattr(self.config, name)) for name in ("reward_weights", "stop_strings")}
         return values
 
 

@@ -1,6 +1,6 @@
 """Plots of runs and studies, from run folders alone: loss, evaluations, step time, reuse. PNG and SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> li
     for index, (name, events) in enumerate(runs.items()):
         steps = [event for event in events if isinstance(event, StepEvent)]
         x, color = [event.step for event in steps], f"C{index}"
-        losses = np.array([event.loss for event in steps])
+        losses = np.array([event.measured.get("reward", event.loss) for event in steps])
         milliseconds = 1000 * np.array([event.step_time_s for event in steps])
         computed = np.cumsum([event.tokens_computed for event in steps])
         reused = np.cumsum([event.tokens_reused for event in steps])
@@ -43,7 +43,8 @@ def plot_runs(run_folders: Sequence[Path], output_dir: Path | None = None) -> li
         time.plot(x, milliseconds, ".", color=color, markersize=2, alpha=0.4, rasterized=True)
         time.plot(x, moving_average(milliseconds), color=color)
         reuse.plot(x, 100 * reused / np.maximum(1, reused + computed), color=color)
-    _label(loss, "Training loss (line: moving average)", "loss")
+    what = _what(runs.values())
+    _label(loss, f"Training {what} (line: moving average)", what)
     _label(time, "Step time (line: moving average)", "milliseconds")
     _label(reuse, "Tokens served from cache, so far", "% of tokens")
     time.set_ylim(bottom=0)
@@ -109,13 +110,14 @@ def moving_average(values: np.ndarray, share: int = 20, least: int = 10) -> np.n
 def _plot_evaluations(axes: Axes, runs: Sequence[Sequence[EvalEvent]]) -> None:
     """Losses; where every evaluation has an accuracy, that comes first and the losses are dashed on a second axis."""
     with_accuracy = all(event.accuracy is not None for evals in runs for event in evals)
-    _label(axes, "Evaluation", "accuracy, % (band: 95 % interval)" if with_accuracy else "loss")
+    _label(axes, "Evaluation", "accuracy, % (band: 95 % interval)" if with_accuracy else _what(runs))
     losses = axes.twinx() if with_accuracy else axes
-    losses.set_ylabel("loss (dashed)" if with_accuracy else "loss")
+    if with_accuracy:
+        losses.set_ylabel("loss (dashed)")
     for index, evals in enumerate(runs):
         x, color = [event.step for event in evals], f"C{index}"
         style = {"linestyle": "--", "alpha": 0.7} if with_accuracy else {"marker": "o", "markersize": 3}
-        losses.plot(x, [event.loss for event in evals], color=color, linewidth=1, **style)  # type: ignore[arg-type]
+        losses.plot(x, [event.measured.get("reward", event.loss) for event in evals], color=color, linewidth=1, **style)  # type: ignore[arg-type]
         if with_accuracy:
             intervals = [wilson_interval(event.accuracy or 0.0, event.num_examples) for event in evals]
             axes.plot(x, [100 * (event.accuracy or 0.0) for event in evals], "o-", color=color, markersize=3)
@@ -123,6 +125,11 @@ def _plot_evaluations(axes: Axes, runs: Sequence[Sequence[EvalEvent]]) -> None:
                 x, [100 * low for low, _ in intervals], [100 * high for _, high in intervals], color=color, alpha=0.12,
                 linewidth=0,
             )  # fmt: skip
+
+
+def _what(runs: Iterable[Sequence[StepEvent | EvalEvent]]) -> str:
+    """What runs are judged by."""
+    return "reward" if all("reward" in event.measured for events in runs for event in events) else "loss"
 
 
 def _label(axes: Axes, title: str, ylabel: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zotune.engine.memory import is_out_of_memory
-from zotune.errors import DiskError, TrainingError
+from zotune.errors import DiskError, RewardError, TrainingError
 from zotune.run.metrics import EvalEvent, MetricsFile
 from zotune.zo.estimators import Estimate
 from zotune.zo.protocol import Theta
@@ -44,7 +44,8 @@ class Watch:
         """Look at what the step after `step` has found.
 
         Raises:
-            TrainingError: the losses are no numbers, or every slope has been zero for a while.
+            TrainingError: the losses are no numbers, or every slope has been zero for a while and no reward is the
+                reason.
         """
         if not math.isfinite(estimate.loss) or not estimate.update.is_finite:
             raise TrainingError(
@@ -54,6 +55,14 @@ class Watch:
         if self._zero_steps < MAX_ZERO_STEPS:
             return
         first = next((event.loss for event in self.metrics.events), estimate.loss)
+        if estimate.measured:  # a reward may be seldom, and the next batch may have it
+            if self._zero_steps == MAX_ZERO_STEPS:
+                logger.warning(
+                    "for %d steps every probe had the same reward, so that nothing was learnt: raise --epsilon, or "
+                    "--temperature with --num-generations, or give part of the reward for part of the way",
+                    MAX_ZERO_STEPS,
+                )
+            return
         if is_worse(estimate.loss, first):
             help = f"the loss went from {first:.4f} to {estimate.loss:.4f}: {self._lower_rate(step)}"
         else:
@@ -99,6 +108,8 @@ class Watch:
         """While the model computes, after `step` steps: what memory refuses ends the run in words."""
         try:
             yield
+        except RewardError as error:
+            raise RewardError(f"{error}. {self._kept(step)}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -18,9 +18,10 @@ from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
-from zotune.zo.protocol import AT_THETA, Example, Sampling, TokenIds
+from zotune.zo.protocol import AT_THETA, Example, Sampling, Theta
 
 NUM_EXAMPLES = 64
 BATCH_SIZE = 64
@@ -51,8 +52,7 @@ def principal_components(
     assert isinstance(spec, LoraSpec)
     theta = initial_theta(engine.tensor_shapes, seed)
     if not any(map(len, examples[0].candidates)):
-        (written,) = engine.generate(theta, [AT_THETA], examples, Sampling(NUM_WRITTEN, stop_token_ids=_ends(engine)))
-        examples = [replace(prompt, candidates=(text or (0,),)) for prompt, text in zip(examples, written, strict=True)]
+        examples = _answered(engine, theta, examples)
     inputs = _Inputs(layers, tokens_a_pass=MAX_TOKENS // -(-len(examples) // batch_size))
     modules = layers.modules
     hooks = [module.register_forward_pre_hook(partial(inputs.observe, name)) for name, module in modules.items()]
@@ -74,10 +74,15 @@ def principal_components(
     return Start.of(drawn)
 
 
-def _ends(engine: TorchEngine | PlainEngine) -> TokenIds:
-    """The tokens that end a text, by the model's own settings."""
-    ends = engine.model.generation_config.eos_token_id
-    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+def _answered(engine: TorchEngine | PlainEngine, theta: Theta, prompts: Sequence[Example]) -> list[Example]:
+    """Prompts with what the model itself goes on with."""
+    model = engine.model
+    context = context_length(model.config) or MAX_TOKENS
+    room = context - max(len(prompt.prompt) + len(prompt.invocation) for prompt in prompts)
+    ends = model.generation_config.eos_token_id
+    stop = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    (written,) = engine.generate(theta, [AT_THETA], prompts, Sampling(max(1, min(NUM_WRITTEN, room)), 0.0, 0, stop))
+    return [replace(prompt, candidates=(text or stop[:1],)) for prompt, text in zip(prompts, written, strict=True)]
 
 
 class _Inputs:
