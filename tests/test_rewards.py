@@ -644,5 +644,10 @@ def test_mathematics_without_its_package_says_how_to_install_it():
 
 
 def test_the_example_of_the_page_prints_what_the_page_says(capsys):
-    exec("\n".join(blocks(ROOT / "docs" / "rewards.md", "python")), {"__name__": "__main__"})
+    page: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(ROOT / "docs" / "rewards.md", "python"):
+        if "mezo_finetune" not in block and "GRPO" not in block:
+            exec(block, page)
     assert capsys.readouterr().out == "[ 0.955 -0.03 ]\n[1. 0.]\n"
+    answers = [[{"role": "assistant", "content": text}] for text in ("42 ", "43")]
+    assert page["score"](prompts=["", ""], completions=answers, answer=["42", "42"]) == [1.0, 0.0]
