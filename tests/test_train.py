@@ -188,7 +188,7 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
         ({"scope": "activated"}, ("lens", "adam", None, 1e-3, "lora_fa", "eva")),
         ({"scope": "everywhere"}, ("lens", "adam", None, 1e-3, "lora_fa", "eva")),
         ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
-        ({"tuning": "lora"}, ("one_sided", "adam", 16, 4e-3, "lora", "eva")),
+        ({"tuning": "lora"}, ("lens", "adam", None, 1e-3, "lora", "eva")),
         ({"init_lora_weights": "kaiming"}, ("lens", "adam", None, 1e-3, "lora_fa", "kaiming")),
         ({"estimator": "one_sided"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
         ({"estimator": "one_sided", "scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),

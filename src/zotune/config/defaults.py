@@ -44,7 +44,7 @@ def _leaves_room_for_lens(config: Fields) -> bool:
     """Whether nothing was asked for that the lens has no use for."""
     unused = (item for item in fields(config) if item.name in PROBING)
     return (
-        config.tuning in (None, "lora_fa")
+        config.tuning in (None, "lora", "lora_fa")
         and config.optimizer in (None, "adam", "adamw")
         and config.adapter is None
         and all(getattr(config, item.name) == item.default for item in unused)

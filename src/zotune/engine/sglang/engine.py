@@ -116,9 +116,7 @@ class SglangEngine:
                 return "the lens gives the gradients of LoRA's A and B alone (--tuning lora or lora_fa)"
             form = FORMS[self._architecture]
             names = tuple(f".{name}.lora_A.weight" for name in (form.attention_output, form.down))
-            if other := [
-                name for name in self._matrices if name.endswith("A.weight") and not name.endswith(names)
-            ]:
+            if other := [name for name in self._matrices if name.endswith("A.weight") and not name.endswith(names)]:
                 writers = " and ".join(name.split(".")[-3] for name in names)
                 return f"with --engine sglang it adapts {writers}, and not {other[0].split('.')[-3]}"
             return None

@@ -88,15 +88,12 @@ class LensGradient:
         return found
 
     def _adapters(self, theta: Theta) -> Adapters:
-        matrices = {
-            name: torch.from_numpy(self.slots.columns_of(name, value) if "lora_A" in name else value.copy())
-            for name, value in lora_matrices(theta, self.spec).items()
-        }
-        modules = (module for modules in self.modules.values() for module in modules)
-        return {
-            module: (matrices[tensor_name(module, "A")].to(self.device), matrices[tensor_name(module, "B")].to(self.device))
-            for module in modules
-        }
+        matrices, adapters = lora_matrices(theta, self.spec), {}
+        for module in (module for modules in self.modules.values() for module in modules):
+            key_a, key_b = tensor_name(module, "A"), tensor_name(module, "B")
+            a, b = self.slots.columns_of(key_a, matrices[key_a]), matrices[key_b].copy()
+            adapters[module] = torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)
+        return adapters
 
     def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
         """Of what each rank makes with its columns of a matrix A, the sum."""
@@ -154,8 +151,8 @@ class LensGradient:
     def _back(
         self, seen: Seen, gradient: torch.Tensor, adapters: Adapters
     ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """The gradients at the outputs of the modules [n, outputs], and this rank's part of their inputs [n, inputs], in
-        float32, from the last one down."""
+        """The gradients at the outputs of the modules [n, outputs] and this rank's part of their inputs [n, inputs], both
+        in float32, from the last one down."""
         filling = seen.filling
         for index in range(len(self.blocks) - 1, min(self.modules) - 1, -1):
             parts = (

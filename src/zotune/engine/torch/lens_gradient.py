@@ -206,17 +206,17 @@ def scores_and_lens_gradient(
             for name, of_output, inputs in _back(watch, lens, seen, at_the_top):
                 scaling = rank_and_scaling(name, layers.spec)[1]
                 key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
-                matrix_a, matrix_b = layers.tensors[key_a][0], layers.tensors[key_b][0]  # [inputs, rank], [rank, outputs]
-                gradient[key_b] += scaling * (of_output.T @ (inputs @ matrix_a)).cpu().numpy()
+                a, b = layers.tensors[key_a][0], layers.tensors[key_b][0]  # [inputs, rank], [rank, outputs]
+                gradient[key_b] += scaling * (of_output.T @ (inputs @ a)).cpu().numpy()
                 if key_a in gradient:
-                    gradient[key_a] += scaling * ((of_output @ matrix_b.T).T @ inputs).cpu().numpy()
+                    gradient[key_a] += scaling * ((of_output @ b.T).T @ inputs).cpu().numpy()
     return record.scores, gradient
 
 
 def _back(
     watch: Watch, lens: Lens, seen: Seen, gradient: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """The gradients at the outputs of the modules, and their inputs [rows * tokens, numbers], from the last one down."""
+    """The gradients at the outputs of the modules and their inputs [rows * tokens, numbers], from the last one down."""
     names = {module: name for name, module in watch.layers.modules.items()}
     left, filling, without_adapter = len(names), seen.filling, seen.without_adapter
     for index in range(len(watch.blocks) - 1, -1, -1):
