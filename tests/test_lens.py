@@ -72,7 +72,7 @@ def none(engine) -> Lens:
 )
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 def test_in_scope_activated_the_gradient_is_exact(make, kind):
-    """Whatever attention has beside attention: rotations, norms, sliding windows, sinks, a cap on scores. Of A and B."""
+    """Whatever attention has beside attention: rotations, norms, sliding windows, sinks, a cap on scores. A and B."""
     model: Any = model_of(kind) if kind in LAST else tiny_model(kind).eval()
     engine = make(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION))
     lens = measure_lens(engine, BATCH, seed=0)

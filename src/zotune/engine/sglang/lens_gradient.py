@@ -151,8 +151,8 @@ class LensGradient:
     def _back(
         self, seen: Seen, gradient: torch.Tensor, adapters: Adapters
     ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """The gradients at the outputs of the modules [n, outputs] and this rank's part of their inputs [n, inputs], both
-        in float32, from the last one down."""
+        """The gradients at the outputs of the modules [n, outputs] and this rank's part of their inputs [n, inputs], in
+        float32, from the last one down."""
         filling = seen.filling
         for index in range(len(self.blocks) - 1, min(self.modules) - 1, -1):
             parts = (
