@@ -1,12 +1,15 @@
 """Runs by the lens, and where it is the default."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import make_model, make_tokenizer
 from zotune import mezo_finetune
+from zotune.assemble.model import Model, facts_of
 from zotune.config.reading import make_config
 from zotune.config.run import Facts, resolve
 from zotune.config.settings import Config
@@ -26,7 +29,7 @@ def test_a_run_by_the_lens_learns_and_keeps_its_start(tuning, opt_dir: Path, rev
     assert summary["final"]["loss"] < summary["initial"]["loss"]
     assert (tmp_path / "run" / "start.safetensors").is_file()
     header = json.loads((tmp_path / "run" / "journal.jsonl").read_text("utf-8").splitlines()[0])
-    assert header["lora"]["target_modules"] == ["out_proj"]
+    assert set(header["lora"]["target_modules"]) == {"q_proj", "k_proj", "v_proj", "out_proj"}
 
 
 def settled(num_parameters: int = 200_000_000, writers: tuple[str, ...] | None = ("fc2",), **asked: Any) -> Config:
@@ -38,9 +41,19 @@ def settled(num_parameters: int = 200_000_000, writers: tuple[str, ...] | None =
 
 def test_the_lens_trains_where_nothing_else_is_named():
     config = settled(invocation=" It was")
-    assert (config.estimator, config.tuning, config.target_modules) == ("lens", "lora_fa", ("fc2",))
-    assert settled(scope="everywhere").estimator == settled(tuning="lora").estimator == "lens"
+    assert (config.estimator, config.tuning, config.target_modules) == ("lens", "lora", ("fc2",))
+    assert settled(scope="everywhere").estimator == settled(tuning="lora_fa").estimator == "lens"
     assert (config.learning_rate, settled(num_parameters=5_000_000).learning_rate) == (3e-3, 1e-3)
+
+
+def test_where_an_activated_adapter_cannot_have_all_writers_attention_stands_in():
+    """OPT's fc2; SGLang's lens keeps to those that are left."""
+    config = make_config({"labels": ("terrible", "great"), "invocation": " It was", "train_data": "x.jsonl"})
+    opt = Model("opt", make_model("opt").config, make_tokenizer(), None, trust_remote_code=False)
+    for engine, expected in (("torch", {"q_proj", "k_proj", "v_proj", "out_proj"}), ("sglang", {"out_proj"})):
+        found = facts_of(opt, replace(config, engine=engine))
+        assert set(found.writers or ()) == {"out_proj", "fc2"}
+        assert set(found.activated_writers or ()) == expected
 
 
 @pytest.mark.parametrize(
