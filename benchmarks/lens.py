@@ -3,7 +3,7 @@
     python benchmarks/lens.py                              # sst2 and trec, half an hour on one core
     python benchmarks/lens.py --write docs/lens.md --picture docs/images/lens.png
 
-SmolLM2-135M-Instruct (`--model smollm2`) trains by `--estimator lens` with its defaults, in both scopes. At the start
+SmolLM2-135M-Instruct (`--model smollm2`) trains B by `--estimator lens`, with A frozen, in both scopes. At the start
 and after some steps, the gradient of 32 examples by the lens is compared with that by backpropagation: cosines of the
 adapted modules, means over thirds of the blocks and over all, and the cosine of all of them together. Beside it stand,
 in scope activated, the gradient at the top of the model as it is ("as at the top"), and ways back with nothing through
@@ -147,8 +147,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             mezo_finetune(
                 "smollm2", task=task, train_data=str(DATA / task / "train.jsonl.gz"), max_train_samples=500,
-                max_eval_samples=16, eval_steps=LOOKS[-1], num_steps=LOOKS[-1], estimator="lens", scope=scope,
-                num_threads=options.threads, output_dir=f"{folder}/run", callbacks=[looks],
+                max_eval_samples=16, eval_steps=LOOKS[-1], num_steps=LOOKS[-1], estimator="lens", tuning="lora_fa",
+                scope=scope, num_threads=options.threads, output_dir=f"{folder}/run", callbacks=[looks],
             )  # fmt: skip
         seen.append(looks)
         for name, ratios in zip(("lens", "backpropagation"), np.transpose(looks.ratios), strict=True):

@@ -48,7 +48,7 @@ WRITERS = ("o_proj", "down_proj")
 METHODS: dict[str, dict[str, Any] | None] = {
     "zero-shot": None,
     "in-context, 16 demonstrations": None,
-    "lens": {"estimator": "lens"},
+    "lens": {"estimator": "lens", "tuning": "lora_fa"},
     "16 one-sided probes": {"estimator": "one_sided"},
     "backpropagation through the suffix": {"estimator": "backprop"},
     "backpropagation through the suffix, o and down": {"estimator": "backprop", "target_modules": WRITERS},

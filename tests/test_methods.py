@@ -50,6 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "backprop": {"estimator": "backprop", "directions": None},
     "lens": {"estimator": "lens", "directions": None, "target_modules": ("out_proj", "fc2")},
+    "lens, A and B": {"estimator": "lens", "directions": None, "tuning": "lora", "target_modules": ("q_proj", "fc1")},
     "vera": {"tuning": "vera", "lora_rank": 16, "estimator": "fzoo", "learning_rate": 0.05},
 }
 

@@ -275,9 +275,9 @@ def test_qwen_scores_and_has_gradients_as_in_the_plain_engine(make_config, tmp_p
 LENS_TARGETS = {"opt": ("out_proj", "fc2"), "llama": ("o_proj", "down_proj")}
 
 
-def with_lens(model, kind, scope):
+def with_lens(model, kind, scope, form="lora_fa"):
     """A plain engine that computes attention again, as SGLang's does."""
-    spec = replace(make_spec(kind, scope), target_modules=LENS_TARGETS[kind], peft_type="lora_fa")
+    spec = replace(make_spec(kind, scope), target_modules=LENS_TARGETS[kind], peft_type=form)
     plain: Any = PlainEngine(model, spec)
     plain.layers.lens = measure_lens(plain, BATCH, 0)
     assert not plain.layers.lens.through
@@ -301,12 +301,15 @@ def assert_same_lens_gradient(engine, plain, batch=BATCH):
 
 @needs_sglang
 @pytest.mark.parametrize(
-    ("kind", "scope", "options"),
-    [("opt", "everywhere", {"chunked_prefill_size": 24}), ("llama", "activated", {"tp_size": 2})],
-)
-def test_the_lens_gives_the_plain_engines_gradients_also_in_chunks_and_ranks(kind, scope, options, model_dirs):
+    ("kind", "scope", "form", "options"),
+    [
+        ("opt", "everywhere", "lora_fa", {"chunked_prefill_size": 24}),
+        ("llama", "activated", "lora_fa", {"tp_size": 2}), ("llama", "activated", "lora", {"tp_size": 2}),
+    ],
+)  # fmt: skip
+def test_the_lens_gives_the_plain_engines_gradients_also_in_chunks_and_ranks(kind, scope, form, options, model_dirs):
     """Where SGLang would cut an example's scored tokens in two, it says what to raise."""
-    plain = with_lens(make_model(kind), kind, scope)
+    plain = with_lens(make_model(kind), kind, scope, form)
     folder, options = model_dirs[kind], {"max_total_tokens": 400, **options}
     config = AutoConfig.from_pretrained(folder)
     engine = SglangEngine(str(folder), config, plain.spec, num_probes=1, options=options)

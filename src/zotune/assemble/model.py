@@ -22,7 +22,7 @@ from zotune.config.settings import Config
 from zotune.data.demo import demo_path
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest, Measured
-from zotune.engine.torch.blocks import writer_names
+from zotune.engine.torch.blocks import attention_names, writer_names
 from zotune.engine.torch.gguf import converted, is_gguf, smollm2_file
 from zotune.engine.torch.loading import (
     choose_device,
@@ -121,6 +121,7 @@ def facts_of(model: Model, config: Config) -> Facts:
     num_parameters = model.structure.num_parameters()
     device = choose_device(config.device) if loaded is None else str(loaded.device)
     measured = config.dtype is None and loaded is None and not kind.loads_model and config.tuning != "full"
+    writers = _writers(model, asked=config.estimator == "lens") if kind.has_lens else None
     return Facts(
         num_parameters=num_parameters,
         context=model.context,
@@ -129,22 +130,31 @@ def facts_of(model: Model, config: Config) -> Facts:
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
         num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
-        writers=_writers(model, asked=config.estimator == "lens") if kind.has_lens else None,
-        activated_writers=_writers(model, within_parts=True),
+        writers=writers,
+        activated_writers=_activated_writers(model, writers, kind.lens_reaches_all) if writers else None,
     )
 
 
-def _writers(model: Model, asked: bool = False, within_parts: bool = False) -> tuple[str, ...] | None:
+def _writers(model: Model, asked: bool) -> tuple[str, ...] | None:
     """The modules that a lens adapts by default; None: the model has no blocks whose modules it could reach.
 
     Raises:
         InputError: that, where a lens is asked for.
     """
     try:
-        return writer_names(model.structure, within_parts)
+        return writer_names(model.structure)
     except TypeError as error:
         if asked:
             raise InputError(f"--estimator lens: {error}; name --target-modules, or take another estimator") from error
+        return None
+
+
+def _activated_writers(model: Model, writers: tuple[str, ...], reaches_all: bool) -> tuple[str, ...] | None:
+    """Those that PEFT can run in an activated adapter; where some are left out, all of attention in their place."""
+    try:
+        within = writer_names(model.structure, within_parts=True)
+        return within if within == writers or not reaches_all else attention_names(model.structure)
+    except TypeError:
         return None
 
 

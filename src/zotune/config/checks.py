@@ -59,10 +59,10 @@ def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
         raise InputError("--noise-steps has no effect without --noise low_rank or --noise-blocks")
     if noise.kind == "low_rank" and method["tuning"] == "vera":
         raise InputError("--noise low_rank has no effect with --tuning vera, which trains vectors")
-    if method["estimator"] == "lens" and method["tuning"] != "lora_fa":
+    if method["estimator"] == "lens" and method["tuning"] not in ("lora", "lora_fa"):
         raise InputError(
-            f"--estimator lens does not go with --tuning {method['tuning']}: it gives the gradient of LoRA's B, with A "
-            "frozen (lora_fa)"
+            f"--estimator lens does not go with --tuning {method['tuning']}: it gives the gradients of LoRA's A and B; "
+            "take lora, or lora_fa, with A frozen"
         )
     if not ESTIMATORS[method["estimator"]].seeded:
         _check_without_seeds(config, method)

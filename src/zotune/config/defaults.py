@@ -18,14 +18,14 @@ PROBING = ("directions", "epsilon", "noise", "noise_steps", "noise_blocks", "spa
 def choose_method(config: Fields, scope: str | None, lens: bool = False) -> dict[str, Any]:
     """Estimator, optimizer, directions, what is trained and where A starts. Where `config` names none: the best of
     docs/results.md for the scope; for all parameters those of MeZO's paper, whose memory is that of inference; for
-    backpropagation LoRA as PEFT starts it.
+    backpropagation LoRA as PEFT starts it. Probes find more where A is frozen; with a gradient, A learns too.
 
     Args:
         lens: whether the lens is the best for the model, and the engine, the objective and the model have it.
     """
     estimator = config.estimator or ("lens" if lens and _leaves_room_for_lens(config) else None)
-    frozen = estimator == "lens" or (scope == "activated" and estimator != "backprop")
-    tuning = config.tuning or ("lora_fa" if frozen else "lora")
+    from_data = estimator == "lens" or (scope == "activated" and estimator != "backprop")
+    tuning = config.tuning or ("lora_fa" if from_data and estimator != "lens" else "lora")
     defaults: dict[str, Any] = {"tuning": tuning}
     if tuning == "full":
         defaults |= {"estimator": "spsa", "optimizer": "sgd", "directions": 1}
@@ -38,7 +38,7 @@ def choose_method(config: Fields, scope: str | None, lens: bool = False) -> dict
             "estimator": "one_sided", "optimizer": "adam", "directions": 16 if scope == "activated" else 4,
         }  # fmt: skip
     if tuning in ("lora", "lora_fa") and config.adapter is None:
-        defaults["init_lora_weights"] = "eva" if frozen else "kaiming"
+        defaults["init_lora_weights"] = "eva" if from_data else "kaiming"
     return {name: getattr(config, name) or default for name, default in defaults.items()}
 
 
@@ -46,7 +46,7 @@ def _leaves_room_for_lens(config: Fields) -> bool:
     """Whether nothing was asked for that the lens has no use for."""
     unused = (item for item in fields(config) if item.name in PROBING)
     return (
-        config.tuning in (None, "lora_fa")
+        config.tuning in (None, "lora", "lora_fa")
         and config.optimizer in (None, "adam", "adamw")
         and config.adapter is None
         and all(getattr(config, item.name) == item.default for item in unused)

@@ -156,13 +156,13 @@ class Fields:
     """What is trained. `lora` is LoRA. `lora_fa` is LoRA whose A stays frozen. `vera` freezes A and B, which all
     modules share, and trains vectors that scale them; take a large --lora-rank, such as 256. All three are saved as
     ordinary LoRA adapters. `prompt_tuning` trains vectors in front of every prompt and changes no layer. `full` trains
-    all parameters of the model, at the memory of inference, and saves a model folder. Default: lora_fa in scope
-    activated, lora in scope everywhere."""
+    all parameters of the model, at the memory of inference, and saves a model folder. Default: lora with gradients
+    (lens, backprop) and in scope everywhere; with probes in scope activated lora_fa."""
 
     init_lora_weights: Literal["kaiming", "eva"] | None = None
     """Where LoRA's A starts, with --tuning lora or lora_fa (B starts at 0). `eva` starts it at the principal components
     of what goes into each layer, over 64 training examples; `kaiming` at random, as PEFT does by default. Default: eva
-    in scope activated, kaiming in scope everywhere."""
+    with --estimator lens and with probes in scope activated, else kaiming."""
 
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
@@ -172,7 +172,8 @@ class Fields:
 
     target_modules: tuple[str, ...] | None = None
     """Names of the linear modules to adapt, as in PEFT, or `all-linear`. Default: q_proj v_proj; with --estimator lens
-    those that write into the residual stream, such as o_proj down_proj."""
+    those that write into the residual stream, such as o_proj down_proj, or, where PEFT could not run one of these in
+    an activated adapter, those of attention."""
 
     max_length: int | None = None
     """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's

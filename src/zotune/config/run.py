@@ -48,7 +48,7 @@ class Facts:
     `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
     `half_speedup` is how many times as fast bfloat16 is there as float32. `writers` are the modules that write into the
     residual stream, of a model and an engine that may have a lens; `activated_writers` those of them that PEFT can run
-    in an activated adapter.
+    in an activated adapter, or, where these are not all, what stands in for them.
     """
 
     num_parameters: int
@@ -142,7 +142,10 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     why_these = "those of LoRA's paper"
     if method["estimator"] == "lens" and facts.writers:
         own = facts.activated_writers if scope == "activated" else None
-        targets, why_these = own or facts.writers, "they write into the residual stream"
+        targets = own or facts.writers
+        why_these = "they write into the residual stream"
+        if left_out := sorted(set(facts.writers) - set(targets)):
+            why_these = f"attention's: PEFT could not run {', '.join(left_out)} in an activated adapter"
     noise, seeded = make_noise(config), ESTIMATORS[method["estimator"]].seeded
     chosen = {
         "scope": scope,

@@ -84,6 +84,9 @@ class EngineKind(ABC):
     has_lens: ClassVar[bool] = False
     """Whether it has gradients by the lens."""
 
+    lens_reaches_all: ClassVar[bool] = False
+    """Whether these are of any linear module in a block, and not only of those that write into the residual stream."""
+
     def check(self, settings: Settings) -> None:  # noqa: B027  # nothing to refuse is the rule
         """Refuse settings that this kind cannot serve; asked before anything is loaded.
 

@@ -74,7 +74,7 @@ class SglangEngine:
         self._version = 0
         slots = options.pop("max_loras_per_batch", None)
         num_slots = 0 if not shapes else max(1, int(slots) - 1) if slots else min(num_probes, MAX_SLOTS)
-        matrices = dict(spec.matrices) or shapes
+        self._matrices = matrices = dict(spec.matrices) or shapes
         targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in matrices})
         served = server_options(
             options, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, rank=spec.rank,
@@ -112,13 +112,11 @@ class SglangEngine:
 
     def why_not(self, need: Need) -> str | None:
         if need == "lens":
-            if self.spec.peft_type != "lora_fa":
-                return "the lens gives the gradient of LoRA's B alone, with A frozen (--tuning lora_fa)"
+            if self.spec.peft_type not in ("lora", "lora_fa"):
+                return "the lens gives the gradients of LoRA's A and B alone (--tuning lora or lora_fa)"
             form = FORMS[self._architecture]
             names = tuple(f".{name}.lora_A.weight" for name in (form.attention_output, form.down))
-            if other := [
-                name for name, _ in self.spec.matrices if name.endswith("A.weight") and not name.endswith(names)
-            ]:
+            if other := [name for name in self._matrices if name.endswith("A.weight") and not name.endswith(names)]:
                 writers = " and ".join(name.split(".")[-3] for name in names)
                 return f"with --engine sglang it adapts {writers}, and not {other[0].split('.')[-3]}"
             return None

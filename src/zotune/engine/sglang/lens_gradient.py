@@ -34,6 +34,8 @@ NAMES = (
 )
 ROWS = 256  # whose logits are in memory at a time
 SAME = 0.02  # how far what is computed again may be from what SGLang computed, relatively
+Adapters = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""By module, this rank's columns of A [rank, inputs], and B [outputs, rank]."""
 
 
 class LensGradient:
@@ -53,21 +55,15 @@ class LensGradient:
         self.head: Any = model.lm_head
         self.device = next(self.last_norm.parameters()).device
         self.modules: dict[int, list[str]] = {}  # by block
-        self.shapes = dict(spec.matrices)
-        frozen = lora_matrices({name: np.zeros(shape, dtype=np.float32) for name, shape in slots.shapes.items()}, spec)
-        self._a: dict[str, torch.Tensor] = {}  # by module, this rank's columns of A [rank, inputs]
-        for module in (module_of(name) for name in self.shapes if name.endswith("lora_A.weight")):
+        for module in {module_of(name): None for name in slots.places}:
             block, _, within = module.removeprefix(f"{form.blocks}.").partition(".")
             assert within in (form.attention_output, form.down), "others are refused before"
             self.modules.setdefault(int(block), []).append(module)
-            name = tensor_name(module, "A")
-            self._a[module] = torch.from_numpy(slots.columns_of(name, frozen[name])).to(self.device)
-        reading = {name: (model.get_submodule(name), a) for name, a in self._a.items()}
-        self.watch = Watch(form, self.blocks, self.last_norm, runner, reading)
+        self.watch = Watch(form, self.blocks, self.last_norm, runner)
         self._checked = False
 
     def gradient(self, theta: Theta, cotangents: np.ndarray) -> dict[str, np.ndarray]:
-        """Of sum(cotangents * log_probs) for B of every module, at the theta of the passes that were watched.
+        """Of sum(cotangents * log_probs) for what is trained of A and B, at the theta of the passes that were watched.
 
         Args:
             cotangents: [example, candidate].
@@ -76,18 +72,32 @@ class LensGradient:
             InputError: SGLang's passes are not of the form that the way back has.
         """
         found = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.slots.shapes.items()}
-        b = {module_of(name): torch.from_numpy(value.copy()).to(self.device) for name, value in theta.items()}
+        adapters = self._adapters(theta)
         with torch.inference_mode(False), torch.enable_grad():
             for seen in map(_outside_inference, self.watch.seen):
-                self._check(seen, b)
-                for module, of_output in self._back(seen, self._at_the_top(seen, cotangents), b):
-                    low = seen.low[module]
-                    if self.slots.is_divided(tensor_name(module, "A")):
-                        low = _sum(low)
-                    product = rank_and_scaling(module, self.spec)[1] * (of_output.T @ low)
-                    found[tensor_name(module, "B")] += product.cpu().numpy()
+                self._check(seen, adapters)
+                for module, of_output, inputs in self._back(seen, self._at_the_top(seen, cotangents), adapters):
+                    scaling, (a, b) = rank_and_scaling(module, self.spec)[1], adapters[module]
+                    key_a, key_b = tensor_name(module, "A"), tensor_name(module, "B")
+                    low = self._whole(key_a, inputs @ a.T)
+                    found[key_b] += scaling * (of_output.T @ low).cpu().numpy()
+                    if key_a in found:
+                        own = self.slots.in_all_columns(key_a, (of_output @ b).T @ inputs)
+                        found[key_a] += scaling * self._whole(key_a, own).cpu().numpy()
         self.watch.seen = []
         return found
+
+    def _adapters(self, theta: Theta) -> Adapters:
+        matrices, adapters = lora_matrices(theta, self.spec), {}
+        for module in (module for modules in self.modules.values() for module in modules):
+            key_a, key_b = tensor_name(module, "A"), tensor_name(module, "B")
+            a, b = self.slots.columns_of(key_a, matrices[key_a]), matrices[key_b].copy()
+            adapters[module] = torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)
+        return adapters
+
+    def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """Of what each rank makes with its columns of a matrix A, the sum."""
+        return _sum(part) if self.slots.is_divided(name) else part
 
     # ---- the top ---------------------------------------------------------------------------------------------------
 
@@ -139,9 +149,10 @@ class LensGradient:
     # ---- the way back ----------------------------------------------------------------------------------------------
 
     def _back(
-        self, seen: Seen, gradient: torch.Tensor, b: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The gradients at the outputs of the modules [n, outputs], from the last one down."""
+        self, seen: Seen, gradient: torch.Tensor, adapters: Adapters
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """The gradients at the outputs of the modules [n, outputs] and this rank's part of their inputs [n, inputs], in
+        float32, from the last one down."""
         filling = seen.filling
         for index in range(len(self.blocks) - 1, min(self.modules) - 1, -1):
             parts = (
@@ -150,11 +161,11 @@ class LensGradient:
                  lambda state, index=index: self._attended(index, state, seen)),
             )  # fmt: skip
             for output, state, compute in parts:
-                if (name := self._name(index, output)) in b:
-                    yield name, gradient
-                state = state.requires_grad_()
+                name, state = self._name(index, output), state.requires_grad_()
                 hidden = compute(state)
-                of_hidden = self._through_output(name, index, output, gradient.to(hidden.dtype), b)
+                if name in adapters:
+                    yield name, gradient, hidden.detach().float()
+                of_hidden = self._through_output(name, index, output, gradient.to(hidden.dtype), adapters)
                 (found,) = torch.autograd.grad(hidden, state, of_hidden)
                 # Keys and values of filling are those of the tokens that it repeats.
                 gradient = (gradient + _sum(found.float())).masked_fill(filling, 0.0)
@@ -195,19 +206,19 @@ class LensGradient:
         return output.permute(0, 3, 1, 2, 4).reshape(len(state), heads * size)
 
     def _through_output(
-        self, name: str, index: int, output: str, gradient: torch.Tensor, b: Mapping[str, torch.Tensor]
+        self, name: str, index: int, output: str, gradient: torch.Tensor, adapters: Adapters
     ) -> torch.Tensor:
         """From the output of a part's last module, with its adapter, to this rank's part of its inputs."""
         found = gradient @ _base(self.blocks[index].get_submodule(output)).weight
-        if name in b:
-            scaling = rank_and_scaling(name, self.spec)[1]
-            found = found + scaling * (gradient @ b[name].to(found.dtype)) @ self._a[name].to(found.dtype)
+        if name in adapters:
+            a, b = (matrix.to(found.dtype) for matrix in adapters[name])
+            found = found + rank_and_scaling(name, self.spec)[1] * (gradient @ b) @ a
         return found
 
     # ---- what is taken for granted ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _check(self, seen: Seen, b: Mapping[str, torch.Tensor]) -> None:
+    def _check(self, seen: Seen, adapters: Adapters) -> None:
         """Once, that blocks and head are what the way back takes them for."""
         if self._checked:
             return
@@ -221,7 +232,7 @@ class LensGradient:
                 ("attention", attended, form.attention_output, seen.before_attention[index], seen.before_feed[index]),
                 ("feed-forward part", hidden, form.down, seen.before_feed[index], after[index + 1]),
             ):
-                if not self._gives(self._name(index, output), index, output, inputs, first, second, b):
+                if not self._gives(self._name(index, output), index, output, inputs, first, second, adapters):
                     raise InputError(f"--estimator lens: SGLang's {what} is not the one it takes; use --engine torch")
         logits, normalizers, begin = self._logits(_native(self.last_norm, seen.last))
         pairs = [
@@ -238,13 +249,14 @@ class LensGradient:
 
     def _gives(
         self, name: str, index: int, output: str, inputs: torch.Tensor, before: torch.Tensor, after: torch.Tensor,
-        b: Mapping[str, torch.Tensor],
+        adapters: Adapters,
     ) -> bool:  # fmt: skip
         """Whether a part's last module, of these inputs, adds what lies between two states."""
         module = _base(self.blocks[index].get_submodule(output))
         found = functional.linear(inputs, module.weight).float()
-        if name in b:
-            found += rank_and_scaling(name, self.spec)[1] * (inputs.float() @ self._a[name].T) @ b[name].T
+        if name in adapters:
+            a, b = adapters[name]
+            found += rank_and_scaling(name, self.spec)[1] * (inputs.float() @ a.T) @ b.T
         found = _sum(found) + (0.0 if module.bias is None else module.bias.float())
         added = (after - before).float()
         rounding = torch.finfo(after.dtype).eps * after.float().norm()
@@ -283,7 +295,7 @@ def _outside_inference(seen: Seen) -> Seen:
     kv = {index: (keys.clone(), values.clone()) for index, (keys, values) in seen.kv.items()}
     return replace(
         seen, positions=seen.positions.clone(), before_attention=_clones(seen.before_attention),
-        before_feed=_clones(seen.before_feed), kv=kv, last=seen.last.clone(), low=_clones(seen.low),
+        before_feed=_clones(seen.before_feed), kv=kv, last=seen.last.clone(),
     )  # fmt: skip
 
 

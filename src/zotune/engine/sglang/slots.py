@@ -61,7 +61,7 @@ class Slots:
         self, lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self.spec, self.shapes = spec, shapes  # of theta
-        shapes = dict(spec.matrices) or shapes
+        self.matrices = shapes = dict(spec.matrices) or shapes
         _register(lora, lora_ids, spec, shapes)
         self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
         modules = {name: module for layer in lora.lora_modules for name, module in layer.items()}
@@ -84,6 +84,13 @@ class Slots:
         own = np.zeros((len(a), place.buffer.shape[2]), dtype=np.float32)
         own[:, place.columns] = a.take(place.share, axis=1)
         return own
+
+    def in_all_columns(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """What this rank has for its columns of a matrix A, among all [rank, inputs]: zero in the others'."""
+        place = self.places[name]
+        whole = own.new_zeros((len(own), self.matrices[name][1]))
+        whole[:, torch.from_numpy(place.share).to(own.device)] = own[:, place.columns]
+        return whole
 
     def is_divided(self, name: str) -> bool:
         """Whether the ranks have different columns of a matrix A."""

@@ -1,11 +1,11 @@
 """What SGLang's passes leave behind at the tokens that the way back of the lens takes (`lens_gradient.py`).
 
 Of each block that is the residual state before attention and before the feed-forward part, and the keys and values that
-attention looked at; of each adapted module A x; and the last residual state. All of it is read where it passes by: at
-norms and at linear layers, which SGLang calls as modules, whatever kernels it has inside, and in its pool.
+attention looked at; and the last residual state. All of it is read where it passes by: at norms, which SGLang calls as
+modules, whatever kernels it has inside, and in its pool.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,7 +61,6 @@ class Seen:
         before_attention, before_feed: by block, residual states [rows * tokens, width].
         kv: by block, keys and values of all tokens of the jobs [rows, longest, kv heads, size].
         last: the last residual states [rows * tokens, width].
-        low: by module, this rank's summand of A x [rows * tokens, rank], in float32.
     """
 
     rows: list[VisitedTokens]
@@ -70,7 +69,6 @@ class Seen:
     before_feed: dict[int, torch.Tensor] = field(default_factory=dict)
     kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     last: torch.Tensor | None = None
-    low: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def filling(self) -> torch.Tensor:
@@ -86,14 +84,10 @@ class Watch:
     Args:
         blocks: SGLang's.
         runner: SGLang's, which has the pool.
-        reading: by name, adapted modules and this rank's columns of A [rank, inputs] that reads their inputs.
     """
 
-    def __init__(
-        self, form: Form, blocks: Sequence[Any], last_norm: nn.Module, runner: Any,
-        reading: Mapping[str, tuple[nn.Module, torch.Tensor]],
-    ) -> None:  # fmt: skip
-        self.form, self.blocks, self.last_norm, self.runner, self.reading = form, blocks, last_norm, runner, reading
+    def __init__(self, form: Form, blocks: Sequence[Any], last_norm: nn.Module, runner: Any) -> None:
+        self.form, self.blocks, self.last_norm, self.runner = form, blocks, last_norm, runner
         self.seen: list[Seen] = []
         self._index: torch.Tensor | None = None  # of them among the tokens of the pass that runs, if any
         self._places = torch.empty(0)  # of their jobs' keys and values in the pool [rows, longest]
@@ -108,8 +102,6 @@ class Watch:
                 (form.feed_norm, self._before_feed),
             ):  # fmt: skip
                 hooks.append(block.get_submodule(name).register_forward_hook(partial(note, index)))
-        for name, (module, matrix) in self.reading.items():
-            hooks.append(module.register_forward_pre_hook(partial(self._low, name, matrix)))
         try:
             yield
         finally:
@@ -148,10 +140,6 @@ class Watch:
         if self._index is not None:
             keys, values = self.runner.token_to_kv_pool.get_kv_buffer(module.attn.layer_id)
             self.seen[-1].kv[block] = keys[self._places], values[self._places]
-
-    def _low(self, name: str, matrix: torch.Tensor, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if self._index is not None:
-            self.seen[-1].low[name] = args[0][self._index].float() @ matrix.T
 
 
 def _state(args: Any, output: Any) -> torch.Tensor:

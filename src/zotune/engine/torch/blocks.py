@@ -50,6 +50,16 @@ def writer_names(model: PreTrainedModel, within_parts: bool = False) -> tuple[st
     return tuple(names)
 
 
+def attention_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of the linear modules of attention.
+
+    Raises:
+        TypeError: a block does not have one module of attention.
+    """
+    modules = [found for block in find_blocks(model) for found in attention_of(block).named_modules()]
+    return tuple({name.rpartition(".")[2]: None for name, module in modules if isinstance(module, nn.Linear | Conv1D)})
+
+
 def features(module: nn.Module) -> tuple[int, int]:
     """How many numbers go into a linear module, and come out."""
     if isinstance(module, Conv1D):  # GPT-2's linear layer keeps its weight transposed

@@ -10,7 +10,7 @@ from zotune.zo.protocol import Engine
 class TorchKind(EngineKind):
     """`torch`: transformers with exact reuse."""
 
-    has_lens = True
+    has_lens = lens_reaches_all = True
 
     def open(self, request: EngineRequest) -> Engine:
         from zotune.engine.torch.fast import TorchEngine
@@ -26,7 +26,7 @@ class TorchKind(EngineKind):
 class PlainKind(EngineKind):
     """`plain`: transformers without any reuse."""
 
-    has_lens = True
+    has_lens = lens_reaches_all = True
 
     def check(self, settings: Settings) -> None:
         if settings.kv_cache_gb is not None:

@@ -4,8 +4,9 @@ In scope activated those are the tokens that the adapter acts on, and the gradie
 scope everywhere they are the scored tokens, and what they change through other tokens is left out.
 
 The record of autograd begins at the last residual state of these tokens: it has the final norm, the head and the
-objective. What it gives there goes back through each block, which is computed again for the few (`visits.py`). B's
-gradient is the product of what arrives at a module's output with A x, which the pass has computed anyway.
+objective. What it gives there goes back through each block, which is computed again for the few (`visits.py`). Of what
+arrives at a module's output, g, and its input x, LoRA's gradients are sums over these tokens: g (A x)' for B and
+(B' g) x' for A, times its scaling.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ class Seen:
         states: the last residual states [rows, tokens, width], where the record begins.
         positions: of the tokens in their rows [rows, tokens]; rows are filled up with their first.
         visits: of each block.
-        low: by module, A x [rows * tokens, rank].
+        inputs: of modules whose block will not show theirs again [rows * tokens, inputs].
         mask: which of the tokens have the adapter; None: all.
         float_stream: whether the residual stream was in float32.
     """
@@ -51,7 +52,7 @@ class Seen:
     states: torch.Tensor
     positions: torch.Tensor
     visits: list[Visit]
-    low: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
     mask: torch.Tensor | None
     float_stream: bool
 
@@ -61,6 +62,11 @@ class Seen:
         filling = self.positions == self.positions[:, :1]
         filling[:, 0] = False
         return filling.view(-1, 1)
+
+    @property
+    def without_adapter(self) -> torch.Tensor:
+        """Which tokens teach an adapter nothing: filling, and those that have none, bool [rows * tokens, 1]."""
+        return self.filling if self.mask is None else self.filling | ~self.mask.reshape(-1, 1)
 
 
 class Watch:
@@ -87,9 +93,7 @@ class Watch:
         for index, block in enumerate(self.blocks):
             hooks.append(block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True))
             hooks.append(attention_of(block).register_forward_hook(partial(self._attend, index)))
-        hooks += [
-            module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self.layers.modules.items()
-        ]
+        hooks += [module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self._kept()]
         try:
             with looking(self._look, lambda: self._places if self.layers.active else None):
                 yield
@@ -100,11 +104,11 @@ class Watch:
     def seen(self, compute: Callable[[], torch.Tensor]) -> Seen:
         """What a pass computes, and leaves behind. The last pass, where there are several."""
         self._visits: dict[int, Visit] = {}
-        self._low: dict[str, torch.Tensor] = {}
+        self._inputs: dict[str, torch.Tensor] = {}
         with torch.no_grad():  # until the record begins
             log_probs = compute()
         visits = [visit for _, visit in sorted(self._visits.items())]
-        return Seen(log_probs, self._states, self._places[1], visits, self._low, self._mask, self._wide)
+        return Seen(log_probs, self._states, self._places[1], visits, self._inputs, self._mask, self._wide)
 
     @contextmanager
     def as_in(self, seen: Seen) -> Iterator[None]:
@@ -148,14 +152,16 @@ class Watch:
         if self.layers.active:
             self._visits[index].attended = with_state_out(output, state_out(output)[self._places])
 
+    def _kept(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules inside attention that is not computed again."""
+        measured = self.layers.lens.through if self.layers.lens else ()
+        inside = {module for index in measured for module in attention_of(self.blocks[index]).modules()}
+        return ((name, module) for name, module in self.layers.modules.items() if module in inside)
+
     def _keep(self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if self.layers.active:
-            matrix = self.layers.tensors[tensor_name(name, "A")][0]  # [inputs, rank]
             inputs = args[0].reshape(len(self._places[1]), -1, args[0].shape[-1])
-            low = inputs[self._places].float() @ matrix
-            if self._mask is not None:
-                low = low.masked_fill(~self._mask[..., None], 0.0)
-            self._low[name] = low.flatten(0, 1)
+            self._inputs[name] = inputs[self._places].flatten(0, 1).float()
 
     def _begin_record(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self.layers.active:
@@ -190,37 +196,44 @@ class Record:
 def scores_and_lens_gradient(
     watch: Watch, parts: Sequence[Part], batch: Sequence[Example], theta: Theta, cotangents: Cotangents
 ) -> tuple[Scores, Theta]:
-    """Scores at theta, and the gradient of sum(cotangents * log_probs) for B of every module, in float32."""
-    spec, lens = watch.layers.spec, watch.layers.lens
+    """Scores at theta, and the gradient of sum(cotangents * log_probs) for what is trained of A and B, in float32."""
+    layers, lens = watch.layers, watch.layers.lens
     assert lens is not None
     record = Record(watch, parts, batch, theta)
-    gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in watch.layers.shapes.items()}
+    gradient = {name: np.zeros(shape, dtype=np.float32) for name, shape in layers.shapes.items()}
     with torch.inference_mode(False), torch.enable_grad(), frozen(watch.model):
         for at_the_top, seen in zip(record.at_the_top(cotangents), record.seen, strict=True):
-            for name, of_output in _back(watch, lens, seen, at_the_top):
-                product = of_output.T @ seen.low[name]
-                gradient[tensor_name(name, "B")] += rank_and_scaling(name, spec)[1] * product.cpu().numpy()
+            for name, of_output, inputs in _back(watch, lens, seen, at_the_top):
+                scaling = rank_and_scaling(name, layers.spec)[1]
+                key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
+                a, b = layers.tensors[key_a][0], layers.tensors[key_b][0]  # [inputs, rank], [rank, outputs]
+                gradient[key_b] += scaling * (of_output.T @ (inputs @ a)).cpu().numpy()
+                if key_a in gradient:
+                    gradient[key_a] += scaling * ((of_output @ b.T).T @ inputs).cpu().numpy()
     return record.scores, gradient
 
 
-def _back(watch: Watch, lens: Lens, seen: Seen, gradient: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The gradients at the outputs of the modules, from the last one down."""
+def _back(
+    watch: Watch, lens: Lens, seen: Seen, gradient: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The gradients at the outputs of the modules and their inputs [rows * tokens, numbers], from the last one down."""
     names = {module: name for name, module in watch.layers.modules.items()}
-    left, filling = len(names), seen.filling
+    left, filling, without_adapter = len(names), seen.filling, seen.without_adapter
     for index in range(len(watch.blocks) - 1, -1, -1):
         block, visit, measured = watch.blocks[index], seen.visits.pop(), index in lens.through
         inside = set(attention_of(block).modules()) if measured else set()
         here = {names[module]: module for module in block.modules() if module in names}
         on_the_way = {name: module for name, module in here.items() if module not in inside}
         with watch.as_in(seen):
-            gradient, of_attended, of_outputs = visit.back(block, gradient, on_the_way, measured)
+            gradient, of_attended, of_outputs, inputs = visit.back(block, gradient, on_the_way, measured)
         if of_attended is not None:
             gradient = gradient + carried(of_attended, lens.through[index])
             of_outputs |= {name: carried(of_attended, lens.within[name]) for name in here if name not in on_the_way}
         # Keys and values of filling are those of the tokens that it repeats, which have their gradients.
         gradient = gradient.masked_fill(filling, 0.0)
         for name, of_output in of_outputs.items():
-            yield name, of_output.masked_fill(filling, 0.0)
+            found = inputs[name] if name in inputs else seen.inputs[name]
+            yield name, of_output.masked_fill(without_adapter, 0.0), found
         left -= len(here)
         if not left:
             return
@@ -238,6 +251,6 @@ def _whole(parts: Sequence[Part], log_probs: Sequence[torch.Tensor], batch: Sequ
 
 def why_no_lens(layers: TrainedLayers) -> str | None:
     """Why an engine has no gradients by the lens, or None."""
-    if not isinstance(layers, LoraLayers) or layers.spec.peft_type != "lora_fa":
-        return "the lens gives the gradient of LoRA's B alone, with A frozen (--tuning lora_fa)"
+    if not isinstance(layers, LoraLayers) or layers.spec.peft_type not in ("lora", "lora_fa"):
+        return "the lens gives the gradients of LoRA's A and B alone (--tuning lora or lora_fa)"
     return "no lens has been measured" if layers.lens is None else None

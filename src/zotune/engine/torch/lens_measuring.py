@@ -124,8 +124,8 @@ class _Measurement:
         if not agree(model, record.scores, expected, noise):
             raise TypeError("its scores change when the last state is recorded")
         for seen in record.seen:
-            if any(low.requires_grad for low in seen.low.values()):
-                raise TypeError("an adapted module comes after the last block")
+            if any(visit.state.requires_grad for visit in seen.visits):
+                raise TypeError("a block comes after the last one")
             self.width = seen.states.shape[-1]
             states = [*(visit.state for visit in seen.visits[1:]), seen.states.detach()]
             for index, (visit, state) in enumerate(zip(seen.visits, states, strict=True)):

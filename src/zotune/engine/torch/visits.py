@@ -69,16 +69,17 @@ class Visit:
 
     def back(
         self, block: nn.Module, gradient: torch.Tensor, modules: Mapping[str, nn.Module], measured: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Gradients [n, numbers] at what went in; at what attention gave, where the way through it is measured, and
-        is no part of the first; and at the outputs of modules of the block that lie on the way.
+        is no part of the first; and at the outputs of modules of the block that lie on the way. Beside them, what goes
+        into these modules.
 
         Args:
             gradient: at what comes out [n, width].
         """
         state = self.state.detach().requires_grad_()
         attended = state_out(self.attended).detach().requires_grad_() if measured else None
-        with _outputs(modules) as moves:
+        with _outputs(modules) as (moves, inputs):
             output = self.again(block, state, attended)
         where = [state, *([] if attended is None else [attended]), *moves.values()]
         found = torch.autograd.grad(output, where, gradient.view_as(output).to(output.dtype), allow_unused=True)
@@ -87,16 +88,19 @@ class Visit:
             for at, at_it in zip(where, found, strict=True)
         ]
         of_attended = by_token.pop(1) if measured else None
-        return by_token[0], of_attended, dict(zip(moves, by_token[1:], strict=True))
+        into = {name: value.detach().float().reshape(len(gradient), -1) for name, value in inputs.items()}
+        return by_token[0], of_attended, dict(zip(moves, by_token[1:], strict=True)), into
 
 
 @contextmanager
-def _outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """By name, zeros that are added to the modules' outputs, to differentiate by."""
+def _outputs(modules: Mapping[str, nn.Module]) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """By name, zeros that are added to the modules' outputs, to differentiate by; and the modules' inputs."""
     moves: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
 
     def add(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            inputs[name] = args[0]
             moves[name] = torch.zeros_like(output, requires_grad=True)
             return output + moves[name]
 
@@ -104,7 +108,7 @@ def _outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tenso
 
     hooks = [module.register_forward_hook(add(name)) for name, module in modules.items()]
     try:
-        yield moves
+        yield moves, inputs
     finally:
         for hook in hooks:
             hook.remove()

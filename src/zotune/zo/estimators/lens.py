@@ -18,7 +18,7 @@ from zotune.zo.protocol import Engine, GradientOfScores
 
 @dataclass(frozen=True)
 class LensGradient(GradientEstimator):
-    """The gradient of B, with A frozen; exact in scope activated."""
+    """The gradient of LoRA's A and B, or of B with A frozen; exact in scope activated."""
 
     needs = ("lens",)
 
