@@ -53,9 +53,7 @@ class TokenChoice:
         chosen = [scores.max(dim=-1).indices for scores in self._pieces(logits, prompts, place)]
         return torch.cat(chosen).cpu().numpy()
 
-    def _pieces(
-        self, logits: torch.Tensor, prompts: np.ndarray, place: int | np.ndarray
-    ) -> Iterator[torch.Tensor]:
+    def _pieces(self, logits: torch.Tensor, prompts: np.ndarray, place: int | np.ndarray) -> Iterator[torch.Tensor]:
         """The scores of some rows after the other: of a CPU's caches' size."""
         if self.sampling.temperature > 0.0:
             seeds = self.seeds[prompts]
