@@ -174,6 +174,7 @@ class Driver:
     def _take(self, request: Any, unfinished: dict[str, tuple[Any, Job]]) -> Job:
         """The job of a request that is finished, with what came of it."""
         job = unfinished.pop(request.rid)[1]
+        self.counts.retractions += request.retraction_count
         if type(request.finished_reason).__name__ == "FINISH_ABORT":
             raise InputError(self._too_long(job, request))
         if job.text is not None:
