@@ -46,7 +46,7 @@ NAMES = (
 
 
 class Driver:
-    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` are the names of the slots, None the model's."""
+    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` name the slots, None the bare model."""
 
     def __init__(self, options: dict[str, Any], rank: int, port: int, lora_ids: Sequence[str | None]) -> None:
         from sglang.srt.plugins import load_plugins
