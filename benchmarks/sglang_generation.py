@@ -7,7 +7,8 @@ First, 16 probes x 16 gsm8k questions go on greedily with as many tokens each. T
 adapters, of the same options, with the same 256 rows in one call; in scope activated it shares the prompts' KV, too.
 Then 16 probes take turns in 4 slots, with texts drawn until their first full stop, of very different lengths: in one
 batch, and four by four. Last, how many texts of a probe are the same when others are generated beside it. Sides take
-turns; a ratio is of neighbouring turns.
+turns; a ratio is of neighbouring turns. Seconds are those of the processor, in the engine's process, which has one
+thread: on a machine with other work, those of a clock say little.
 """
 
 import argparse
@@ -15,11 +16,11 @@ import gzip
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
+import psutil
 from smollm2 import processor
 from transformers import AutoConfig
 
@@ -61,19 +62,28 @@ class Rows:
         )  # fmt: skip
 
 
-def taken(sides: dict[str, Callable[[], Texts]], rounds: int) -> dict[str, list[float]]:
-    """Tokens a second of each side and round."""
+Side = tuple[SglangEngine, Callable[[], Texts]]
+
+
+def taken(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Tokens a second of each side and round, after one round for warmth."""
     paces: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()
-    for _ in range(rounds):
-        for name, side in sides.items():
-            began = time.perf_counter()
-            num_tokens = sum(len(text) for of_probe in side() for text in of_probe)
-            seconds = time.perf_counter() - began
-            paces[name].append(num_tokens / seconds)
-            print(f"{name}: {num_tokens} tokens in {seconds:.1f} s", flush=True)
+    for count in range(rounds + 1):
+        for name, (engine, write) in sides.items():
+            began = seconds(engine)
+            num_tokens = sum(len(text) for of_probe in write() for text in of_probe)
+            took = seconds(engine) - began
+            print(f"{name}: {num_tokens} tokens in {took:.1f} s", flush=True)
+            if count:
+                paces[name].append(num_tokens / took)
     return paces
+
+
+def seconds(engine: SglangEngine) -> float:
+    """Of a processor, in the engine's process so far."""
+    (rank,) = engine._ranks
+    times = psutil.Process(rank._process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def ratio(paces: Sequence[float], others: Sequence[float]) -> str:
@@ -91,8 +101,8 @@ def over_plain(rows: Rows, scope: str) -> list[str]:
     theta = initial_theta(population.tensor_shapes, 0)
     try:
         paces = taken({
-            "without": lambda: plain.generate({}, [AT_THETA], rows.prompts * num_probes, sampling),
-            "population": lambda: population.generate(theta, rows.probes, rows.prompts, sampling),
+            "without": (plain, lambda: plain.generate({}, [AT_THETA], rows.prompts * num_probes, sampling)),
+            "population": (population, lambda: population.generate(theta, rows.probes, rows.prompts, sampling)),
         }, rows.options.rounds)  # fmt: skip
     finally:
         plain.close()
@@ -121,7 +131,7 @@ def over_groups(rows: Rows, num_slots: int) -> list[str]:
         return [of_probe for some in groups for of_probe in engine.generate(theta, some, rows.prompts, sampling)]
 
     try:
-        paces = taken({"groups": in_groups, "one batch": in_one}, rows.options.rounds)
+        paces = taken({"groups": (engine, in_groups), "one batch": (engine, in_one)}, rows.options.rounds)
     finally:
         engine.close()
     quartiles = ", ".join(f"{value:.0f}" for value in statistics.quantiles(lengths, n=4))
@@ -163,7 +173,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a page to put the table into")
     options = parser.parse_args()
     rows = Rows(options)
-    lines = ["| rows | tokens/s | ratio |", "|---|---|---|"]
+    lines = ["| rows | tokens a second of the processor | ratio |", "|---|---|---|"]
     for scope in options.scopes:
         lines += over_plain(rows, scope)
     if options.slots:
