@@ -138,9 +138,13 @@ SAMPLINGS = {
 def test_texts_of_more_probes_than_slots_are_the_plain_engines(pair, sampling):
     """In the first case there is memory for hardly two of them at a time."""
     engine, plain = pair
-    theta = some_theta(plain.tensor_shapes)
+    theta, before = some_theta(plain.tensor_shapes), engine.stats.tokens_computed + engine.stats.tokens_reused
     texts = engine.generate(theta, WRITERS, OPEN, sampling)
     assert texts == plain.generate(theta, WRITERS, OPEN, sampling)
+    new = sum(min(len(text), sampling.max_new_tokens - 1) for of_probe in texts for text in of_probe)
+    given = sum(len(example.prompt + example.invocation) for example in OPEN)
+    needed = engine.stats.tokens_computed + engine.stats.tokens_reused - before
+    assert needed == len(WRITERS) * given + new
     assert (len({len(text) for of_probe in texts for text in of_probe}) > 3) is bool(sampling.stop_token_ids)
     assert len({tuple(of_probe) for of_probe in texts}) > 3
 

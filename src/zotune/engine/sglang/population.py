@@ -42,6 +42,7 @@ class Population:
     ) -> None:
         self.driver, self.held, self.slots, self.write = driver, held, slots, write
         self.prompts, self.sampling = prompts, sampling
+        self.tokens_needed = 0  # for the texts so far: each prompt whole, and each new token that another one follows
         starts = [example.prompt + example.invocation for example in prompts]
         shared = common_prefix([start[:-1] for start in starts]) if len(prompts) > 1 and held is None else ()
         self._shared = shared if len(shared) >= MIN_SHARED else ()
@@ -83,6 +84,7 @@ class Population:
                     more += self._rest(job.slot, member, chunk)
                     continue
                 found[member][job.text.prompt] = self._until_stop(job.new_tokens)
+                self.tokens_needed += len(job.tokens) + len(job.new_tokens) - 1
                 unwritten[member] -= 1
                 if not unwritten[member]:
                     free.append(job.slot)

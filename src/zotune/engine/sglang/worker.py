@@ -127,8 +127,11 @@ class Worker:
         def write(places: Mapping[int, int]) -> None:
             self._write(version, {slot: probes[member] for slot, member in places.items()})
 
-        held = self.prompts if self.activated else None
-        return Population(self.driver, held, range(self.num_slots), write, prompts, sampling).texts(len(probes))
+        held, before = self.prompts if self.activated else None, self.driver.counts.tokens_computed
+        population = Population(self.driver, held, range(self.num_slots), write, prompts, sampling)
+        texts = population.texts(len(probes))
+        self.reused += population.tokens_needed - (self.driver.counts.tokens_computed - before)
+        return texts
 
     # ---- what the engine asks for besides ----------------------------------------------------------------------------
 
