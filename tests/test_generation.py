@@ -181,6 +181,20 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     assert np.abs(found - expected).max() < 0.03  # four standard deviations of the most frequent one
 
 
+@pytest.mark.parametrize("max_kept_bytes", [0, 3000, 10**6])
+def test_rows_at_different_places_draw_what_each_place_would(max_kept_bytes):
+    torch.manual_seed(1)
+    logits, prompts, places = torch.randn(12, 300), np.tile(np.arange(4), 3), np.repeat(np.arange(3), 4)
+    sampling, seeds = Sampling(1, 1.0, top_p=0.99), (5, 6, 5, 7)
+    choice = TokenChoice(sampling, seeds, max_kept_bytes)
+    expected = [
+        TokenChoice(sampling, seeds).tokens(logits[row : row + 1], prompts, prompts[row : row + 1], int(places[row]))
+        for row in range(12)
+    ]
+    for _ in range(2):
+        assert choice.tokens(logits, prompts, prompts, places).tolist() == np.concatenate(expected).tolist()
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [0.01, 2.0, 20.0])
 def test_the_nucleus_is_that_of_transformers(top_p, spread):

@@ -120,23 +120,84 @@ def test_more_than_fits_is_evicted_and_computed_again(pair):
         assert_same_scores(engine, plain, theta, PROBES[:3], batch)
 
 
-def test_greedy_generation_equals_the_plain_engines(pair):
-    engine, plain = pair
-    theta = some_theta(plain.tensor_shapes)
-    prompts = [Example((1, 9, 30, 41, 7), INVOCATION, ((),)), Example((1, 12), INVOCATION, ((),))]
-    expected = plain.generate(theta, PROBES[:3], prompts, Sampling(8))
-    assert engine.generate(theta, PROBES[:3], prompts, Sampling(8)) == expected
-    stop = expected[0][0][3]
-    stopped = Sampling(8, stop_token_ids=(stop,))
-    assert engine.generate(theta, [AT_THETA], prompts, stopped) == plain.generate(theta, [AT_THETA], prompts, stopped)
+# ---- texts
+
+WRITERS = [AT_THETA, *(Probe(seed, sign * 0.05) for seed in (1, 2, 3) for sign in (1, -1))]  # for two slots
+START = tuple(range(100, 117))  # what all prompts begin with, in scope everywhere computed once for each probe
+OPEN = [Example((*START, *rest), INVOCATION, ((),)) for rest in ((7,), (1, 9, 30, 41, 7), (), (1, 12), (1, 12))]
+STOP = tuple(range(0, VOCABULARY, 9))
+SAMPLINGS = {
+    "greedy": Sampling(8),
+    "stopped": Sampling(10, stop_token_ids=STOP),
+    "drawn": Sampling(10, temperature=1.0, seed=3, stop_token_ids=STOP),
+    "nucleus": Sampling(6, temperature=0.8, top_p=0.9, seeds=(5, 6, 5, 7, 8)),
+}
 
 
-def test_sampling_is_repeated_by_its_seed(pair):
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_texts_of_more_probes_than_slots_are_the_plain_engines(pair, sampling):
+    """In the first case there is memory for hardly two of them at a time."""
     engine, plain = pair
-    theta, prompts = some_theta(plain.tensor_shapes), [Example((1, 9, 30), INVOCATION, ((),))]
-    first = engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=3))
-    assert engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=3)) == first
-    assert engine.generate(theta, [AT_THETA], prompts, Sampling(12, temperature=1.0, seed=4)) != first
+    theta, before = some_theta(plain.tensor_shapes), engine.stats.tokens_computed + engine.stats.tokens_reused
+    texts = engine.generate(theta, WRITERS, OPEN, sampling)
+    assert texts == plain.generate(theta, WRITERS, OPEN, sampling)
+    new = sum(min(len(text), sampling.max_new_tokens - 1) for of_probe in texts for text in of_probe)
+    given = sum(len(example.prompt + example.invocation) for example in OPEN)
+    needed = engine.stats.tokens_computed + engine.stats.tokens_reused - before
+    assert needed == len(WRITERS) * given + new
+    assert (len({len(text) for of_probe in texts for text in of_probe}) > 3) is bool(sampling.stop_token_ids)
+    assert len({tuple(of_probe) for of_probe in texts}) > 3
+
+
+@pytest.mark.parametrize("pair", CASES[:2], indirect=True, ids=case_name)
+def test_a_text_depends_on_its_own_seed_and_not_on_what_is_written_beside_it(pair):
+    engine, plain = pair
+    theta, sampling = some_theta(plain.tensor_shapes), Sampling(8, temperature=1.0, seed=3)
+    texts = engine.generate(theta, WRITERS, OPEN, sampling)
+    assert [texts[-1]] == engine.generate(theta, WRITERS[-1:], OPEN, sampling)
+    turned = engine.generate(theta, WRITERS[::-1], OPEN[::-1], sampling.of(range(4, -1, -1), 5))
+    assert texts == [of_probe[::-1] for of_probe in turned[::-1]]
+    assert texts[0][3] != texts[0][4]  # the same prompt
+    assert texts != engine.generate(theta, WRITERS, OPEN, Sampling(8, temperature=1.0, seed=4))
+
+
+@pytest.mark.parametrize("pair", CASES[3:], indirect=True, ids=case_name)
+def test_a_slot_does_not_wait_for_the_longest_text_of_the_others(pair):
+    engine, plain = pair
+    theta, sampling = some_theta(plain.tensor_shapes), Sampling(40, 1.0, stop_token_ids=tuple(range(0, VOCABULARY, 20)))
+    probes = [Probe(seed, 1.0) for seed in range(12)]
+    passes = [engine.stats.forward_passes]
+    texts = engine.generate(theta, probes, OPEN[:1], sampling)
+    passes.append(engine.stats.forward_passes)
+    pairs = [engine.generate(theta, probes[first : first + 2], OPEN[:1], sampling) for first in range(0, 12, 2)]
+    passes.append(engine.stats.forward_passes)
+    assert texts == [of_probe for some in pairs for of_probe in some]
+    most = sum(max(len(some[0][0]), len(some[1][0])) for some in pairs)
+    assert passes[1] - passes[0] < most <= passes[2] - passes[1]
+
+
+@pytest.mark.parametrize("pair", CASES[:1], indirect=True, ids=case_name)
+def test_a_text_whose_memory_is_needed_goes_on_later_where_it_was(pair):
+    engine, plain = pair
+    theta, prompts, sampling = some_theta(plain.tensor_shapes), [Example((5, 6), INVOCATION, ((),))] * 3, Sampling(30)
+    before = engine.counts.retractions
+    texts = engine.generate(theta, WRITERS, prompts, sampling)
+    assert engine.counts.retractions > before
+    assert texts == plain.generate(theta, WRITERS, prompts, sampling)
+
+
+@needs_sglang
+def test_the_bare_model_scores_and_writes_as_in_the_plain_engine(model_dirs):
+    spec, folder = replace(make_spec("opt", "activated"), target_modules=()), model_dirs["opt"]
+    config = AutoConfig.from_pretrained(folder)
+    engine = SglangEngine(str(folder), config, spec, num_probes=1, options={"max_total_tokens": 400})
+    plain = PlainEngine(make_model("opt"), spec)
+    try:
+        assert_same_scores(engine, plain, {}, [AT_THETA] * 2, BATCH)
+        sampling = SAMPLINGS["drawn"]
+        assert engine.generate({}, [AT_THETA], OPEN, sampling) == plain.generate({}, [AT_THETA], OPEN, sampling)
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("pair", CASES[:1], indirect=True, ids=case_name)

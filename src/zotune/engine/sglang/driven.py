@@ -1,9 +1,15 @@
-"""SGLang's scheduler and requests with what differs here: no sockets, no output, and a bound on what the tree gives.
+"""SGLang's scheduler, requests and sampler with what differs here.
 
-Both are subclasses, made when SGLang is imported, which takes seconds: not before a rank starts.
+There are no sockets and no output, a bound on what the tree gives, and tokens are chosen as the other engines choose
+them. All are subclasses, made when SGLang is imported, which takes seconds: not before a rank starts.
 """
 
 from typing import Any
+
+import numpy as np
+import torch
+
+from zotune.engine.torch.token_choice import TokenChoice
 
 _SCHEDULER = "sglang.srt.managers.scheduler:Scheduler."
 _REQ = "sglang.srt.managers.schedule_batch:Req."
@@ -14,6 +20,7 @@ NAMES = (
     _SCHEDULER + "init_ipc_channels",
     _SCHEDULER + "get_output_streamer_class",
     _REQ + "_compute_max_prefix_len",
+    "sglang.srt.layers.sampler:Sampler.forward",
 )
 
 
@@ -55,3 +62,23 @@ def request_class() -> Any:
             return most if self.max_cached is None else min(most, self.max_cached)
 
     return Request
+
+
+def sampler_class() -> Any:
+    from sglang.srt.layers.sampler import Sampler
+
+    class Chooser(Sampler):
+        """Chooses by `choice`, where there is one, the next tokens of `rows`: the prompt and place of each."""
+
+        choice: TokenChoice | None = None
+        rows: tuple[np.ndarray, np.ndarray] = np.empty(0, dtype=int), np.empty(0, dtype=int)
+
+        def forward(self, logits_output: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.choice is None:
+                tokens: torch.Tensor = super().forward(logits_output, *args, **kwargs)
+                return tokens
+            logits, (prompts, places) = logits_output.next_token_logits, self.rows
+            assert len(logits) == len(prompts)
+            return torch.from_numpy(self.choice.tokens(logits, prompts, prompts, places)).to(logits.device)
+
+    return Chooser

@@ -3,7 +3,7 @@
 `Driver` builds the scheduler (`driven`), and with it the model, the LoRA slots, the radix tree and the memory pools,
 and then calls the three steps of its loop by hand: choose a batch, run it, take in the result. Chunked prefill,
 eviction and retraction are SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same
-decisions.
+decisions. More may be asked for while requests run (`go_on`): what `Driver` is given then joins the batch.
 """
 
 import sys
@@ -11,10 +11,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from zotune.engine.sglang.driven import request_class, scheduler_class
+from zotune.engine.sglang.driven import request_class, sampler_class, scheduler_class
 from zotune.engine.sglang.jobs import Counts, Job, VisitedTokens
+from zotune.engine.torch.token_choice import TokenChoice
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
@@ -33,6 +35,7 @@ NAMES = (
     _SCHEDULER + "_add_request_to_queue",
     _SCHEDULER + "flush_cache",
     _REQ + "extend_len",
+    "sglang.srt.model_executor.model_runner:ModelRunner.sample",
     "sglang.srt.sampling.sampling_params:SamplingParams.normalize",
     "sglang.srt.mem_cache.radix_cache:RadixKey",
     _TREE + "MatchPrefixParams",
@@ -43,9 +46,9 @@ NAMES = (
 
 
 class Driver:
-    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` are the names of the slots."""
+    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` name the slots, None the bare model."""
 
-    def __init__(self, options: dict[str, Any], rank: int, port: int, lora_ids: Sequence[str]) -> None:
+    def __init__(self, options: dict[str, Any], rank: int, port: int, lora_ids: Sequence[str | None]) -> None:
         from sglang.srt.plugins import load_plugins
         from sglang.srt.runtime_context import SpawnRanks, publish
         from sglang.srt.server_args import PortArgs, ServerArgs
@@ -62,6 +65,8 @@ class Driver:
         self.scheduler: Any = scheduler_class()(arguments, ports)
         self.lora_ids = lora_ids
         self.request_class: Any = request_class()
+        self.sampler: Any = sampler_class()()
+        self.runner.sampler = self.sampler
         self.counts = Counts()
         self.before_pass: Callable[[list[VisitedTokens]], None] | None = None
         self._number = 0
@@ -112,6 +117,18 @@ class Driver:
         for some in [jobs] if self.before_pass is None else self._whole_in_passes(jobs):
             self._run(some)
 
+    def go_on(self, jobs: Sequence[Job], choice: TokenChoice, ended: Callable[[Sequence[Job]], Sequence[Job]]) -> None:
+        """Run jobs that write texts, and those that follow them, in one batch.
+
+        Args:
+            ended: is told of jobs as soon as they are done, between two passes, and gives more of them.
+        """
+        self.sampler.choice = choice
+        try:
+            self._run(jobs, ended)
+        finally:
+            self.sampler.choice = None
+
     def _whole_in_passes(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """So many jobs at a time that SGLang's limit of tokens in a pass cuts none in two."""
         most, some, size = self.scheduler.chunked_prefill_size or sys.maxsize, list[Job](), 0
@@ -124,13 +141,11 @@ class Driver:
         yield some
 
     @torch.inference_mode()
-    def _run(self, jobs: Sequence[Job]) -> None:
-        scheduler, unfinished = self.scheduler, {}
+    def _run(self, jobs: Sequence[Job], ended: Callable[[Sequence[Job]], Sequence[Job]] | None = None) -> None:
+        scheduler = self.scheduler
         self._started: set[str] = set()
-        for job in jobs:
-            request = self._request(job)
-            unfinished[request.rid] = (request, job)
-            scheduler._add_request_to_queue(request)
+        unfinished: dict[str, tuple[Any, Job]] = {}
+        self._add(jobs, unfinished)
         while True:
             plan = scheduler.get_next_batch_to_run(
                 running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
@@ -142,12 +157,29 @@ class Driver:
                 break
             self._run_batch(batch, unfinished)
             scheduler.last_batch = batch
-        scheduler.waiting_queue = []
-        for request, job in unfinished.values():
-            if job.sampling is not None:
-                job.new_tokens = tuple(request.output_ids_through_stop)
-            if request.finished_reason is None or type(request.finished_reason).__name__ == "FINISH_ABORT":
-                raise InputError(self._too_long(job, request))
+            done = [self._take(request, unfinished) for request in batch.reqs if request.finished()]
+            if done and ended:
+                self._add(ended(done), unfinished)
+        if unfinished:
+            request, job = next(iter(unfinished.values()))
+            scheduler.waiting_queue = []
+            raise InputError(self._too_long(job, request))
+
+    def _add(self, jobs: Sequence[Job], unfinished: dict[str, tuple[Any, Job]]) -> None:
+        for job in jobs:
+            request = self._request(job)
+            unfinished[request.rid] = (request, job)
+            self.scheduler._add_request_to_queue(request)
+
+    def _take(self, request: Any, unfinished: dict[str, tuple[Any, Job]]) -> Job:
+        """The job of a request that is finished, with what came of it."""
+        job = unfinished.pop(request.rid)[1]
+        self.counts.retractions += request.retraction_count
+        if type(request.finished_reason).__name__ == "FINISH_ABORT":
+            raise InputError(self._too_long(job, request))
+        if job.text is not None:
+            job.new_tokens = tuple(request.output_ids_through_stop)
+        return job
 
     def _run_batch(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> None:
         scheduler = self.scheduler
@@ -172,6 +204,12 @@ class Driver:
         ]
         if self.before_pass is not None:
             self.before_pass(self._visited_tokens(batch, jobs) if extends else [])
+        if self.sampler.choice is not None:
+            texts = [(request, jobs[request.rid][1].text) for request in batch.reqs]
+            self.sampler.rows = (
+                np.array([0 if text is None else text.prompt for _, text in texts]),
+                np.array([len(request.output_ids) for request, _ in texts]),
+            )
         result = scheduler.run_batch(batch)
         if scored:
             rows = [index for index, _, _ in scored]
@@ -205,7 +243,12 @@ class Driver:
     def _request(self, job: Job) -> Any:
         from sglang.srt.sampling.sampling_params import SamplingParams
 
-        sampling = SamplingParams(**(job.sampling or {"max_new_tokens": 0, "temperature": 0.0}))
+        text = job.text
+        sampling = SamplingParams(  # `sampler` chooses the tokens
+            max_new_tokens=text.max_new_tokens if text else 0,
+            stop_token_ids=list(text.stop_token_ids) or None if text else None,
+            temperature=0.0,
+        )
         sampling.normalize(None)
         sampling.verify(self.scheduler.model_config.vocab_size)
         self._number += 1
@@ -221,7 +264,7 @@ class Driver:
             vocab_size=self.scheduler.model_config.vocab_size,
         )
         request.logprob_start_len = len(job.tokens) - job.num_scored if inner else len(job.tokens)
-        if job.sampling is not None:
+        if text is not None:
             request.logprob_start_len = -1
         request.extra_key = job.namespace
         request.skip_radix_cache_insert = not job.keep
@@ -229,7 +272,7 @@ class Driver:
         return request
 
     def _too_long(self, job: Job, request: Any) -> str:
-        reason = getattr(request.finished_reason, "message", None) or "it waits for ever"
+        reason = getattr(request.finished_reason or request.to_finish, "message", None) or "it waits for ever"
         return (
             f"--engine sglang: {len(job.tokens)} tokens do not run with room for {self.capacity} tokens "
             f"of KV ({reason}); raise --sglang.max-total-tokens or lower --max-length"

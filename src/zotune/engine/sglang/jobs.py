@@ -24,7 +24,7 @@ class Job:
         num_scored, token_ids: at the last `num_scored` positions, the log-probabilities of these next tokens.
         row: what it scores.
         num_visited: how many of the last tokens the way back of a gradient takes.
-        sampling: SGLang's sampling parameters, to generate.
+        text: the text that goes on with the tokens; None where nothing is generated.
     """
 
     tokens: TokenIds
@@ -37,9 +37,24 @@ class Job:
     token_ids: tuple[int, ...] = ()
     row: Row | None = None
     num_visited: int = 0
-    sampling: dict[str, Any] | None = None
+    text: "Text | None" = None
     log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
     new_tokens: TokenIds = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which of a call's texts a job writes, and where it ends.
+
+    Args:
+        probe, prompt: their places in the call.
+        max_new_tokens: where no stop token comes before.
+    """
+
+    probe: int
+    prompt: int
+    max_new_tokens: int
+    stop_token_ids: TokenIds
 
 
 @dataclass(frozen=True)

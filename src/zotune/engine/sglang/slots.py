@@ -69,12 +69,13 @@ class Slots:
         for place in self.places.values():
             place.buffer[self.slots] = 0
 
-    def write(self, theta: Theta, probes: Sequence[Probe]) -> None:
-        """Make the probes the adapters of the first slots."""
-        adapters = [lora_matrices(point, self.spec) for point in points(theta, probes)]
+    def write(self, theta: Theta, probes: Mapping[int, Probe]) -> None:
+        """Make the probes the adapters of their slots; the others stay as they are."""
+        adapters = [lora_matrices(point, self.spec) for point in points(theta, list(probes.values()))]
+        slots = [self.slots[slot] for slot in probes]
         for name, place in self.places.items():
             stacked = np.stack([adapter[name].take(place.share, place.axis) for adapter in adapters])
-            place.buffer[self.slots[: len(probes)], place.rows, place.columns] = torch.from_numpy(stacked).to(
+            place.buffer[slots, place.rows, place.columns] = torch.from_numpy(stacked).to(
                 place.buffer.device, place.buffer.dtype
             )
 

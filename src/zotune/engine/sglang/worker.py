@@ -4,7 +4,7 @@ In scope activated the prompts' KV is the base model's (`held_prompts`), and eac
 Everywhere else each probe has a namespace of the tree of its own, which is flushed when its slot is written again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,9 @@ from zotune.engine.sglang.jobs import Counts, Job
 from zotune.engine.sglang.lens_gradient import LensGradient
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
+from zotune.engine.sglang.population import Population
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
-from zotune.zo.draws import derive_seed
 from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, TokenIds
 
 
@@ -31,17 +31,17 @@ class Worker:
         check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *driven.NAMES, *slots.NAMES, *models.NAMES,
                *lens_gradient.NAMES))  # fmt: skip
         lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
-        self.driver = Driver(start.options, start.rank, start.port, lora_ids)
+        self.driver = Driver(start.options, start.rank, start.port, lora_ids or [None])
         models.check_loaded(self.driver.model)
         self.slots = slots.Slots(self.driver.lora, lora_ids, start.spec, start.shapes) if start.shapes else None
         self.prompts = HeldPrompts(self.driver)
-        self.num_slots = start.num_slots
+        self.num_slots = max(start.num_slots, 1)  # the bare model has the place of a slot
         self.activated = start.spec.scope == "activated"
         self.theta = mapped_theta(theta_file, start.shapes, writable=False)
         self.spec = start.spec
         self._lens: LensGradient | None = None
         self.reused = 0
-        self._written: object = None  # version of theta and probes that the slots hold
+        self._written: dict[int, tuple[int, Probe]] = {}  # by slot, the version of theta and the probe that it holds
 
     # ---- scoring -------------------------------------------------------------------------------------------------
 
@@ -51,16 +51,17 @@ class Worker:
         score_some = self._score_activated if self.activated else partial(self._score_everywhere, together=together)
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
-            self._write(version, some)
+            self._write(version, dict(enumerate(some)))
             score_some(len(some), batch, log_probs[start : start + len(some)])
         self.reused += needed - (self.driver.counts.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
-    def _write(self, version: int, probes: Sequence[Probe]) -> None:
-        """Make the probes the adapters of the slots, unless they are, as in an evaluation of many batches."""
-        if self.slots is not None and self._written != (version, tuple(probes)):
-            self.slots.write(self.theta, probes)
-            self._written = (version, tuple(probes))
+    def _write(self, version: int, probes: Mapping[int, Probe]) -> None:
+        """Make the probes the adapters of their slots, where they are not, as in an evaluation of many batches."""
+        new = {slot: probe for slot, probe in probes.items() if self._written.get(slot) != (version, probe)}
+        if self.slots is not None and new:
+            self.slots.write(self.theta, new)
+            self._written |= {slot: (version, probe) for slot, probe in new.items()}
 
     def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         plan = plan_rows(batch, activated=True)
@@ -123,40 +124,14 @@ class Worker:
     def generate(
         self, version: int, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
     ) -> list[list[TokenIds]]:
-        import torch
+        def write(places: Mapping[int, int]) -> None:
+            self._write(version, {slot: probes[member] for slot, member in places.items()})
 
-        parameters = {
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "stop_token_ids": list(sampling.stop_token_ids) or None,
-        }
-        seed = derive_seed(*sampling.row_seeds(len(prompts)))  # SGLang has one generator for all rows
-        results: list[list[TokenIds]] = []
-        for start in range(0, len(probes), self.num_slots):
-            some = probes[start : start + self.num_slots]
-            self._write(version, some)
-            texts: list[list[TokenIds]] = [[()] * len(prompts) for _ in some]
-            for chunk in self.prompts.chunks([example.prompt for example in prompts]):
-                locks = self.prompts.hold([prompts[i].prompt for i in chunk]) if self.activated else []
-                torch.manual_seed(seed)
-                jobs = [(k, i, self._to_generate(prompts[i], k, parameters)) for k in range(len(some)) for i in chunk]
-                try:
-                    self.driver.run([job for _, _, job in jobs])
-                finally:
-                    self.driver.unlock(locks)
-                for k, i, job in jobs:
-                    ends = [n for n, token in enumerate(job.new_tokens) if token in sampling.stop_token_ids]
-                    texts[k][i] = job.new_tokens[: ends[0]] if ends else job.new_tokens
-            results += texts
-        return results
-
-    def _to_generate(self, example: Example, slot: int, parameters: dict[str, Any]) -> Job:
-        tokens = example.prompt + example.invocation
-        if not self.activated:
-            return Job(tokens, slot=slot, namespace=_namespace(slot), sampling=parameters)
-        cached = min(len(example.prompt), len(tokens) - 1)
-        return Job(tokens, slot=slot, max_cached=cached, exact=True, sampling=parameters)
+        held, before = self.prompts if self.activated else None, self.driver.counts.tokens_computed
+        population = Population(self.driver, held, range(self.num_slots), write, prompts, sampling)
+        texts = population.texts(len(probes))
+        self.reused += population.tokens_needed - (self.driver.counts.tokens_computed - before)
+        return texts
 
     # ---- what the engine asks for besides ----------------------------------------------------------------------------
 

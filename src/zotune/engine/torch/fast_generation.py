@@ -178,7 +178,9 @@ class _Watched(TokenChoice):
         """The standard deviation of the log-probability of a text, were its tokens any ones."""
         return math.sqrt(sum(self._variances))
 
-    def tokens(self, logits: torch.Tensor, probes: np.ndarray, prompts: np.ndarray, place: int) -> np.ndarray:
+    def tokens(
+        self, logits: torch.Tensor, probes: np.ndarray, prompts: np.ndarray, place: int | np.ndarray
+    ) -> np.ndarray:
         chosen = super().tokens(logits, probes, prompts, place)
         log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         self.log_probs[probes, prompts] += log_probs[np.arange(len(chosen)), chosen]
