@@ -113,8 +113,8 @@ class Sampling:
     prompt of a call has a seed of its own: the noise of a token is a function of that seed and of the token's place
     among the new ones. So a text depends neither on what else is generated nor on how, and all probes of a prompt have
     the same noise. `seeds` has one for each prompt of the call; None: they are derived from `seed` and the prompt's
-    place in the call. Several samples of one prompt are several places with that prompt. Where `ends` is given, an engine may leave a text as soon as that says of
-    its tokens that nothing of what follows will be read.
+    place in the call. Several samples of one prompt are several places with that prompt. Where `ends` is given, an
+    engine may leave a text as soon as that says of its tokens that nothing of what follows will be read.
     """
 
     max_new_tokens: int
