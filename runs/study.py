@@ -31,6 +31,7 @@ SGD_1, SGD_16 = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [4e-3, 8e-3, 1.6e-2, 3.2e-2, 6
 ADAM, NORMALISED = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], [1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25]
 FIRST_ORDER = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 EVA = {"estimator": "one_sided", "optimizer": "adam", "tuning": "lora_fa", "init_lora_weights": "eva"}
+LENS = {"estimator": "lens", "optimizer": "adam", "init_lora_weights": "eva"}
 # Name -> learning rates to try, settings.
 METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "MeZO everywhere": (SGD_1, {"scope": "everywhere"}),
@@ -63,13 +64,14 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
     "one-sided 4, adam, everywhere": (
         ADAM, {"directions": 4, "estimator": "one_sided", "optimizer": "adam", "scope": "everywhere"},
     ),
+    "lens": (FIRST_ORDER, LENS),
     "backpropagation": (FIRST_ORDER, {"first_order": True}),
     "backpropagation everywhere": (FIRST_ORDER, {"first_order": True, "scope": "everywhere"}),
 }  # fmt: skip
 # Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
 FINALISTS = {
     "EVA, one-sided 16, adam": (600, 4e-3), "EVA, one-sided 4, adam, everywhere": (300, 4e-3),
-    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "backpropagation": (300, 1e-3),
+    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "lens": (300, 1e-3), "backpropagation": (300, 1e-3),
     "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
     "backpropagation everywhere": (300, 1e-3),
 }  # fmt: skip
@@ -95,13 +97,14 @@ class Kept:
 
 
 def settings(method: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    slow = method.get("directions", 1) > 1 or method.get("first_order")
-    return {
+    slow = method.get("directions", 1) > 1 or method.get("first_order") or method is LENS
+    shared = {
         "model": str(options.model), "max_train_samples": 1000, "max_eval_samples": 500, "max_length": 256,
         "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "num_steps": 100_000,
         "eval_steps": 25 if slow else 100, "num_threads": options.threads, "estimator": "spsa", "optimizer": "sgd",
         "directions": 1, "lr_scheduler_type": "constant", "tuning": "lora", "init_lora_weights": "kaiming", **method,
     }  # fmt: skip
+    return {name: value for name, value in shared.items() if not (method is LENS and name == "directions")}
 
 
 def falling(name: str) -> dict[str, Any]:
