@@ -1,6 +1,7 @@
 """Runs whose loss is minus a reward of what the model writes: data, objective, journals, and what goes wrong."""
 
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -179,6 +180,13 @@ def test_a_text_ends_before_the_first_stop_string_on_both_engines_and_earlier_on
         assert ends is not None
         ended = [count for count in range(len(tokens) + 1) if ends(tokens[:count])]
         assert ended == [] if wanted == text else objective.text_of(tuple(tokens[: ended[0]])) == wanted
+
+
+def test_a_sampling_crosses_to_other_processes_without_what_ends_a_text(opt_dir):
+    sampling = objective_of(opt_dir, Fixed([]), stop_strings=(".",))._sampling_of([AT_THETA], 2)
+    copy = pickle.loads(pickle.dumps(sampling))
+    assert sampling.ends is not None
+    assert copy == replace(sampling, ends=None)
 
 
 def test_evaluations_take_the_most_likely_tokens(opt_dir):

@@ -171,6 +171,17 @@ def test_a_run_of_the_default_method_the_lens_has_the_torch_engines_losses(train
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+def test_a_run_on_rewards_has_the_torch_engines_journal(train):
+    method: dict[str, Any] = {
+        "reward": ["length:12"], "estimator": "es", "optimizer": None, "max_new_tokens": 8, "stop_strings": [","],
+        "temperature": 1.0, "num_generations": 2,
+    }  # fmt: skip
+    here, there = train(num_steps=3, **method), train(OPTIONS, num_steps=3, **method)
+    assert any(here.slopes)
+    assert there.slopes == pytest.approx(here.slopes)  # the same texts, since no two tokens are as likely as that
+    assert (there.folder / "samples.jsonl").read_bytes() == (here.folder / "samples.jsonl").read_bytes()
+
+
 def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(train, one_rank):
     # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
     np.testing.assert_allclose(train(OPTIONS | {"dp_size": 2}).slopes, one_rank.slopes, atol=2e-4)

@@ -114,7 +114,8 @@ class Sampling:
     among the new ones. So a text depends neither on what else is generated nor on how, and all probes of a prompt have
     the same noise. `seeds` has one for each prompt of the call; None: they are derived from `seed` and the prompt's
     place in the call. Several samples of one prompt are several places with that prompt. Where `ends` is given, an
-    engine may leave a text as soon as that says of its tokens that nothing of what follows will be read.
+    engine may leave a text as soon as that says of its tokens that nothing of what follows will be read; a copy sent to
+    another process has none.
     """
 
     max_new_tokens: int
@@ -124,6 +125,11 @@ class Sampling:
     top_p: float = 1.0
     seeds: tuple[int, ...] | None = None
     ends: Callable[[Sequence[int]], bool] | None = None
+
+    def __reduce__(self) -> tuple[type["Sampling"], tuple[Any, ...]]:
+        return Sampling, (
+            self.max_new_tokens, self.temperature, self.seed, self.stop_token_ids, self.top_p, self.seeds,
+        )  # fmt: skip
 
     def row_seeds(self, num_prompts: int) -> tuple[int, ...]:
         """The seed of each prompt of a call.
