@@ -3,9 +3,10 @@
     python runs/rewards.py --task json --seed 0           # adds to docs/rewards.jsonl
     python runs/rewards.py --write docs/results.md        # the table, from docs/rewards.jsonl
 
-Lines are those of runs/grpo.py, which writes into the same file: seconds of training so far, without the start and
-without evaluations, and the held-out reward of greedy completions. Settings are zotune's defaults for SmolLM2 but for
-what is named here; the learning rate is constant, as there, so that every line is the end of a run of that length.
+Lines are those of runs/grpo.py, which writes into the same file: seconds of training so far, by the clock and of the
+processor, without the start and without evaluations, and the held-out reward of greedy completions. Settings are
+zotune's defaults for SmolLM2 but for what is named here; the learning rate is constant, as there, so that every line is
+the end of a run of that length.
 """
 
 import argparse
@@ -44,8 +45,9 @@ class Record(Callback):
         self._seconds += event.step_time_s
         self._processor += time.process_time() - self._began
         self._rewards.append(event.measured["reward"])
-        self._trainer.should_stop = self._seconds >= self._options.seconds
-        if self._seconds >= self._next or self._trainer.should_stop:
+        spent = self._processor if self._options.clock == "processor" else self._seconds
+        self._trainer.should_stop = spent >= self._options.seconds
+        if spent >= self._next or self._trainer.should_stop:
             self._next += self._options.eval_seconds
             self._write(event.step, self._trainer.evaluate().measured["reward"])
         self._began = time.process_time()
@@ -87,7 +89,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         for method, name in NAMES.items():
             runs: dict[int, list[dict[str, Any]]] = {}
             for line in lines:
-                if (line["task"], line["method"]) == (task, method):
+                if (line["task"], line.get("method", "grpo")) == (task, method):
                     runs.setdefault(line["seed"], []).append(line)
             if not runs:
                 continue
@@ -97,7 +99,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             memory = max(line.get("peak_memory_bytes", 0) for line in last) / 2**20
             cells = [
                 task, name, str(len(runs)), f"{100 * statistics.mean(line['test_reward'] for line in first):.1f}",
-                f"{statistics.mean(after):.1f}{spread}", f"{statistics.mean(line['seconds'] for line in last):.0f}",
+                f"{statistics.mean(after):.1f}{spread}",
+                f"{statistics.mean(line['processor_seconds'] for line in last):.0f}",
                 f"{statistics.mean(line['step'] for line in last):.0f}", f"{memory:,.0f}" if memory else "-",
             ]  # fmt: skip
             rows.append(f"| {' | '.join(cells)} |")
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--output", type=Path, default=KEPT, help="a file that lines are appended to")
     parser.add_argument("--seconds", type=float, default=600.0, help="of training")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="which seconds are meant")
     parser.add_argument("--eval-seconds", type=float, default=120.0, help="of training, between two lines")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

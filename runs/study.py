@@ -71,7 +71,7 @@ METHODS: dict[str, tuple[list[float], dict[str, Any]]] = {
 # Name -> steps, learning rate: of what is best for a few steps (`tune`), half or less, since that diverges over many.
 FINALISTS = {
     "EVA, one-sided 16, adam": (600, 4e-3), "EVA, one-sided 4, adam, everywhere": (300, 4e-3),
-    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "lens": (300, 1e-3), "backpropagation": (300, 1e-3),
+    "one-sided 16, adam": (600, 4e-3), "MeZO": (1500, 2e-3), "lens": (300, 3e-3), "backpropagation": (300, 1e-3),
     "one-sided 4, adam, everywhere": (300, 4e-3), "MeZO everywhere": (1000, 1e-3),
     "backpropagation everywhere": (300, 1e-3),
 }  # fmt: skip

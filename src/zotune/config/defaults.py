@@ -91,9 +91,11 @@ def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, t
     if estimator == "backprop":
         return 1e-3 if num_parameters < SMALL_MODEL else 3e-3 if num_parameters < LARGE_MODEL else 2e-4
     if estimator == "lens":
-        return 1e-3 if num_parameters < SMALL_MODEL else 3e-3
+        return 3e-3
     if optimizer not in ("adam", "adamw"):
         return 2e-3 if num_parameters < SMALL_MODEL else 1e-4
     if num_parameters < SMALL_MODEL:
         return 4e-3
+    if estimator == "es":
+        return 3e-3 if num_parameters < LARGE_MODEL else 6e-4
     return 1e-2 if num_parameters < LARGE_MODEL else 2e-3
