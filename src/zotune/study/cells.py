@@ -228,7 +228,10 @@ def train_cell(cell: Cell, budget: Budget) -> None:
             return
     try:
         if resumable:
-            resume(folder.path, callbacks=[stop], trust_remote_code=cell.config.trust_remote_code)
+            resume(
+                folder.path, callbacks=[stop], trust_remote_code=cell.config.trust_remote_code,
+                reward_funcs=cell.config.reward or None,
+            )  # fmt: skip
         else:
             write_json(cell.asked_file, cell.asked)
             run(start_run(replace(cell.config, overwrite=folder.journal.is_file()), callbacks=[stop]))

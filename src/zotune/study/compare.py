@@ -36,7 +36,7 @@ def _outcome(cell: Cell) -> dict[str, Any]:
     if "test_data" in cell.test and best is not None:
         found = evaluate(
             cell.test["test_data"], adapter=cell.folder.best, max_eval_samples=cell.test.get("test_samples"),
-            trust_remote_code=cell.config.trust_remote_code,
+            trust_remote_code=cell.config.trust_remote_code, reward_funcs=cell.config.reward or None,
         )  # fmt: skip
         test = {"accuracy": found.accuracy, "loss": found.loss, "num_examples": found.num_examples}
     spent, points = _spent(events)
