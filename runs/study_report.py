@@ -64,9 +64,9 @@ def _by_task(outcomes: Sequence[Outcome], method: str) -> dict[str, list[Outcome
 
 def passes(outcome: Outcome) -> float:
     """Forward passes that an example takes in a step without a cache: the probes of a first step. Backward counts
-    for two."""
+    for two; so does the lens's way back, which few tokens take."""
     method = dict(METHODS[outcome["method"]][1])
-    if method.pop("first_order", False):
+    if method.pop("first_order", False) or method.get("estimator") == "lens":
         return 3.0
     config = make_config({"estimator": "spsa", "optimizer": "sgd", "directions": 1, **method})
     return float(make_estimator(config).num_probes(config.directions or 1))
