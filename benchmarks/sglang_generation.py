@@ -167,7 +167,7 @@ def main() -> None:
         "--slots", type=int, default=4, help="of the comparison with group after group; 0: leave it out"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scopes", nargs="*", default=["activated", "everywhere"])
+    parser.add_argument("--scopes", nargs="*", default=["activated"])
     parser.add_argument("--company", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--write", type=Path, help="a page to put the table into")
