@@ -127,6 +127,8 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         why = "what backpropagation of an adapter usually takes"
     elif config.tuning == "full":
         why = "MeZO's, at the memory of inference"
+    elif config.judges_texts:
+        why = "what trains on rewards here, where there is no gradient"
     elif usual["estimator"] == "lens":
         why = "the gradient at the memory of inference: the best in our study"
     else:
