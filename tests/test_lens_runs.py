@@ -43,7 +43,7 @@ def test_the_lens_trains_where_nothing_else_is_named():
     config = settled(invocation=" It was")
     assert (config.estimator, config.tuning, config.target_modules) == ("lens", "lora", ("fc2",))
     assert settled(scope="everywhere").estimator == settled(tuning="lora_fa").estimator == "lens"
-    assert (config.learning_rate, settled(num_parameters=5_000_000).learning_rate) == (3e-3, 1e-3)
+    assert (config.learning_rate, settled(num_parameters=5_000_000).learning_rate) == (3e-3, 3e-3)
 
 
 def test_where_an_activated_adapter_cannot_have_all_writers_attention_stands_in():

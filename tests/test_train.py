@@ -185,11 +185,11 @@ def test_early_stopping_ends_after_that_many_evaluations_without_a_lower_loss(op
 @pytest.mark.parametrize(
     ("asked", "chosen"),
     [
-        ({"scope": "activated"}, ("lens", "adam", None, 1e-3, "lora", "eva")),
-        ({"scope": "everywhere"}, ("lens", "adam", None, 1e-3, "lora", "eva")),
+        ({"scope": "activated"}, ("lens", "adam", None, 3e-3, "lora", "eva")),
+        ({"scope": "everywhere"}, ("lens", "adam", None, 3e-3, "lora", "eva")),
         ({"optimizer": "sgd"}, ("one_sided", "sgd", 16, 2e-3, "lora_fa", "eva")),
-        ({"tuning": "lora_fa"}, ("lens", "adam", None, 1e-3, "lora_fa", "eva")),
-        ({"init_lora_weights": "kaiming"}, ("lens", "adam", None, 1e-3, "lora", "kaiming")),
+        ({"tuning": "lora_fa"}, ("lens", "adam", None, 3e-3, "lora_fa", "eva")),
+        ({"init_lora_weights": "kaiming"}, ("lens", "adam", None, 3e-3, "lora", "kaiming")),
         ({"estimator": "one_sided"}, ("one_sided", "adam", 16, 4e-3, "lora_fa", "eva")),
         ({"estimator": "one_sided", "scope": "everywhere"}, ("one_sided", "adam", 4, 4e-3, "lora", "kaiming")),
         ({"tuning": "vera"}, ("one_sided", "adam", 16, 4e-3, "vera", None)),
