@@ -25,7 +25,9 @@ from zotune.data.records import Record
 from zotune.data.task_choice import choose_task
 from zotune.data.templates import Encoder
 from zotune.data.texts import to_texts
-from zotune.engine.torch.loading import load_tokenizer
+from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.loading import load_model, load_tokenizer
+from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.errors import RewardError
 from zotune.run.journal import read_journal
 from zotune.run.metrics import read_metrics
@@ -104,7 +106,6 @@ def objective_of(opt_dir, judge, **others) -> RewardObjective:
 @pytest.fixture(scope="module")
 def engine(opt_dir):
     from zotune.adapter.spec import LoraSpec
-    from zotune.engine.torch.loading import load_model
     from zotune.engine.torch.plain import PlainEngine
 
     return PlainEngine(load_model(str(opt_dir), "float32", "cpu"), LoraSpec(2, 4.0, ("q_proj", "v_proj")))
@@ -170,7 +171,7 @@ def test_all_probes_of_a_prompt_draw_with_the_same_noise_and_each_step_and_sampl
     assert [sample.completion for sample in first] != [sample.completion for sample in other]
 
 
-def test_a_text_ends_before_the_first_stop_string_on_both_engines_and_earlier_on_the_fast_one(opt_dir):
+def test_a_text_ends_before_the_first_stop_string(opt_dir):
     tokenizer = load_tokenizer(str(opt_dir))
     objective = RewardObjective(Sampling(8), stop_strings=(" film", ", said"), tokenizer=tokenizer)
     for text, wanted in (("a great film, said", "a great"), ("a joy, said a film", "a joy"), ("nothing", "nothing")):
@@ -180,6 +181,21 @@ def test_a_text_ends_before_the_first_stop_string_on_both_engines_and_earlier_on
         assert ends is not None
         ended = [count for count in range(len(tokens) + 1) if ends(tokens[:count])]
         assert ended == [] if wanted == text else objective.text_of(tuple(tokens[: ended[0]])) == wanted
+
+
+def test_the_fast_engine_stops_at_a_stop_string_and_the_text_is_the_plain_engines(engine, theta, opt_dir):
+    fast = TorchEngine(load_model(str(opt_dir), "float32", "cpu"), engine.spec, PrefixCache(10**6))
+    whole = objective_of(opt_dir, Fixed([0.0] * 3)).prepared(load_tokenizer(str(opt_dir)))
+    text = whole(engine, theta, [AT_THETA], examples()).samples[0].completion
+    stop, computed = text[1:2], []
+    for made in (engine, fast):
+        for objective in (whole, replace(whole, stop_strings=(stop,))):
+            before = made.stats.tokens_computed
+            found = objective(made, theta, [AT_THETA], examples()).samples
+            computed.append(made.stats.tokens_computed - before)
+            assert found[0].completion == (text.partition(stop)[0] if objective.stop_strings else text)
+    fast.close()
+    assert computed[3] < computed[2]  # of the fast engine, with a stop string and without
 
 
 def test_a_sampling_crosses_to_other_processes_without_what_ends_a_text(opt_dir):

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -82,10 +82,7 @@ def evaluate(
         raise InputError(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
         )
-    with ExitStack() as held:
-        judge = open_rewards(config, reward_funcs)
-        if judge:
-            held.enter_context(judge)
+    with open_rewards(config, reward_funcs) or nullcontext() as judge:
         return _evaluated(config, source, adapter, max_eval_samples, settings, judge)
 
 

@@ -50,11 +50,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"run folder: {folder} ({summary['exported']}: {folder / summary['exported']})", soft_wrap=True)
 
 
-def print_samples(console: RichConsole, samples: Sequence[Mapping[str, Any]], most: int = 3) -> None:
-    """Some texts that a model wrote, with their rewards, the best of them first."""
+def print_samples(console: RichConsole, samples: Sequence[Mapping[str, Any]]) -> None:
+    """The best, the middle and the worst of the texts that a model wrote, with their rewards."""
     table = Table("reward", "prompt", "completion", title_justify="left")
     judged = sorted((line for line in samples if line["reward"] is not None), key=lambda line: -line["reward"])
-    for place in sorted({0, len(judged) // 2, len(judged) - 1})[:most] if judged else ():
+    for place in sorted({0, len(judged) // 2, len(judged) - 1}) if judged else ():
         line = judged[place]
         prompt = line["prompt"] if isinstance(line["prompt"], str) else line["prompt"][-1]["content"]
         table.add_row(f"{line['reward']:.3g}", _short(prompt), _short(line["completion"]))

@@ -111,8 +111,8 @@ class Fields:
     `hizoo` also measures curvature, for the optimizer of that name. `adaptive` is spsa that chooses its epsilon as it
     goes. `jvp` computes exact derivatives along directions, in forward mode, without epsilon. `lens` carries the
     gradient that a forward pass has at the top of the model down its layers, at few tokens. `backprop` computes the
-    gradient by backpropagation, where the engine can. Default: lens, where engine, objective and model have it; else
-    one_sided; spsa with --tuning full."""
+    gradient by backpropagation, where the engine can. Default: lens, where engine, objective and model have it; es with
+    rewards of what the model writes; else one_sided; spsa with --tuning full."""
 
     optimizer: OptimizerName | None = None
     """How the weights move, given the slopes: `sgd`, `sign` (of the gradient), `adam`, `adamw`, `muon` (makes each
@@ -120,7 +120,7 @@ class Fields:
 
     directions: int | None = None
     """How many random directions a step probes. Each costs one forward pass or two, by the estimator; their slopes are
-    averaged. Default: 16 in scope activated, 4 in scope everywhere, 1 with --tuning full."""
+    averaged. Default: 16 in scope activated and with rewards, 4 in scope everywhere, 1 with --tuning full."""
 
     noise: NoiseKind | None = None
     """What the directions are drawn from: `gaussian`, `rademacher` (each number is -1 or 1), `sphere` (uniform on a

@@ -106,7 +106,7 @@ def _detect_prompts(sample: Mapping[str, Any]) -> Task:
             return TASKS[name]
     raise InputError(
         f"--task: cannot tell the prompts from the fields {', '.join(sample)}; expected prompt, a text or a list of "
-        "messages, or messages; name it with --fields prompt=NAME, or give a --template"
+        "messages, or messages; name it with --fields prompt=NAME (of chats messages=NAME), or give a --template"
     )
 
 

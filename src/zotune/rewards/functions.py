@@ -104,13 +104,13 @@ def _named(name: str) -> Source:
     place = name.rpartition(":")[0]
     if place.endswith(".py"):
         if not Path(place).expanduser().is_file():
-            raise InputError(f"reward_funcs: {name}: there is no file {place}")
+            raise InputError(f"--reward: {name}: there is no file {place}")
         return Source(name, "user code", name, None)
     if _IN_MODULE.fullmatch(name):
         return Source(name, "user code", name, None)
     close = get_close_matches(kind, BUILTINS, 1)
     raise InputError(
-        f"reward_funcs: expected FILE.py:function, package.module:function or one of {', '.join(BUILTINS)}, "
+        f"--reward: expected FILE.py:function, package.module:function or one of {', '.join(BUILTINS)}, "
         f"got {shown(name)}" + (f"; do you mean {close[0]}?" if close else "")
     )
 

@@ -31,8 +31,9 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             value = json.loads(line)
-            assert isinstance(value["step"], int)
-        except (ValueError, KeyError, TypeError, AssertionError):
+        except ValueError:
+            break
+        if not (isinstance(value, dict) and {"step", "reward"} <= value.keys()):
             break
         found.append(value)
     return found
