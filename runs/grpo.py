@@ -10,7 +10,7 @@ seconds of training so far, by the clock and of the processor, without evaluatio
 that were sampled since the line before; and that of the greedy completions of the held-out prompts. A process that
 shares its core gets fewer seconds of the processor: `--clock processor` stops by those.
 
-The trainer's settings are TRL's own defaults (8 completions a prompt, temperature 1, no KL term, Adam), but for the
+The trainer's settings are TRL's own defaults (8 completions a prompt, no KL term, Adam), but for the
 learning rate, which is that of an adapter and constant, the batch, which is what the tasks' short completions allow,
 and gradient checkpointing, which is off.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reward_tasks import TASKS, Task, records
+from reward_tasks import TASKS, Task, json_shaped_reward, records
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
 from zotune.engine.torch.gguf import converted, smollm2_file
@@ -79,8 +79,9 @@ class Record(TrainerCallback):
     def _write(self, step: int) -> None:
         rewards, self._rewards = self._rewards, []
         line = {
-            "task": self._options.task, "rate": self._options.rate, "modules": self._options.modules,
-            "seed": self._options.seed, "step": step, "seconds": round(self._clock.seconds, 1),
+            "task": self._options.task, "method": "grpo", "rate": self._options.rate,
+            "modules": self._options.modules, "temperature": self._options.temperature,
+            "reward": self._options.reward, "seed": self._options.seed, "step": step, "seconds": round(self._clock.seconds, 1),
             "processor_seconds": round(self._clock.processor_seconds, 1),
             "train_reward": sum(rewards) / len(rewards) if rewards else None, "test_reward": self._test(),
         }  # fmt: skip
@@ -124,6 +125,7 @@ def train(model: Any, tokenizer: Any, options: argparse.Namespace, folder: str) 
         lr_scheduler_type="constant",
         per_device_train_batch_size=8 * options.prompts,
         num_generations=8,
+        temperature=options.temperature,
         max_completion_length=task.max_new_tokens,
         max_steps=100_000,
         bf16=model.dtype == torch.bfloat16,
@@ -138,7 +140,7 @@ def train(model: Any, tokenizer: Any, options: argparse.Namespace, folder: str) 
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=MODULES[options.modules], task_type="CAUSAL_LM")
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=task.reward,
+        reward_funcs=json_shaped_reward if options.reward == "shaped" else task.reward,
         args=config,
         train_dataset=Dataset.from_list(train_rows),
         processing_class=tokenizer,
@@ -157,12 +159,16 @@ def main() -> None:
     parser.add_argument("--eval-seconds", type=float, default=120.0, help="of training, between two lines")
     parser.add_argument("--model", help="a folder of transformers; SmolLM2-135M-Instruct by default")
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the completions that train")
+    parser.add_argument("--reward", choices=("plain", "shaped"), default="plain", help="shaped: json's, in part")
     parser.add_argument("--modules", choices=MODULES, default="all-linear")
     parser.add_argument("--prompts", type=int, default=4, help="of a step, each with 8 completions")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.reward == "shaped" and options.task != "json":
+        parser.error("--reward shaped is there for --task json")
     torch.set_num_threads(options.threads)
     path = options.model or converted(smollm2_file())
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
