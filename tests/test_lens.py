@@ -256,7 +256,7 @@ def test_a_step_is_one_forward_pass():
     ("kind", "names"),
     [
         ("opt", {"out_proj", "fc2"}), ("gpt2", {"c_proj"}), ("llama", {"o_proj", "down_proj"}),
-        ("phi3", {"o_proj", "down_proj"}), ("gpt_neox", {"dense", "dense_4h_to_h"}), ("mixtral", {"o_proj"}),
+        ("phi3", {"o_proj", "down_proj"}), ("roberta", {"output.dense"}), ("gpt_neox", {"dense", "dense_4h_to_h"}), ("mixtral", {"o_proj"}),
     ],
 )  # fmt: skip
 def test_modules_that_write_into_the_stream_are_found_by_structure(kind, names):
@@ -284,7 +284,8 @@ def test_a_model_whose_blocks_do_not_follow_each_other_is_refused():
 )  # fmt: skip
 def test_models_of_another_form_are_refused_with_the_reason(kind, reason):
     model = tiny_model(kind).eval()
-    engine = TorchEngine(model, LoraSpec(4, 8.0, writer_names(model), INVOCATION, peft_type="lora_fa"))
+    modules = ("dense",) if kind == "roberta" else writer_names(model)
+    engine = TorchEngine(model, LoraSpec(4, 8.0, modules, INVOCATION, peft_type="lora_fa"))
     with pytest.raises(InputError, match=rf"{type(model).__name__} has no lens .*{reason}"):
         measure_lens(engine, BATCH, seed=0)
 

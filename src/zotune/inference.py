@@ -16,6 +16,7 @@ from zotune.adapter.peft_files import base_model_of
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, load_demonstrations, own_data, task_of
+from zotune.assemble.encoding import make_encoder
 from zotune.assemble.model import Model, check_installed, facts_of, find_model, open_engine
 from zotune.assemble.parts import encode_texts
 from zotune.assemble.rewards import RewardFuncs, names_of, open_rewards, reopened
@@ -26,7 +27,6 @@ from zotune.config.settings import Config
 from zotune.data.chat import in_words
 from zotune.data.records import load_records, sample_records
 from zotune.data.tasks import Task
-from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample, expand, to_texts
 from zotune.engine import ENGINES
 from zotune.engine.memory import is_out_of_memory
@@ -289,10 +289,9 @@ def _load(
     room = max_length if model.context is None else min(max_length, model.context - num_new_tokens)
     if given:
         given.check_fits(model, task, config)
-    encoder = Encoder(
-        model.tokenizer, task, room, activated=spec.scope == "activated", virtual_tokens=spec.virtual_tokens,
-        num_embeddings=model.num_embeddings, demonstrations=demonstrations,
-    )  # fmt: skip
+    encoder = make_encoder(
+        model, task, config, room, spec.scope == "activated", spec.virtual_tokens, demonstrations
+    )
     examples = encode_texts(encoder, texts, "given")
     engine = open_engine(model, config, spec)
     if given:

@@ -40,6 +40,14 @@ def lora_config(spec: LoraSpec, **others: Any) -> "LoraConfig":
     )
 
 
+def peft_targets(model_type: str) -> tuple[str, ...]:
+    """The names of the modules that PEFT adapts by default in models of a type; none where it has no default."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    found = KNOWN.get(model_type, ())
+    return () if isinstance(found, str) else tuple(found)
+
+
 def is_adapted(name: str, config: "LoraConfig") -> bool:
     """Whether PEFT adapts the module of this name, by settings other than all-linear."""
     from peft.tuners.tuners_utils import check_target_module_exists

@@ -32,9 +32,12 @@ from zotune.engine.torch.loading import (
     load_generation_config,
     load_model,
     load_tokenizer,
+    masked_context_length,
 )
+from zotune.engine.torch.model_kind import is_masked, is_masked_config
 from zotune.engine.torch.precision import half_speedup
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
+from zotune.engine.torch.targets import usual_targets
 from zotune.errors import InputError
 from zotune.run.watch import remedy
 from zotune.zo.protocol import Engine, Example, TokenIds
@@ -58,9 +61,14 @@ class Model:
         return empty_model(self.config, self.trust_remote_code) if self.loaded is None else self.loaded
 
     @property
+    def is_masked(self) -> bool:
+        """Whether it is a masked language model, and no causal one."""
+        return is_masked_config(self.config) if self.loaded is None else is_masked(self.loaded)
+
+    @property
     def context(self) -> int | None:
         """The most tokens it takes, where its configuration says."""
-        return context_length(self.config)
+        return masked_context_length(self.structure) if self.is_masked else context_length(self.config)
 
     @property
     def num_embeddings(self) -> int | None:
@@ -131,6 +139,8 @@ def facts_of(model: Model, config: Config) -> Facts:
         num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
         writers=writers,
+        masked=model.is_masked,
+        usual_targets=usual_targets(model.structure),
         activated_writers=_activated_writers(model, writers, kind.lens_reaches_all) if writers else None,
     )
 

@@ -13,12 +13,14 @@ from zotune.adapter.start import has_lens
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.bounds import check_rank
 from zotune.assemble.data import Data
+from zotune.assemble.encoding import make_encoder
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
 from zotune.data.digest import examples_digest
+from zotune.data.masked import MaskedEncoder
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.engine.kind import Measured
@@ -92,11 +94,10 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
         made = PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
         prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
     assert settings.max_length
-    encoder = Encoder(
-        model.tokenizer, data.task, room_for_prompts(settings, settings.max_length),
+    encoder = make_encoder(
+        model, data.task, settings, room_for_prompts(settings, settings.max_length),
         activated=settings.scope == "activated",
-        virtual_tokens=prompt.virtual_tokens if prompt else (), num_embeddings=model.num_embeddings,
-        demonstrations=data.demonstrations,
+        virtual_tokens=prompt.virtual_tokens if prompt else (), demonstrations=data.demonstrations,
     )  # fmt: skip
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
@@ -138,18 +139,18 @@ def room_for_prompts(settings: Config, max_length: int) -> int:
     return room
 
 
-def encode_texts(encoder: Encoder, texts: Sequence[TextExample], what: str) -> list[Example]:
+def encode_texts(encoder: Encoder | MaskedEncoder, texts: Sequence[TextExample], what: str) -> list[Example]:
     """Examples of the texts; the log says how many prompts are cut."""
     encoded = encoder.encode(texts)
     if encoded.num_truncated:
         logger.info(
-            "%d of %d %s prompts are longer than %d tokens and lose their beginning",
-            encoded.num_truncated, len(texts), what, encoder.max_length,
+            "%d of %d %s prompts are longer than %d tokens and lose their %s", encoded.num_truncated, len(texts), what,
+            encoder.max_length, "beginning" if isinstance(encoder, Encoder) else "end",
         )  # fmt: skip
     return encoded.examples
 
 
-def _lora(settings: Config, encoder: Encoder, begun: AdapterSpec | None) -> AdapterSpec | None:
+def _lora(settings: Config, encoder: Encoder | MaskedEncoder, begun: AdapterSpec | None) -> AdapterSpec | None:
     """The form of LoRA; None: the model's own parameters are trained."""
     if settings.tuning == "full":
         return None

@@ -31,7 +31,6 @@ from zotune.zo.protocol import Sampling
 from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
-USUAL_TARGETS = ("q_proj", "v_proj")  # those of LoRA's paper
 WORTHWHILE_SPEEDUP = 1.5  # of bfloat16 on a CPU
 # What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
 # run is computed is not among it, nor how long: a run may go on with another engine, device or number of steps.
@@ -48,7 +47,8 @@ class Facts:
     `quantization` is how the model's weights lie there already; `dtype` is that of a model that is loaded.
     `half_speedup` is how many times as fast bfloat16 is there as float32. `writers` are the modules that write into the
     residual stream, of a model and an engine that may have a lens; `activated_writers` those of them that PEFT can run
-    in an activated adapter, or, where these are not all, what stands in for them.
+    in an activated adapter, or, where these are not all, what stands in for them. `usual_targets` are the modules that
+    other methods adapt. `masked` is whether it is a masked language model.
     """
 
     num_parameters: int
@@ -60,6 +60,8 @@ class Facts:
     half_speedup: float | None = None
     writers: tuple[str, ...] | None = None
     activated_writers: tuple[str, ...] | None = None
+    usual_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,13 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         return value
 
     adapts = config.tuning not in ("full", "prompt_tuning")
+    acts_late = bool(task.invocation) and adapts and not facts.masked
     reason = "the task has an invocation" if task.invocation else "the task has no invocation"
+    if facts.masked:
+        reason = "a masked model's tokens see the whole text"
     scope = choose(
-        "scope", "activated" if task.invocation and adapts else "everywhere",
-        reason if adapts else f"--tuning {config.tuning}",
-    )  # fmt: skip
+        "scope", "activated" if acts_late else "everywhere", reason if adapts else f"--tuning {config.tuning}"
+    )
     objective = objective_name(config, task)
     has_gradient = OBJECTIVES[objective].has_gradient
     usual = choose_method(config, scope, lens=facts.writers is not None and has_gradient)
@@ -140,8 +144,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
     rate = default_learning_rate(facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"])
-    targets: tuple[str, ...] = USUAL_TARGETS
-    why_these = "those of LoRA's paper"
+    targets, why_these = facts.usual_targets, "those of LoRA's paper, or PEFT's for this kind of model"
     if method["estimator"] == "lens" and facts.writers:
         own = facts.activated_writers if scope == "activated" else None
         targets = own or facts.writers

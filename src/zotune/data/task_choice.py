@@ -9,7 +9,7 @@ from dataclasses import replace
 from string import Formatter
 from typing import Any
 
-from zotune.data.tasks import ALIASES, TASKS, Task
+from zotune.data.tasks import ALIASES, MASK, TASKS, Task
 from zotune.errors import InputError
 from zotune.values import is_torn
 
@@ -59,9 +59,17 @@ def choose_task(
         raise InputError(
             f"--label-separator: task {task.name} has no label words that {separator!r} could stand before"
         )
+    masks = template is not None and f"{{{MASK}}}" in template
+    if masks and invocation:
+        raise InputError(
+            f"--invocation: the template says where the mask stands ({template!r}), so that {invocation!r} cannot end "
+            "the prompt; write it into --template"
+        )
     changes: dict[str, Any] = {
         "template": template,
-        "invocation": invocation,
+        "invocation": "" if masks else invocation,
+        "masked": None if template is None and invocation is None else "",
+        "masked_words": () if labels or choice_fields else None,
         "labels": () if choice_fields else tuple(labels) or None,
         "choice_fields": () if labels else tuple(choice_fields) or None,
         "separator": separator,
@@ -128,6 +136,10 @@ def _check(task: Task) -> None:
     for _, name, form, conversion in pieces:
         if not (name or "").isidentifier() or form or conversion:
             raise InputError(f"--template: fields are names in braces such as {{text}}, got {task.template!r}")
+    if [name for _, name, _, _ in pieces].count(MASK) > 1:
+        raise InputError(f"--template: one {{mask}} stands for the label word, got {task.template!r}")
+    if task.has_mask and not task.labels:
+        raise InputError("--template: {mask} stands for one of the label words; give them with --labels")
     if set("{}") & set(task.invocation):
         raise InputError(f"--invocation: {task.invocation!r} must be fixed text, without fields in braces")
     if task.invocation and not task.template:

@@ -2,10 +2,11 @@
 
 Classification templates are those of MeZO (Malladi et al., 2023, appendix E; its released `templates.py`), where it has
 one for a left-to-right model: SST-2 and SuperGLUE's, and for the other review tasks the same words as for SST-2. MNLI
-and SNLI are asked as CB is, and TREC as in Zhao et al., 2021 (arXiv 2102.09690), since MeZO's have a mask.
+and SNLI are asked as CB is, and TREC as in Zhao et al., 2021 (arXiv 2102.09690), since MeZO's have a mask: those are
+what masked models read (`masked`; Gao et al., 2021, arXiv 2012.15723).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from string import Formatter
 
@@ -39,6 +40,10 @@ class Task:
     With `answers_field`, the field with all right answers, an evaluation generates texts and compares them with those.
     A task without candidates and completion has prompts alone, whose answers a reward judges; where `is_chat`, they are
     the messages of a chat, and the invocation is the model's own start of an answer.
+
+    A masked model reads `masked`, with `{mask}` where the label word belongs, and `masked_words`, one for each label,
+    where those differ. A template may have the mask itself; then the task is one for masked models alone. A field in
+    `masked` may have a conversion (`MASKED_CONVERSIONS`).
     """
 
     name: str
@@ -55,6 +60,23 @@ class Task:
     rows: Rows | None = None
     answers_field: str | None = None
     is_chat: bool = False
+    masked: str = ""
+    masked_words: tuple[str, ...] = ()
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the template has the mask in it."""
+        return MASK in _names(self.template)
+
+    @property
+    def for_masked(self) -> "Task":
+        """This task as a masked model reads it: by its own template, or with the mask, and a full stop, behind."""
+        if self.has_mask:
+            return self
+        template = self.masked or self.template + self.invocation + self.spaced("{mask}", self.template) + "."
+        words = self.masked_words or self.label_words
+        labels = tuple(f"{name}={word}" for name, word in zip(self.label_names, words, strict=True))
+        return replace(self, template=template, invocation="", labels=labels)
 
     @property
     def classifies(self) -> bool:
@@ -103,8 +125,21 @@ class Task:
         return _fields(self.template + self.completion)
 
 
-def _fields(template: str) -> tuple[str, ...]:
+MASK = "mask"
+"""The field that stands for the mask."""
+
+MASKED_CONVERSIONS: Mapping[str, Callable[[str], str]] = {
+    "o": lambda text: text[:-1] if text[-1:] in set(".!?,;:") else text,  # open: without its final mark
+    "l": lambda text: text[:1].lower() + text[1:],
+}
+
+
+def _names(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
+
+
+def _fields(template: str) -> tuple[str, ...]:
+    return tuple(name for name in _names(template) if name != MASK)
 
 
 def _name_and_word(label: str) -> tuple[str, str]:
@@ -115,18 +150,19 @@ def _name_and_word(label: str) -> tuple[str, str]:
 def _reviews(name: str, hub: HubSource | None = None, classes: tuple[str, ...] = ()) -> Task:
     """Reviews; `classes` are what the data set calls terrible and great."""
     labels = tuple(f"{name}={word}" for name, word in zip(classes, WORDS, strict=True)) if classes else WORDS
-    return Task(name, "{text}", " It was", labels, hub=hub, demo=hub is None)
+    return Task(name, "{text}", " It was", labels, hub=hub, demo=hub is None, masked="{text} It was {mask}.")
 
 
 WORDS = ("terrible", "great")
 _NLI = ("entailment=Yes", "neutral=Maybe", "contradiction=No")
+_INFERENCE = "{premise!o}? {mask}, {hypothesis!l}"  # MeZO's for RoBERTa
 _NO_OR_YES = ("False=No", "True=Yes")
 
 
 def _inference(name: str, hub: HubSource, labels: tuple[str, ...], rows: Rows | None = None) -> Task:
     """Whether a hypothesis follows from a premise, asked as CB is."""
     template = 'Suppose {premise} Can we infer that "{hypothesis}"?'
-    return Task(name, template, " Yes, No, or Maybe?\n", labels, hub=hub, rows=rows)
+    return Task(name, template, " Yes, No, or Maybe?\n", labels, hub=hub, rows=rows, masked=_INFERENCE)
 
 
 def _super_glue(subset: str) -> HubSource:
@@ -166,6 +202,8 @@ TASKS: dict[str, Task] = {
             label_field="coarse_label",
             # The data set is a script on its main branch; the hub keeps a parquet copy, which loads without running it.
             hub=HubSource("CogComp/trec", revision="refs/convert/parquet"),
+            masked="{mask}: {text}",
+            masked_words=("Expression", "Entity", "Description", "Human", "Location", "Number"),
         ),
         Task(
             "sst5",
@@ -173,6 +211,7 @@ TASKS: dict[str, Task] = {
             invocation=" It was",
             labels=("very negative=terrible", "negative=bad", "neutral=okay", "positive=good", "very positive=great"),
             hub=HubSource("SetFit/sst5"),
+            masked="{text} It was {mask}.",
         ),
         Task(
             "rte",
@@ -180,6 +219,7 @@ TASKS: dict[str, Task] = {
             invocation=" Yes or No?\n",
             labels=("entailment=Yes", "not_entailment=No"),
             hub=_super_glue("rte"),
+            masked=_INFERENCE,
         ),
         _inference("cb", _super_glue("cb"), ("entailment=Yes", "contradiction=No", "neutral=Maybe")),
         _inference("snli", HubSource("stanfordnlp/snli"), _NLI, rows.labelled),

@@ -112,9 +112,8 @@ class Encoder:
                 for candidate in candidates:
                     self._check_known(candidate, text.where)
             columns = MappingProxyType(dict(text.columns))
-            examples.append(
-                Example(prompt, self.invocation, candidates, text.label, columns, text.also_right, text.said)
-            )
+            more = {"columns": columns, "also_right": text.also_right, "said": text.said}
+            examples.append(Example(prompt, self.invocation, candidates, text.label, **more))
         return Encoded(examples, num_truncated)
 
     def _body(self, text: str) -> TokenIds:
@@ -173,7 +172,7 @@ class Encoder:
             )
         self._check_known(token_ids, text.where)
         columns = MappingProxyType(dict(text.columns))
-        return [Example(head, (), (body[i : i + size],), None, columns) for i in range(0, len(body), size)]
+        return [Example(head, (), (body[i : i + size],), columns=columns) for i in range(0, len(body), size)]
 
     def _check_words(self) -> None:
         for index, word in enumerate(self.words):
@@ -196,18 +195,22 @@ class Encoder:
                 )
 
     def _check_known(self, token_ids: TokenIds, place: str) -> None:
-        """Refuse a token that the tokenizer has and the model has not, such as one that was added to the tokenizer."""
-        if self.num_embeddings is not None and token_ids and (highest := max(token_ids)) >= self.num_embeddings:
-            token = self.tokenizer.convert_ids_to_tokens(highest)
-            raise InputError(
-                f"{place}: the token {token!r} has the number {highest}, and the model has embeddings for "
-                f"{self.num_embeddings} tokens: the tokenizer is of another model, or tokens were added to it alone "
-                "(see resize_token_embeddings in transformers)"
-            )
+        check_known(self.tokenizer, token_ids, self.num_embeddings, place)
 
     def _check_first(self, prompt: TokenIds, text: TextExample) -> None:
         if not prompt and not self.invocation:
             raise InputError(f"{text.where}: the prompt has no tokens, so nothing stands before the completion")
+
+
+def check_known(tokenizer: Tokenizer, token_ids: TokenIds, num_embeddings: int | None, place: str) -> None:
+    """Refuse a token that the tokenizer has and the model has not, such as one that was added to the tokenizer."""
+    if num_embeddings is not None and token_ids and (highest := max(token_ids)) >= num_embeddings:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise InputError(
+            f"{place}: the token {token!r} has the number {highest}, and the model has embeddings for "
+            f"{num_embeddings} tokens: the tokenizer is of another model, or tokens were added to it alone "
+            "(see resize_token_embeddings in transformers)"
+        )
 
 
 def _special_start(tokenizer: Tokenizer) -> TokenIds:

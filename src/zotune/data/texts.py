@@ -11,7 +11,7 @@ from typing import Any
 from zotune.data.class_names import ClassName
 from zotune.data.messages import Message, read_messages
 from zotune.data.records import Record
-from zotune.data.tasks import ALIASES, Task
+from zotune.data.tasks import ALIASES, MASK, Task
 from zotune.errors import InputError
 from zotune.values import is_torn
 
@@ -87,9 +87,9 @@ def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: 
     if task.is_chat:
         messages, columns = read_messages(record, _find(record, "messages", names))
         return TextExample("", None, "", record.where, columns, messages=messages)
-    values = _prompt_values(record, task, names)
+    values = prompt_values(record, task, names)
     shorter = not all(values[name] for name in task.optional_fields)
-    prompt = (task.shorter if shorter else task.template).format_map(values)
+    prompt = (task.shorter if shorter else task.template).format_map(values | {MASK: MASK})
     if task.choice_fields:
         choices, called = _choices(record, task, names)
         right = _right_choices(record, task, names, choices, called) if need_labels else ()
@@ -103,7 +103,7 @@ def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: 
     return TextExample(prompt, label, "", record.where, record.fields)
 
 
-def _prompt_values(record: Record, task: Task, names: Mapping[str, str]) -> dict[str, str]:
+def prompt_values(record: Record, task: Task, names: Mapping[str, str]) -> dict[str, str]:
     """The texts of a prompt's fields. Where there are several, some may be empty."""
     optional, several = task.optional_fields, len(task.prompt_fields) > 1
     values = {

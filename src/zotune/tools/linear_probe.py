@@ -1,7 +1,7 @@
 """Linear probing: a logistic regression on what the model's last layer says of each prompt; the model stays as it is.
 
 One of the baselines of MeZO (Malladi et al., 2023). The features are the hidden states that the LM head reads at the
-last token of prompt and invocation, where the label word would be predicted. As in MeZO's released code, scikit-learn's
+last token of prompt and invocation, or at the mask, where the label word would be predicted. As in MeZO's released code, scikit-learn's
 LogisticRegressionCV chooses the penalty by cross-validation, without an intercept.
 """
 
@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from zotune.assemble.data import load_data
+from zotune.assemble.encoding import make_encoder
 from zotune.assemble.model import check_installed, facts_of, find_model
 from zotune.assemble.parts import encode_texts
 from zotune.config.run import choose_max_length, default_dtype
 from zotune.config.settings import Config
-from zotune.data.templates import Encoder
 from zotune.engine.torch.loading import load_model
 from zotune.errors import InputError
 from zotune.run.scores import macro_f1
@@ -62,10 +62,8 @@ def linear_probe(config: Config) -> LinearProbe:
         )
     found = find_model(config)
     facts = facts_of(found, config)
-    encoder = Encoder(
-        found.tokenizer, data.task, choose_max_length(config.max_length, found.context), activated=False,
-        num_embeddings=found.num_embeddings, demonstrations=data.demonstrations,
-    )  # fmt: skip
+    max_length = choose_max_length(config.max_length, found.context)
+    encoder = make_encoder(found, data.task, config, max_length, demonstrations=data.demonstrations)
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
     if facts.num_threads is not None:
@@ -86,10 +84,11 @@ def linear_probe(config: Config) -> LinearProbe:
 
 
 def features(model: PreTrainedModel, examples: Sequence[Example]) -> np.ndarray:
-    """What the LM head reads at the last token of each prompt, float32 [example, width]; each row alone, unpadded."""
+    """What the LM head reads at the last token of each prompt, or at its mask, float32 [example, width]; each row alone, unpadded."""
     states = []
     with torch.inference_mode():
         for example in examples:
             row = torch.tensor([example.prompt + example.invocation], device=model.device)
-            states.append(model.base_model(input_ids=row).last_hidden_state[0, -1].float().cpu().numpy())
+            place = -1 if example.mask_at is None else example.mask_at
+            states.append(model.base_model(input_ids=row).last_hidden_state[0, place].float().cpu().numpy())
     return np.stack(states)

@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 from zotune.engine.torch.backward import checked_record
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.model_kind import is_masked
 from zotune.engine.torch.quantization import quantization_method
 from zotune.errors import first_line
 from zotune.zo.protocol import AT_THETA, Engine, Example, Probe, Scores, Theta
 
 TRIAL = Example((2, 3), (4,), ((5,), (6,)))
+MASKED_TRIAL = Example((2, 3, 4), (), ((5,), (6,)), mask_at=1)
 
 
 def why_no_tangents(model: PreTrainedModel, layers: TrainedLayers, engine: Engine) -> str | None:
@@ -29,7 +31,7 @@ def why_no_tangents(model: PreTrainedModel, layers: TrainedLayers, engine: Engin
         return f"products with quantised weights ({method}) have no derivatives in forward mode"
     probe = Probe(2, 0.0, derivative=True)
     return _why_failed(
-        model, layers, engine, lambda theta: engine.score(theta, [probe], [TRIAL]), "derivatives in forward mode"
+        model, layers, engine, lambda theta: engine.score(theta, [probe], [_trial(model)]), "derivatives in forward mode"
     )
 
 
@@ -42,12 +44,12 @@ def why_no_gradients(model: PreTrainedModel, layers: TrainedLayers, engine: Engi
         return f"products with weights quantised by {method} are not known to pass gradients back"
 
     def work(theta: Theta) -> None:
-        engine.score(theta, [AT_THETA], [TRIAL])  # after which some layers have weights packed for inference
+        engine.score(theta, [AT_THETA], [_trial(model)])  # after which some layers have weights packed for inference
         with checked_record(model):
-            engine.gradient(theta, [TRIAL], _of_sum)
+            engine.gradient(theta, [_trial(model)], _of_sum)
         if why_no_tangents(model, layers, engine) is None:
             with engine.in_float32() or nullcontext():  # rounding would hide what is left out
-                _check_whole(theta, engine, 0.01 if model.dtype in (torch.float32, torch.float64) else 0.3)
+                _check_whole(theta, engine, _trial(model), 0.01 if model.dtype in (torch.float32, torch.float64) else 0.3)
 
     reason = _why_failed(model, layers, engine, work, "gradients")
     if reason and method:
@@ -56,16 +58,20 @@ def why_no_gradients(model: PreTrainedModel, layers: TrainedLayers, engine: Engi
     return reason
 
 
+def _trial(model: PreTrainedModel) -> Example:
+    return MASKED_TRIAL if is_masked(model) else TRIAL
+
+
 def _of_sum(scores: Scores) -> np.ndarray:
     """The cotangents of the sum of all log-probabilities."""
     return np.ones(scores.num_tokens.shape)
 
 
-def _check_whole(theta: Theta, engine: Engine, tolerance: float) -> None:
+def _check_whole(theta: Theta, engine: Engine, trial: Example, tolerance: float) -> None:
     """Some models cut their record of a pass, for cheaper training; forward mode does not see that."""
-    _, gradient = engine.gradient(theta, [TRIAL], _of_sum)
+    _, gradient = engine.gradient(theta, [trial], _of_sum)
     probe = Probe(2, 0.0, derivative=True)
-    tangents = engine.score(theta, [probe], [TRIAL]).tangents
+    tangents = engine.score(theta, [probe], [trial]).tangents
     assert tangents is not None
     slope = float(tangents.sum())
     along = sum(float((gradient[name] * z).sum()) for name, z in probe.noise.direction(probe.seed, theta).items())

@@ -1,5 +1,6 @@
 """The blocks of a decoder, one behind the other in the residual stream: the state after a block goes into the next."""
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def writer_names(model: PreTrainedModel, within_parts: bool = False) -> tuple[st
     Raises:
         TypeError: there are none.
     """
-    width, names = model.config.get_text_config().hidden_size, dict[str, None]()
+    width, writers = model.config.get_text_config().hidden_size, dict[nn.Module, None]()
     for block in find_blocks(model):
         for part in (
             *(() if within_parts else (block,)),
@@ -42,12 +43,24 @@ def writer_names(model: PreTrainedModel, within_parts: bool = False) -> tuple[st
         ):
             modules = part.named_children() if part is block else part.named_modules()
             linear = [(name, module) for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
-            wide = [name for name, module in linear if features(module)[1] == width]
+            wide = [module for _, module in linear if features(module)[1] == width]
             if wide:
-                names[wide[-1].rpartition(".")[2]] = None
-    if not names:
+                writers[wide[-1]] = None
+    if not writers:
         raise TypeError(f"{type(model).__name__} has no module that writes into a residual stream")
-    return tuple(names)
+    return _names_of(writers, model)
+
+
+def _names_of(modules: Container[nn.Module], model: PreTrainedModel) -> tuple[str, ...]:
+    """How the names of modules end, in as few parts as tell them from the other linear modules of a model."""
+    named = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    others = [f".{name}" for name, module in named.items() if module not in modules]
+    found = dict[str, None]()
+    for name in (name for name, module in named.items() if module in modules):
+        parts = name.split(".")
+        endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        found[next(end for end in endings if not any(other.endswith(f".{end}") for other in others))] = None
+    return tuple(found)
 
 
 def attention_names(model: PreTrainedModel) -> tuple[str, ...]:

@@ -27,21 +27,21 @@ class Everywhere:
 
     def score(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
         """Add to zeros [probe, example, candidate]."""
-        suffixes, num_shared = _suffixes(batch)
+        suffixes, num_shared = self.suffixes(batch)
         shared = self._shared(batch[0], num_shared, num_probes)
-        for rows in self._chunks(suffixes, num_probes):
-            add_values(self._log_probs(rows, suffixes, num_shared, shared, num_probes), rows, suffixes, scores)
+        for rows in self.chunks(suffixes, num_probes):
+            add_values(self.log_probs(rows, suffixes, num_shared, shared, num_probes), rows, suffixes, scores)
 
     def parts(self, batch: Sequence[Example]) -> list[Part]:
         """The passes of a gradient that only scored tokens take part in: what prompts share has no record."""
-        suffixes, num_shared = _suffixes(batch)
+        suffixes, num_shared = self.suffixes(batch)
         kept: list[SharedKV] = []
 
         def compute(rows: list[int]) -> torch.Tensor:
             if not kept:
                 kept.append(self._shared(batch[0], num_shared, 1))
             before = self.stats.tokens_computed
-            values = self._log_probs(rows, suffixes, num_shared, kept[0], 1)[0]
+            values = self.log_probs(rows, suffixes, num_shared, kept[0], 1)[0]
             self.stats.tokens_reused += tokens_needed([batch[i] for i in rows]) - (self.stats.tokens_computed - before)
             return values
 
@@ -51,10 +51,21 @@ class Everywhere:
                 np.array([(i, c) for i in rows for c, _, _ in suffixes[i].targets]),
                 partial(scores_of, rows, suffixes, batch),
             )
-            for rows in self._chunks(suffixes, 1)
+            for rows in self.chunks(suffixes, 1)
         ]
 
-    def _chunks(self, suffixes: list[Suffix], num_probes: int) -> Iterator[list[int]]:
+    def suffixes(self, batch: Sequence[Example]) -> tuple[list[Suffix], int]:
+        """What follows what all prompts begin with, of each example, and how many tokens that is."""
+        wholes = [example.prompt + example.invocation for example in batch]
+        num_shared = common_prefix(wholes) if len(batch) > 1 else 0
+        num_shared = num_shared if num_shared >= MIN_SHARED else 0
+        suffixes = [
+            make_suffix(whole[num_shared:], example.candidates) for whole, example in zip(wholes, batch, strict=True)
+        ]
+        return suffixes, num_shared
+
+    def chunks(self, suffixes: list[Suffix], num_probes: int) -> Iterator[list[int]]:
+        """Which go through the model together."""
         order = sorted(range(len(suffixes)), key=lambda i: len(suffixes[i].tokens), reverse=True)
         return self.passes.chunks(order, suffixes, num_probes)
 
@@ -72,7 +83,7 @@ class Everywhere:
             shared.complete = True
         return shared
 
-    def _log_probs(
+    def log_probs(
         self, rows: list[int], suffixes: list[Suffix], num_shared: int, shared: SharedKV, num_probes: int
     ) -> torch.Tensor:
         """Log-probabilities [probe, target] of the rows' suffixes behind what is shared."""
@@ -107,17 +118,6 @@ class Everywhere:
         mask = torch.zeros(allowed.shape, dtype=self.passes.dtype)
         mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(mask.dtype).min)
         return mask.to(self.model.device)
-
-
-def _suffixes(batch: Sequence[Example]) -> tuple[list[Suffix], int]:
-    """What follows what all prompts begin with, of each example, and how many tokens that is."""
-    wholes = [example.prompt + example.invocation for example in batch]
-    num_shared = common_prefix(wholes) if len(batch) > 1 else 0
-    num_shared = num_shared if num_shared >= MIN_SHARED else 0
-    suffixes = [
-        make_suffix(whole[num_shared:], example.candidates) for whole, example in zip(wholes, batch, strict=True)
-    ]
-    return suffixes, num_shared
 
 
 def common_prefix(sequences: Sequence[TokenIds]) -> int:

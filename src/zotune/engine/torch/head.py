@@ -1,7 +1,7 @@
 """The language-model head, kept to the positions that are scored, and computed in float32 where that is possible.
 
-A hook in front of the head picks the positions, and nothing goes through the head in the pass: it is applied after it,
-so many logits at a time. A half-precision logit of 15 is off by up to 0.03, more than a small step changes a loss; so a
+A hook in front of the head picks the positions, of masked models before all that their heads consist of, and nothing
+goes through the last layer in the pass: it is applied after it, so many logits at a time. A half-precision logit of 15 is off by up to 0.03, more than a small step changes a loss; so a
 linear head multiplies in float32. Models that do something to logits after the head (found by a trial) are left to
 compute them in the pass.
 """
@@ -9,11 +9,14 @@ compute them in the pass.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from zotune.engine.torch.model_kind import is_masked
 
 MAX_LOGITS = 2**26
 MAX_WEIGHTS = 2**20  # numbers of the head in float32 at once, on a CPU: what its caches hold
@@ -35,7 +38,10 @@ class ScoredHead:
         self._vocabulary = model.config.get_text_config().vocab_size
         self._positions: torch.Tensor | None = None
         self._left: torch.Tensor | None = None  # inputs of the head, which has yet to be applied
-        self._hook = self._head.register_forward_pre_hook(self._pick)
+        self._hooks: list[Any] = [self._head.register_forward_pre_hook(self._pick)]
+        self._early = is_masked(model)
+        if self._early:
+            self._hooks.append(model.base_model.register_forward_hook(self._pick_states))
 
     def takes(self, count: int) -> bool:
         """Whether so many positions may go into one pass."""
@@ -82,7 +88,8 @@ class ScoredHead:
         return torch.cat(values)[torch.argsort(torch.cat(order))]
 
     def remove(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def _in_float32(self, left: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         normalizers = []
@@ -111,12 +118,24 @@ class ScoredHead:
     def _pick(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._positions is None:
             return None
-        rows = torch.arange(len(self._positions), device=self._positions.device)[:, None]
-        picked = args[0][rows, self._positions]  # [rows, scored, width]
+        picked = args[0] if self._early else self._picked(args[0])
         if self.is_last:
             self._left = picked.flatten(0, 1)
             picked = picked[:, :0]
         return (picked, *args[1:])
+
+    def _pick_states(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._positions is None:
+            return output
+        if isinstance(output, tuple):
+            return (self._picked(output[0]), *output[1:])
+        output.last_hidden_state = self._picked(output.last_hidden_state)
+        return output
+
+    def _picked(self, states: torch.Tensor) -> torch.Tensor:
+        """[rows, scored, width]"""
+        assert self._positions is not None
+        return states[torch.arange(len(states), device=states.device)[:, None], self._positions]
 
 
 def _of_tokens(table: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -10,13 +10,18 @@ from zotune.engine.torch.row_groups import RowGroups
 from zotune.zo.protocol import Probe, Theta
 
 
+class SharedInput(TypeError):
+    """A module of several probes is called with what belongs to none of them, as relative positions are."""
+
+
 class TrainedLayers(ABC):
     """The trained modules of one model, from now until `remove`.
 
     How the tokens of a pass lie: as [num_groups, probes, the rest], or, where `rows` are given, in rows that each
     belong to a probe; `token_mask` [rows, tokens] keeps an adapter to some of them; with `active` false the model is
     the base model. Nothing of it matters where weights move. `adapted` [rows, tokens] are the tokens that are no
-    padding, of those that an adapter is kept to. With `float_stream` what a module gives need not be rounded to its
+    padding, of those that an adapter is kept to. `num_tokens`, where given, are those of a pass, and those of it that
+    reach the head: a module that is called with others, which belong to no probe, is refused. With `float_stream` what a module gives need not be rounded to its
     precision.
     """
 
@@ -30,6 +35,7 @@ class TrainedLayers(ABC):
         self.rows: RowGroups | None = None
         self.token_mask: torch.Tensor | None = None
         self.adapted: torch.Tensor | None = None
+        self.num_tokens: tuple[int, int] | None = None
         self.float_stream = False
 
     @abstractmethod

@@ -30,6 +30,7 @@ from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lens import Lens, carried
 from zotune.engine.torch.looks import Look, looking
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.model_kind import is_masked
 from zotune.engine.torch.visits import Visit
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
 
@@ -95,7 +96,8 @@ class Watch:
             hooks.append(attention_of(block).register_forward_hook(partial(self._attend, index)))
         hooks += [module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self._kept()]
         try:
-            with looking(self._look, lambda: self._places if self.layers.active else None):
+            causal = not is_masked(self.model)
+            with looking(self._look, lambda: self._places if self.layers.active else None, causal):
                 yield
         finally:
             for hook in hooks:

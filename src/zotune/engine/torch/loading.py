@@ -10,9 +10,11 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -20,6 +22,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from zotune.engine.torch.model_kind import is_masked_config
 from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
 from zotune.errors import InputError, first_line
 
@@ -67,7 +70,7 @@ def load_generation_config(model: str, config: PretrainedConfig) -> GenerationCo
 def load_model(
     model: str, dtype: str, device: str, trust_remote_code: bool = False, quantization: str | None = None
 ) -> PreTrainedModel:
-    """The causal LM on `device` in `dtype` (a name of DTYPES), in evaluation mode.
+    """The language model on `device` in `dtype` (a name of DTYPES), in evaluation mode.
 
     Args:
         quantization: quantise the linear layers but the head as they are read: nf4 or int8.
@@ -75,11 +78,12 @@ def load_model(
     Raises:
         InputError: the model cannot be loaded, lacks weights, or is quantised already where `quantization` is asked.
     """
-    own = quantization_method(load_config(model, trust_remote_code))
+    config = load_config(model, trust_remote_code)
+    own = quantization_method(config)
     options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
     with explained(model):
-        result: Any = AutoModelForCausalLM.from_pretrained(
+        result: Any = _auto_class(config).from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
@@ -106,8 +110,12 @@ def check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's modules and the shapes of its weights, without the weights."""
     with explained(str(config.name_or_path)), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return AutoModelForMaskedLM if is_masked_config(config) else AutoModelForCausalLM
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -117,6 +125,14 @@ def context_length(config: PretrainedConfig) -> int | None:
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     return None
+
+
+def masked_context_length(model: PreTrainedModel) -> int | None:
+    """The same of a masked model: RoBERTa's and its kin have positions that no token takes."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return context_length(model.config)
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -30,7 +30,8 @@ class Look:
         places: the few tokens, of those that ask: rows, and their positions in them [rows, tokens].
         keys, values: [rows, kv heads, tokens, size], the last of them those of the tokens that ask.
         num_asking: how many tokens of a row ask.
-        mask: what is added to scores, or which are let through [rows, 1, asking, tokens]; None: causal.
+        mask: what is added to scores, or which are let through [rows, 1, asking, tokens]; None: those before, or all.
+        causal: whether without a mask tokens see those before them alone.
         prompt_kv: what comes before `keys` and `values`.
     """
 
@@ -40,6 +41,7 @@ class Look:
     values: torch.Tensor
     num_asking: int
     mask: torch.Tensor | None
+    causal: bool
     prompt_kv: PromptKV | None
 
     @contextmanager
@@ -71,8 +73,8 @@ class Look:
         if self.mask is None:
             own = torch.arange(count, device=rows.device) - (count - self.num_asking)
             allowed = (own <= positions[..., None])[:, None]
-            return self.keys, self.values, _additive(allowed, dtype)
-        mask = self.mask.expand(len(positions), *self.mask.shape[1:]).transpose(1, 2)[rows, positions].transpose(1, 2)
+            return self.keys, self.values, _additive(allowed | (not self.causal), dtype)
+        mask = self.mask.expand(len(positions), -1, self.num_asking, -1).transpose(1, 2)[rows, positions].transpose(1, 2)
         return self.keys, self.values, _additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
 
     def _behind_prompts(self, kv: PromptKV) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -87,9 +89,10 @@ class Look:
 
 @contextmanager
 def looking(
-    note: Callable[[Look], None], places: Callable[[], tuple[torch.Tensor, torch.Tensor] | None]
+    note: Callable[[Look], None], places: Callable[[], tuple[torch.Tensor, torch.Tensor] | None], causal: bool
 ) -> Iterator[None]:
-    """Inside, each call of an attention function is noted, where there are places of tokens to look at."""
+    """Inside, each call of an attention function is noted, where there are places of tokens to look at; `causal` as in
+    `Look`."""
 
     def watched(name: str) -> Function:
         before = attention if name == SIDE_BY_SIDE else ALL_ATTENTION_FUNCTIONS.get(name)
@@ -105,7 +108,7 @@ def looking(
                 else:
                     seen = (key, value)
                 layer = getattr(module, "layer_idx", 0)
-                note(Look(int(layer), where, *seen, query.shape[2], mask, prompt_kv))
+                note(Look(int(layer), where, *seen, query.shape[2], mask, causal, prompt_kv))
             return (before or _eager(module))(module, query, key, value, mask, *args, **kwargs)
 
         return function

@@ -21,7 +21,7 @@ from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
 from zotune.adapter.start import Start
 from zotune.engine.torch.blocks import features
-from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.layers import SharedInput, TrainedLayers
 from zotune.engine.torch.lens import Lens
 from zotune.engine.torch.targets import resolve_targets
 from zotune.zo.draws import gaussian
@@ -114,6 +114,8 @@ class LoraLayers(TrainedLayers):
     def _product(
         self, inputs: torch.Tensor, matrix_a: torch.Tensor, matrix_b: torch.Tensor, scaling: float
     ) -> torch.Tensor:
+        if self.num_tokens and self.num_slots > 1 and inputs.numel() // inputs.shape[-1] not in self.num_tokens:
+            raise SharedInput("an adapted module is called with more than the tokens of rows")
         if self.rows is None:
             by_slot = inputs.reshape(self.num_groups, self.num_slots, -1, inputs.shape[-1]).transpose(0, 1)
         else:

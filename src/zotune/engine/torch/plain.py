@@ -1,6 +1,5 @@
 """The plain engine: transformers' own forward pass, one probe at a time, every token computed.
 
-Rows (see `rows.py`) are left-padded, so that the scored positions are the last ones and only they reach the LM head.
 Models that score otherwise with padding (found by a trial at the start) get one row at a time, without any. Nothing is
 kept between calls. This form is the measure of correctness for every faster one.
 """
@@ -29,7 +28,10 @@ from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.precision import in_float32, is_half
-from zotune.engine.torch.rows import Row, make_rows, pack_rows, put, scores_of, tokens_of
+from zotune.engine.torch.masked import PlainMaskedPasses
+from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.plain_passes import PlainPasses
+from zotune.engine.torch.rows import Row, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, same, sees_later_tokens
 from zotune.engine.torch.weights import ModelWeights
@@ -52,7 +54,7 @@ logger = logging.getLogger("zotune")
 
 
 class PlainEngine:
-    """Scores probes of an adapter, or of all parameters, on any causal LM of transformers, on CPU or CUDA.
+    """Scores probes of an adapter, or of all parameters, on a causal or masked LM of transformers, on CPU or CUDA.
 
     Args:
         model: the base model; it is in evaluation mode and has forward hooks until `close`.
@@ -60,7 +62,7 @@ class PlainEngine:
         max_tokens_per_forward: rows are packed into forward passes of at most this many tokens, padding included.
 
     Raises:
-        InputError: the model cannot be scored, or is no causal one.
+        InputError: the model cannot be scored, or is of neither kind.
     """
 
     def __init__(self, model: PreTrainedModel, spec: AdapterSpec | None, max_tokens_per_forward: int = 4096) -> None:
@@ -72,7 +74,10 @@ class PlainEngine:
         self._spec = spec
         self.scope = "everywhere" if spec is None else spec.scope
         self._identity = weights_identity(model)  # now: training moves weights, and passes lay quantised ones out
-        self._limit = length_limit(model.config)
+        self._masked = is_masked(model)
+        passes = PlainMaskedPasses if self._masked else PlainPasses
+        self.passes = passes(model, self.layers, self.stats, self.scope == "activated")
+        self._limit = None if self._masked else length_limit(model.config)
         self._causal_beyond = False  # the limit; not known before there is a row
         self.alone_above: int | None = 0  # tokens; longer rows go through the model one at a time, without padding
         self.padded_float32: Scores | None = None  # of the trial's last probe, of a model of half precision
@@ -110,7 +115,7 @@ class PlainEngine:
         for probe_scores, probe in zip(log_probs, probes, strict=True):
             self.layers.place(theta, [probe])
             for rows in forwards:
-                put(self._log_probs(rows, batch), rows, batch, probe_scores)
+                put(self.passes.log_probs(rows, batch), rows, batch, probe_scores)
         return Scores(log_probs, num_tokens)
 
     def _tangents(
@@ -124,7 +129,7 @@ class PlainEngine:
                 assert isinstance(self.layers, LoraLayers)
                 for rows in forwards:
                     values, (moved,) = values_and_tangents(
-                        self.layers, theta, [probe], partial(self._log_probs, rows, batch)
+                        self.layers, theta, [probe], partial(self.passes.log_probs, rows, batch)
                     )
                     put(values, rows, batch, log_probs[index])
                     put(moved, rows, batch, tangents[index])
@@ -132,6 +137,8 @@ class PlainEngine:
         return tangents
 
     def why_not(self, need: Need) -> str | None:
+        if need == "generations" and self._masked:
+            return f"{type(self.model).__name__} fills in masks, and writes no texts"
         if need == "tangents":
             return why_no_tangents(self.model, self.layers, self)
         if need == "lens":
@@ -156,13 +163,13 @@ class PlainEngine:
     def watched(self, batch: Sequence[Example]) -> tuple[Watch, list[Part]]:
         """The passes of a batch, and what sees what they do."""
         assert isinstance(self.layers, LoraLayers)
-        return Watch(self.model, self.layers, lambda: self._scored), self.parts(batch)
+        return Watch(self.model, self.layers, lambda: self.passes.scored), self.parts(batch)
 
     def parts(self, batch: Sequence[Example]) -> list[Part]:
         """The passes of a gradient: over whole sequences."""
         return [
             Part(
-                partial(self._log_probs, rows, batch),
+                partial(self.passes.log_probs, rows, batch),
                 np.array([(row.example, c) for row in rows for c in row.candidates for _ in tokens_of(row, c, batch)]),
                 partial(scores_of, rows, batch),
             )
@@ -186,7 +193,7 @@ class PlainEngine:
                 whole = bool(self._generates_whole_rows)
                 of_rows = [seeds[row.example] for row in pack]
                 found = generate_texts(
-                    self.model, self._inputs(pack), sampling, of_rows, self.layers, self.stats, whole
+                    self.model, self.passes.inputs(pack), sampling, of_rows, self.layers, self.stats, whole
                 )
                 for row, token_ids in zip(pack, found, strict=True):
                     texts[row.example] = token_ids
@@ -239,8 +246,13 @@ class PlainEngine:
         first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
         if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
             raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
-        if sees_later_tokens(self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1):
-            raise InputError(f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model")
+        if not self._masked and sees_later_tokens(
+            self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1
+        ):
+            raise InputError(
+                f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model, or a masked "
+                "one with its head (AutoModelForMaskedLM)"
+            )
         self.alone_above = None
         padded = self._tried(theta, probes, batch)
         limit, context = self._limit, context_length(self.model.config)
@@ -289,7 +301,7 @@ class PlainEngine:
         return self.alone_above == 0
 
     def _forwards(self, batch: Sequence[Example]) -> list[list[Row]]:
-        rows = [row for index, example in enumerate(batch) for row in make_rows(index, example)]
+        rows = self.passes.rows(batch)
         longest = max(rows, key=lambda row: len(row.input_ids)).input_ids
         if self._limit and len(longest) > self._limit and not self._causal_beyond:
             if sees_later_tokens(self.model, self.layers, longest, self._limit + 1):
@@ -300,48 +312,6 @@ class PlainEngine:
                 )
             self._causal_beyond = True
         return list(pack_rows(rows, self.max_tokens_per_forward, 0, self.alone_above))
-
-    def _inputs(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Left-padded model inputs, no mask for a row alone; sets the token mask of the adapter."""
-        longest = len(rows[0].input_ids)
-        input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        self.layers.num_groups = 1
-        for index, row in enumerate(rows):
-            input_ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
-            attention_mask[index, longest - len(row.input_ids) :] = 1
-        device = self.model.device
-        self.layers.adapted = attention_mask.bool().to(device)
-        if self.scope == "activated":
-            adapted = torch.tensor([row.num_adapted for row in rows])[:, None]
-            self.layers.adapted = (torch.arange(longest)[None, :] >= longest - adapted).to(device)
-            self.layers.token_mask = self.layers.adapted
-        if len(rows) == 1:
-            return {"input_ids": input_ids.to(device)}
-        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-
-    def _log_probs(self, rows: list[Row], batch: Sequence[Example]) -> torch.Tensor:
-        """One forward pass; log-probabilities of the tokens of the rows' candidates, one after the other."""
-        inputs = self._inputs(rows)
-        if "attention_mask" in inputs:
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        counts = [max(len(batch[row.example].candidates[c]) for c in row.candidates) for row in rows]
-        num_scored, longest = max(counts), inputs["input_ids"].shape[1]
-        first = torch.tensor([longest - count for count in counts], device=self.model.device)
-        last_ones = torch.arange(longest - num_scored, longest, device=self.model.device)
-        self._scored = last_ones.maximum(first[:, None])  # filled up with the first
-        logits = self.model(**inputs, logits_to_keep=num_scored, use_cache=False).logits[:, -num_scored:]
-        self.stats.forward_passes += 1
-        self.stats.tokens_computed += sum(len(row.input_ids) for row in rows)
-        targets = [
-            (index, num_scored - len(candidate) + offset, token)
-            for index, row in enumerate(rows)
-            for candidate in (batch[row.example].candidates[c] for c in row.candidates)
-            for offset, token in enumerate(candidate)
-        ]
-        row_index, position, token = torch.tensor(targets, device=logits.device).unbind(dim=1)
-        normalizers = torch.logsumexp(logits.float(), dim=-1)  # [rows, scored positions]
-        return logits[row_index, position, token].float() - normalizers[row_index, position]
 
 
 def _trained_layers(model: PreTrainedModel, spec: AdapterSpec | None) -> TrainedLayers:

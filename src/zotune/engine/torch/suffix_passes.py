@@ -65,7 +65,7 @@ class SuffixPasses:
     def forward(
         self,
         input_ids: np.ndarray,
-        positions: np.ndarray,
+        positions: np.ndarray | None,
         scored: np.ndarray,
         float_stream: bool = False,
         token_mask: torch.Tensor | None = None,
@@ -75,6 +75,7 @@ class SuffixPasses:
         """One pass; logits at the scored positions [rows, scored], as `ScoredHead.log_probs` takes them.
 
         Args:
+            positions: None: the model's own, of a masked one.
             kept: keys and values before those of the pass, in the form of transformers' cache.
         """
         self.layers.token_mask = token_mask
@@ -82,13 +83,11 @@ class SuffixPasses:
         self.layers.float_stream = wide = float_stream and self.stream.possible and self.dtype == self.model.dtype
         try:
             with record_function("zotune::forward"), self.stream.in_use(wide):
-                logits = self.model(
-                    input_ids=self._tensor(input_ids),
-                    position_ids=self._tensor(positions),
-                    use_cache=kept is not None,
-                    **({} if kept is None else {self.cache_name: kept}),
-                    **more,
-                ).logits
+                if positions is not None:
+                    more |= {"position_ids": self._tensor(positions), "use_cache": kept is not None}
+                if kept is not None:
+                    more[self.cache_name] = kept
+                logits = self.model(input_ids=self._tensor(input_ids), **more).logits
         finally:
             self.layers.float_stream = False
             self.head.pick(None)

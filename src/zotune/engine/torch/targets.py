@@ -21,11 +21,14 @@ from zotune.adapter.peft_rules import (
     is_all_linear,
     is_bypassed,
     lora_config,
+    peft_targets,
 )
 from zotune.adapter.spec import LoraSpec
 from zotune.errors import InputError
 
 logger = logging.getLogger("zotune")
+
+USUAL = ("q_proj", "v_proj")  # those of LoRA's paper
 
 
 def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, dict[str, nn.Module]]:
@@ -53,6 +56,14 @@ def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, d
         if (obstacle := _obstacle(name, module, model)) is not None:
             raise InputError(f"--target-modules: {name} of {type(model).__name__} {obstacle}")
     return spec, chosen
+
+
+def usual_targets(model: PreTrainedModel) -> tuple[str, ...]:
+    """The modules that LoRA adapts where nobody names any: those of its paper, or what PEFT has for this kind of model;
+    none where neither is there."""
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    of_kind = peft_targets(model.config.model_type)
+    return next((names for names in (USUAL, of_kind) if names and linear.issuperset(names)), USUAL)
 
 
 def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
