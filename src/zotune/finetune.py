@@ -156,7 +156,7 @@ def start_run(
         folder = given or RunFolder(default_output_dir(data.task.name, config.model))
         kept: dict[str, Any] = {name: str(folder.path.resolve() / f"{name}.jsonl") for name in lines}
         config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
-        found = find_model(config, model, tokenizer)
+        found = find_model(config, model, tokenizer, data.task)
         check_bounds(config, data)
         parts = assemble(config, data, found, judge=judge)
         if not given:
@@ -235,7 +235,7 @@ def reopen(
         check_journal_is_whole(folder, entries)
         judge = open_rewards(config, reward_funcs)
         data = load_data(config)
-        found = find_model(config, loaded, tokenizer)
+        found = find_model(config, loaded, tokenizer, data.task)
         parts = assemble(_as_begun(config, header.lora), data, found, header.lora, judge)
         if changed := header.changes(header_of(parts, header.examples_version)):
             parts.engine.close()

@@ -277,7 +277,7 @@ def _load(
     given = Adapter.read(adapter) if adapter is not None else None
     theta, spec = (given.theta, given.spec) if given else ({}, BARE)
     config = replace(config, device=choose_device(config.device))
-    model = find_model(config)
+    model = find_model(config, task=task)
     facts = facts_of(model, config)
     config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)
     max_length = choose_max_length(config.max_length, model.context)

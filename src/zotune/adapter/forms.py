@@ -50,8 +50,14 @@ def trained_shapes(matrices: Shapes, spec: LoraSpec) -> Shapes:
 
 
 def lora_matrices(theta: Mapping[str, np.ndarray], spec: LoraSpec) -> dict[str, np.ndarray]:
-    """The A and B that theta stands for, under the names in PEFT's files."""
-    return FORMS[spec.peft_type].matrices(theta, _frozen(spec), spec)
+    """The A and B that theta stands for, under the names in PEFT's files; what else is in theta is left out."""
+    found = FORMS[spec.peft_type].matrices(theta, _frozen(spec), spec)
+    return {name: value for name, value in found.items() if is_matrix(name)} if spec.modules_to_save else found
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a tensor is one of LoRA, by its name in theta."""
+    return ".lora_" in name or ".vera_" in name
 
 
 def lora_tangents(direction: Mapping[str, np.ndarray], spec: LoraSpec) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from zotune.adapter.base import BASE_FILE, Base
-from zotune.adapter.forms import lora_matrices
+from zotune.adapter.forms import is_matrix, lora_matrices
 from zotune.adapter.peft_rules import lora_config
 from zotune.adapter.peft_settings import read_settings
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, AdapterSpec, LoraSpec, PromptSpec
@@ -44,7 +44,7 @@ def save_adapter(
     Raises:
         OSError: with the name of the file; the adapter that was there is as it was.
     """
-    tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
+    tensors = _tensors_of(theta, spec)
     config = _peft_config(tensors, spec, base_model)
     # Sorted here, and not by the library: the entries of a pattern have an order.
     text = json.dumps({name: _plain(config[name]) for name in sorted(config)}, indent=2) + "\n"
@@ -55,7 +55,7 @@ def save_adapter(
 
 def is_saved(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec) -> bool:
     """Whether a folder holds an adapter of that form with these very numbers."""
-    tensors = lora_matrices(theta, spec) if isinstance(spec, LoraSpec) else dict(theta)
+    tensors = _tensors_of(theta, spec)
     try:
         found, _ = load_adapter(folder)
     except InputError:
@@ -63,6 +63,13 @@ def is_saved(folder: Path, theta: Mapping[str, np.ndarray], spec: AdapterSpec) -
     return found.keys() == tensors.keys() and all(
         np.array_equal(found[name], value, equal_nan=True) for name, value in tensors.items()
     )
+
+
+def _tensors_of(theta: Mapping[str, np.ndarray], spec: AdapterSpec) -> dict[str, np.ndarray]:
+    """What a file holds."""
+    if not isinstance(spec, LoraSpec):
+        return dict(theta)
+    return lora_matrices(theta, spec) | {name: value for name, value in theta.items() if not is_matrix(name)}
 
 
 def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_model: str) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_mode
             num_virtual_tokens=spec.num_virtual_tokens,
             token_dim=tensors[PROMPT_EMBEDDINGS].shape[1],  # PEFT's guess is the width behind OPT's projection
             num_transformer_submodules=1,
-            task_type="CAUSAL_LM",
+            task_type=spec.task_type,
             **shared,
         ).to_dict()
     return lora_config(spec, **shared).to_dict()

@@ -35,7 +35,8 @@ def lora_config(spec: LoraSpec, **others: Any) -> "LoraConfig":
         use_rslora=choice.use_rslora,
         alora_invocation_tokens=list(spec.invocation_tokens) if spec.invocation_tokens is not None else None,
         fan_in_fan_out=spec.fan_in_fan_out,
-        task_type="CAUSAL_LM",
+        task_type=spec.task_type,
+        modules_to_save=list(spec.modules_to_save) or None,
         **others,
     )
 

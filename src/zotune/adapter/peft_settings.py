@@ -17,7 +17,7 @@ _SHARED = {
 }  # fmt: skip
 _LORA = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern", "use_rslora", "alora_invocation_tokens", "init_lora_weights", "bias",
+    "alpha_pattern", "use_rslora", "alora_invocation_tokens", "init_lora_weights", "bias", "modules_to_save",
     # of training, of the start, or what PEFT finds out for itself
     "lora_dropout", "fan_in_fan_out", "merge_weights", "megatron_core", "qalora_group_size", "loftq_config",
     "eva_config", "corda_config", "lora_ga_config",
@@ -61,6 +61,10 @@ def _lora(settings: "_Settings") -> LoraSpec:
         settings.refuse("layers_to_transform", "PEFT takes it only where target_modules is a list")
     if pattern and not layers:
         settings.refuse("layers_pattern", "PEFT takes it only beside layers_to_transform")
+    task_type = settings.task_type()
+    whole = settings.names("modules_to_save")
+    if whole and (task_type != "SEQ_CLS" or isinstance(whole, str)):
+        settings.refuse("modules_to_save", "zotune trains whole modules as the head of a classifier alone (SEQ_CLS)")
     invocation = settings.get("alora_invocation_tokens", "a list of token ids", _are_ids, None)
     return LoraSpec(
         rank=settings.get("r", "a whole number above 0", _is_count),
@@ -76,12 +80,16 @@ def _lora(settings: "_Settings") -> LoraSpec:
             alpha_pattern=settings.pattern("alpha_pattern", "finite numbers", _is_number),
             use_rslora=settings.get("use_rslora", "true or false", _is_flag, False),
         ),
+        task_type=task_type,
+        modules_to_save=tuple(whole),
     )
 
 
 def _prompt(settings: "_Settings") -> PromptSpec:
     settings.allow("num_transformer_submodules", (None, 1), "a causal language model has one")
-    return PromptSpec(settings.get("num_virtual_tokens", "a whole number above 0", _is_count))
+    return PromptSpec(
+        settings.get("num_virtual_tokens", "a whole number above 0", _is_count), task_type=settings.task_type()
+    )
 
 
 class _Settings:
@@ -110,6 +118,11 @@ class _Settings:
         if not is_right(value):
             self.refuse(name, f"it must be {allowed}")
         return value
+
+    def task_type(self) -> str | None:
+        """The kind of model; where it is not one of zotune's, as in files of causal models by hand, that of PEFT's."""
+        found = self._config.get("task_type")
+        return found if found in (None, "SEQ_CLS", "FEATURE_EXTRACTION") else "CAUSAL_LM"
 
     def names(self, name: str, required: bool = False) -> tuple[str, ...] | str:
         """Names, or a regular expression."""

@@ -35,6 +35,7 @@ class LoraSpec:
 
     `target_modules` are names, or one regular expression as a text. Forms that freeze something have its seed, and the
     names and shapes of LoRA's matrices, which the engine fills in. `start` holds what is not drawn from the seed.
+    `task_type` and `modules_to_save`, the modules that are trained whole, are PEFT's.
     """
 
     rank: int
@@ -47,6 +48,8 @@ class LoraSpec:
     matrices: tuple[tuple[str, tuple[int, ...]], ...] = ()
     start: Start | None = None
     selection: Selection = Selection()
+    task_type: str | None = "CAUSAL_LM"
+    modules_to_save: tuple[str, ...] = ()
     virtual_tokens: ClassVar[tuple[int, ...]] = ()
 
     @property
@@ -68,6 +71,7 @@ class PromptSpec:
         at_most=65_536,
     )
     start: Start | None = None
+    task_type: str | None = "CAUSAL_LM"
     peft_type: ClassVar[str] = "prompt_tuning"
     scope: ClassVar[str] = "everywhere"
     invocation_tokens: ClassVar[None] = None
@@ -78,6 +82,11 @@ class PromptSpec:
 
 
 AdapterSpec = LoraSpec | PromptSpec
+
+
+def module_tensor_name(module_name: str, parameter: str) -> str:
+    """The name of a parameter of a module that is trained whole, in PEFT's files."""
+    return f"{_PREFIX}{module_name}.{parameter}"
 
 
 def tensor_name(module_name: str, matrix: str) -> str:

@@ -1,12 +1,16 @@
-"""The encoder of a task for a model: of prompts that candidates continue, or of texts with a mask."""
+"""The encoder of a task for a model: of prompts that candidates continue, or of whole texts."""
 
 from zotune.assemble.model import Model
 from zotune.config.settings import Config
+from zotune.data.classification import ClassificationEncoder
 from zotune.data.masked import MaskedEncoder
 from zotune.data.tasks import Task
 from zotune.data.templates import Encoder
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
+
+
+AnyEncoder = Encoder | MaskedEncoder | ClassificationEncoder
 
 
 def make_encoder(
@@ -17,7 +21,7 @@ def make_encoder(
     activated: bool = False,
     virtual_tokens: TokenIds = (),
     demonstrations: str = "",
-) -> Encoder | MaskedEncoder:
+) -> AnyEncoder:
     """What makes token ids of the task's texts.
 
     Raises:
@@ -39,6 +43,12 @@ def make_encoder(
         )
     if demonstrations:
         raise InputError(f"--num-demonstrations: {config.model} is a masked model, which takes no demonstrations")
+    if config.judges_texts:
+        raise InputError(f"--reward: {config.model} is a masked model, which writes no texts; take a causal model")
+    if model.num_labels is not None:
+        if virtual_tokens:
+            raise InputError("--head classification: a soft prompt has no head that could be trained with it; use lora")
+        return ClassificationEncoder(model.tokenizer, task, config.field_names, max_length, model.num_embeddings)
     return MaskedEncoder(
         model.tokenizer, task, config.field_names, max_length, virtual_tokens, model.num_embeddings
     )

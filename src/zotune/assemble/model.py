@@ -20,6 +20,7 @@ from zotune.config.machine import free_cores
 from zotune.config.run import Facts
 from zotune.config.settings import Config
 from zotune.data.demo import demo_path
+from zotune.data.tasks import Task
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest, Measured
 from zotune.engine.torch.blocks import attention_names, writer_names
@@ -34,7 +35,7 @@ from zotune.engine.torch.loading import (
     load_tokenizer,
     masked_context_length,
 )
-from zotune.engine.torch.model_kind import is_masked, is_masked_config
+from zotune.engine.torch.model_kind import is_classifier, is_masked_config, sees_all
 from zotune.engine.torch.precision import half_speedup
 from zotune.engine.torch.quantization import check_bitsandbytes, quantization_method
 from zotune.engine.torch.targets import usual_targets
@@ -54,16 +55,20 @@ class Model:
     tokenizer: Tokenizer
     loaded: PreTrainedModel | None
     trust_remote_code: bool
+    num_labels: int | None = None
+    """Of a classification head, where it is to have one."""
 
     @cached_property
     def structure(self) -> PreTrainedModel:
         """Its modules and the shapes of its weights, without the weights unless they are loaded."""
-        return empty_model(self.config, self.trust_remote_code) if self.loaded is None else self.loaded
+        if self.loaded is not None:
+            return self.loaded
+        return empty_model(self.config, self.trust_remote_code, self.num_labels)
 
     @property
     def is_masked(self) -> bool:
-        """Whether it is a masked language model, and no causal one."""
-        return is_masked_config(self.config) if self.loaded is None else is_masked(self.loaded)
+        """Whether its tokens see the whole text, as those of masked language models do, and of no causal one."""
+        return is_masked_config(self.config) if self.loaded is None else sees_all(self.loaded)
 
     @property
     def context(self) -> int | None:
@@ -107,8 +112,17 @@ def model_path(model: str) -> str:
     return converted(Path(model)) if is_gguf(model) else model
 
 
-def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer: Tokenizer | None = None) -> Model:
-    """The configuration and the tokenizer of the model that `config` names, or that the user has loaded."""
+def find_model(
+    config: Config,
+    loaded: PreTrainedModel | None = None,
+    tokenizer: Tokenizer | None = None,
+    task: Task | None = None,
+) -> Model:
+    """The configuration and the tokenizer of the model that `config` names, or that the user has loaded.
+
+    Args:
+        task: whose labels a classification head is over.
+    """
     path, trust = model_path(config.model), config.trust_remote_code
     if loaded is not None and config.quantization:
         raise InputError(
@@ -120,7 +134,27 @@ def find_model(config: Config, loaded: PreTrainedModel | None = None, tokenizer:
             f"--engine {config.engine} loads the model itself: give its folder or hub id, not the loaded model"
         )
     tokenizer = tokenizer or load_tokenizer(path, trust)
-    return Model(path, load_config(path, trust) if loaded is None else loaded.config, tokenizer, loaded, trust)
+    found = load_config(path, trust) if loaded is None else loaded.config
+    return Model(path, found, tokenizer, loaded, trust, _num_labels(config, task, found, loaded))
+
+
+def _num_labels(
+    config: Config, task: Task | None, found: PretrainedConfig, loaded: PreTrainedModel | None
+) -> int | None:
+    if config.head == "lm" or task is None:
+        return None
+    if not is_masked_config(found):
+        raise InputError(f"--head classification: {config.model} is a causal model, which has its own head; leave it out")
+    if ENGINES[config.engine].loads_model:
+        raise InputError(f"--head classification: --engine {config.engine} has no such heads; use --engine torch")
+    if not task.labels:
+        raise InputError(f"--head classification: task {task.name} has no labels")
+    if loaded is not None and not (is_classifier(loaded) and loaded.config.num_labels == len(task.labels)):
+        raise InputError(
+            f"--head classification: the loaded model is no classifier of {len(task.labels)} labels "
+            "(AutoModelForSequenceClassification); load it so, or give its folder or hub id"
+        )
+    return len(task.labels)
 
 
 def facts_of(model: Model, config: Config) -> Facts:
@@ -215,4 +249,6 @@ def open_engine(
 
 def _load(model: Model, settings: Config) -> PreTrainedModel:
     assert settings.dtype
-    return load_model(model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization)
+    return load_model(
+        model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization, model.num_labels
+    )

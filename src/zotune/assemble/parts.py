@@ -13,17 +13,17 @@ from zotune.adapter.start import has_lens
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.bounds import check_rank
 from zotune.assemble.data import Data
-from zotune.assemble.encoding import make_encoder
+from zotune.assemble.encoding import AnyEncoder, make_encoder
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
 from zotune.data.digest import examples_digest
-from zotune.data.masked import MaskedEncoder
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.engine.kind import Measured
+from zotune.engine.torch.model_kind import head_modules
 from zotune.engine.torch.targets import check_targets
 from zotune.errors import InputError, NoLens
 from zotune.zo.noise import layer_of
@@ -91,7 +91,8 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
         begun = adapter.begun_with(settings)
     prompt = None
     if settings.tuning == "prompt_tuning":
-        made = PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
+        own = settings_for(settings, "prompt_tuning", PromptSpec)
+        made = PromptSpec(**own, task_type="FEATURE_EXTRACTION" if model.is_masked else "CAUSAL_LM")
         prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
     assert settings.max_length
     encoder = make_encoder(
@@ -101,7 +102,7 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
     )  # fmt: skip
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
-    spec = prompt or _lora(settings, encoder, begun)
+    spec = prompt or _lora(settings, encoder, model, begun)
     measured = _measured(run, begun)
     opened = partial(
         open_engine, model, spec=spec, num_probes=run.estimator.num_probes(settings.directions or 0),
@@ -139,7 +140,7 @@ def room_for_prompts(settings: Config, max_length: int) -> int:
     return room
 
 
-def encode_texts(encoder: Encoder | MaskedEncoder, texts: Sequence[TextExample], what: str) -> list[Example]:
+def encode_texts(encoder: AnyEncoder, texts: Sequence[TextExample], what: str) -> list[Example]:
     """Examples of the texts; the log says how many prompts are cut."""
     encoded = encoder.encode(texts)
     if encoded.num_truncated:
@@ -150,13 +151,16 @@ def encode_texts(encoder: Encoder | MaskedEncoder, texts: Sequence[TextExample],
     return encoded.examples
 
 
-def _lora(settings: Config, encoder: Encoder | MaskedEncoder, begun: AdapterSpec | None) -> AdapterSpec | None:
+def _lora(settings: Config, encoder: AnyEncoder, model: Model, begun: AdapterSpec | None) -> AdapterSpec | None:
     """The form of LoRA; None: the model's own parameters are trained."""
     if settings.tuning == "full":
         return None
     if settings.adapter is not None and begun is not None:  # its form is the run's
         return begun
     assert settings.tuning
+    task_type = "CAUSAL_LM"
+    if model.is_masked:  # PEFT has no word for masked language models
+        task_type = None if model.num_labels is None else "SEQ_CLS"
     return LoraSpec(
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -165,6 +169,8 @@ def _lora(settings: Config, encoder: Encoder | MaskedEncoder, begun: AdapterSpec
         peft_type=settings.tuning,
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,
         start=begun.start if begun else None,
+        task_type=task_type,
+        modules_to_save=head_modules(model.structure) if model.num_labels is not None else (),
     )
 
 

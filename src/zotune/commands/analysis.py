@@ -101,7 +101,13 @@ class Analyze:
         from zotune.zo.objectives import ScoredObjective
 
         set_up_logging()
-        data, model = load_data(config), find_model(config)
+        data = load_data(config)
+        model = find_model(config, task=data.task)
+        if model.is_masked and not self.lens:
+            raise InputError(
+                f"--model: {config.model} is a masked model, in which no keys and values of a prompt could be shared; "
+                "there is --lens for it"
+            )
         check_bounds(config, data)
         parts = assemble(config, data, model)
         engine, objective = parts.engine, parts.run.objective

@@ -217,6 +217,11 @@ class Fields:
     """What stands between the invocation and a label word, e.g. "". Default: a space where one belongs: not behind a
     space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""
 
+    head: Literal["lm", "classification"] = "lm"
+    """What answers in a masked model: `lm`, its own head, which compares the label words in place of the mask, or
+    `classification`, a new head over the labels, which is trained with the adapter (AutoModelForSequenceClassification).
+    A causal model has its own."""
+
     objective: ObjectiveName | None = None
     """The loss: `cross_entropy` over the label words; `token_nll`, the mean negative log-likelihood of the completion's
     tokens; `accuracy`, the share of wrong answers over the label words, which has no gradient; or `reward`, minus that

@@ -92,6 +92,8 @@ class Run:
         values = {name: getattr(self.config, name) for name in DECISIVE}
         if table := self.config.tables.get(self.config.estimator or ""):
             values["estimator_settings"] = dict(table)
+        if self.config.head != "lm":
+            values["head"] = self.config.head
         if self.config.batches_per_step > 1:
             values["batches_per_step"] = self.config.batches_per_step
         if self.config.judges_texts:

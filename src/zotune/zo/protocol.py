@@ -72,7 +72,8 @@ class Example:
     An activated adapter acts from the first token of the invocation on. A soft prompt's vectors stand where a prompt
     has the negative ids of `PromptSpec.virtual_tokens`. `label` is the index of the right candidate where it is known.
     In a masked model candidates have one token each, which stands in place of the mask, `mask_at` in the prompt, and
-    there is no invocation.
+    there is no invocation. With a classification head these tokens are the labels' numbers; `second_at` is where the
+    second text of a pair begins, for models that tell the two apart.
     `columns` is the record that the example was made of, for rewards and metrics, `said` the prompt before it became
     tokens, a text or the messages of a chat, and `also_right` has further candidates that count as right. Engines read
     none of these, and the last three stay in the process that made them: a copy sent to another process has none.
@@ -83,6 +84,7 @@ class Example:
     candidates: tuple[TokenIds, ...]
     label: int | None = None
     mask_at: int | None = None
+    second_at: int | None = None
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
     also_right: tuple[int, ...] = field(default=(), compare=False, repr=False)
     said: Any = field(default="", compare=False, repr=False)
@@ -92,7 +94,7 @@ class Example:
         return bool(answer == self.label or answer in self.also_right)
 
     def __reduce__(self) -> tuple[type["Example"], tuple[Any, ...]]:
-        return Example, (self.prompt, self.invocation, self.candidates, self.label, self.mask_at)
+        return Example, (self.prompt, self.invocation, self.candidates, self.label, self.mask_at, self.second_at)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from zotune.engine.torch.backward import checked_record
 from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import is_classifier, sees_all
 from zotune.engine.torch.quantization import quantization_method
 from zotune.errors import first_line
 from zotune.zo.protocol import AT_THETA, Engine, Example, Probe, Scores, Theta
 
 TRIAL = Example((2, 3), (4,), ((5,), (6,)))
+CLASSIFIER_TRIAL = Example((2, 3, 4), (), ((0,), (1,)), mask_at=0)
 MASKED_TRIAL = Example((2, 3, 4), (), ((5,), (6,)), mask_at=1)
 
 
@@ -27,6 +28,8 @@ def why_no_tangents(model: PreTrainedModel, layers: TrainedLayers, engine: Engin
     """Why this model has no derivatives along directions, or None."""
     if not isinstance(layers, LoraLayers):
         return "only LoRA's matrices have derivatives here"
+    if layers.head.shapes:
+        return "the weights of a classification head have no derivatives along directions here"
     if method := quantization_method(model.config):  # some of their operators would say 0 and no error
         return f"products with quantised weights ({method}) have no derivatives in forward mode"
     probe = Probe(2, 0.0, derivative=True)
@@ -59,7 +62,9 @@ def why_no_gradients(model: PreTrainedModel, layers: TrainedLayers, engine: Engi
 
 
 def _trial(model: PreTrainedModel) -> Example:
-    return MASKED_TRIAL if is_masked(model) else TRIAL
+    if is_classifier(model):
+        return CLASSIFIER_TRIAL
+    return MASKED_TRIAL if sees_all(model) else TRIAL
 
 
 def _of_sum(scores: Scores) -> np.ndarray:

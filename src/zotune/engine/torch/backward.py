@@ -111,6 +111,9 @@ def _folded_head(model: PreTrainedModel) -> Iterator[None]:
     """Inputs of the language-model head lie side by side: of a slice of them, as models cut the scored positions out,
     PyTorch would make a product for each row, and in bfloat16 on a CPU a copy of the head's weights for each."""
     head = model.get_output_embeddings()
+    if head is None:  # a classifier's
+        yield
+        return
     hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
     try:
         yield

@@ -21,13 +21,13 @@ from zotune.engine.torch.activated import Activated
 from zotune.engine.torch.backward import Part, scores_and_gradient
 from zotune.engine.torch.everywhere import Everywhere
 from zotune.engine.torch.fast_generation import FastGeneration
-from zotune.engine.torch.head import MAX_LOGITS, ScoredHead
+from zotune.engine.torch.head import MAX_LOGITS, ClassifierHead, ScoredHead
 from zotune.engine.torch.layers import SharedInput
 from zotune.engine.torch.lens_gradient import Watch, scores_and_lens_gradient
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.masked import Masked
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import is_classifier, sees_all
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.prefix_cache import NoPrefixCache, PrefixCache
 from zotune.engine.torch.suffix_passes import SuffixPasses, tokens_needed
@@ -66,16 +66,16 @@ class TorchEngine:
         self.scope = self.plain.scope
         self.stats = self.plain.stats
         self.layers = self.plain.layers
-        self._limit = None if is_masked(model) else length_limit(model.config)
-        self.head = ScoredHead(model, fixed=spec is not None)
+        self._limit = None if sees_all(model) else length_limit(model.config)
+        self.head = ClassifierHead() if is_classifier(model) else ScoredHead(model, fixed=spec is not None)
         self.passes = SuffixPasses(model, self.layers, self.head, self.stats, max_tokens_per_forward)
         self.activated, self.everywhere = (
             Activated(self.passes, PrefixCache(KEPT_BYTES, BLOCK)),
-            Masked(self.passes) if is_masked(model) else Everywhere(self.passes),
+            Masked(self.passes) if sees_all(model) else Everywhere(self.passes),
         )
         self.generation = FastGeneration(self.plain, self.passes, self.activated.prompts, self.in_float32)
         # Whether derivatives alone are the plain engine's; of causal models it is found when they are asked for.
-        self.plain_tangents: bool | None = True if is_masked(model) else None
+        self.plain_tangents: bool | None = True if sees_all(model) else None
         self.plain_reason: str | None = None
         self.activated.prompts.same_in_company = True  # the trial is about more than the last bits
         self.plain_reason = self._why_plain()

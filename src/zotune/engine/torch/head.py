@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import sees_all
 
 MAX_LOGITS = 2**26
 MAX_WEIGHTS = 2**20  # numbers of the head in float32 at once, on a CPU: what its caches hold
@@ -39,7 +39,7 @@ class ScoredHead:
         self._positions: torch.Tensor | None = None
         self._left: torch.Tensor | None = None  # inputs of the head, which has yet to be applied
         self._hooks: list[Any] = [self._head.register_forward_pre_hook(self._pick)]
-        self._early = is_masked(model)
+        self._early = sees_all(model)
         if self._early:
             self._hooks.append(model.base_model.register_forward_hook(self._pick_states))
 
@@ -136,6 +136,21 @@ class ScoredHead:
         """[rows, scored, width]"""
         assert self._positions is not None
         return states[torch.arange(len(states), device=states.device)[:, None], self._positions]
+
+
+class ClassifierHead(ScoredHead):
+    """The logits of a classifier, one row for each text, as its own head computes them."""
+
+    def __init__(self) -> None:
+        self.max_logits, self.is_last, self.normalized = MAX_LOGITS, True, True
+        self._positions: torch.Tensor | None = None
+        self._hooks = []
+
+    def takes(self, count: int) -> bool:
+        return True
+
+    def log_probs(self, logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return _of_tokens(logits, places, tokens)
 
 
 def _of_tokens(table: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

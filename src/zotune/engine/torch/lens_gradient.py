@@ -30,7 +30,7 @@ from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.lens import Lens, carried
 from zotune.engine.torch.looks import Look, looking
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import sees_all
 from zotune.engine.torch.visits import Visit
 from zotune.zo.protocol import AT_THETA, Cotangents, Example, Scores, Theta
 
@@ -96,7 +96,7 @@ class Watch:
             hooks.append(attention_of(block).register_forward_hook(partial(self._attend, index)))
         hooks += [module.register_forward_pre_hook(partial(self._keep, name)) for name, module in self._kept()]
         try:
-            causal = not is_masked(self.model)
+            causal = not sees_all(self.model)
             with looking(self._look, lambda: self._places if self.layers.active else None, causal):
                 yield
         finally:
@@ -181,16 +181,25 @@ class Record:
         self.watch, self._parts = watch, parts
         with torch.inference_mode(False), frozen(watch.model), watch.open():
             watch.layers.place(theta, [AT_THETA])
+            self._head = watch.layers.head.tensors
+            for tensor in self._head.values():
+                tensor.requires_grad_()
             self.seen = [watch.seen(part.compute) for part in parts]
+        self.of_head = {name: np.zeros(tensor.shape[1:], dtype=np.float32) for name, tensor in self._head.items()}
         self.scores = _whole(parts, [seen.log_probs.detach() for seen in self.seen], batch)
 
     def at_the_top(self, cotangents: Cotangents) -> list[torch.Tensor]:
-        """Gradients of sum(cotangents * log_probs) at the last residual states of each pass [rows * tokens, width]."""
+        """Gradients of sum(cotangents * log_probs) at the last residual states of each pass [rows * tokens, width];
+        those of a head's weights are in `of_head`."""
         weights, gradients = cotangents(self.scores), []
         for part, seen in zip(self._parts, self.seen, strict=True):
             of_tokens = torch.from_numpy(weights[part.places[:, 0], part.places[:, 1]]).to(seen.log_probs)
             with torch.inference_mode(False), torch.enable_grad(), frozen(self.watch.model):  # part is computed again
-                (found,) = torch.autograd.grad(seen.log_probs, seen.states, of_tokens)
+                found, *of_head = torch.autograd.grad(
+                    seen.log_probs, [seen.states, *self._head.values()], of_tokens, allow_unused=bool(self._head)
+                )
+            for name, of_one in zip(self._head, of_head, strict=True):
+                self.of_head[name] += 0.0 if of_one is None else of_one[0].cpu().numpy()
             gradients.append(found.flatten(0, 1).masked_fill(seen.filling, 0.0))
         return gradients
 
@@ -212,7 +221,7 @@ def scores_and_lens_gradient(
                 gradient[key_b] += scaling * (of_output.T @ (inputs @ a)).cpu().numpy()
                 if key_a in gradient:
                     gradient[key_a] += scaling * ((of_output @ b.T).T @ inputs).cpu().numpy()
-    return record.scores, gradient
+    return record.scores, gradient | record.of_head
 
 
 def _back(

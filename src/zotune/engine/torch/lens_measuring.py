@@ -20,7 +20,7 @@ from zotune.engine.torch.lens import Factors, Lens
 from zotune.engine.torch.lens_gradient import Record
 from zotune.engine.torch.lens_moves import Modules, Moves
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import sees_all
 from zotune.engine.torch.plain import PlainEngine
 from zotune.engine.torch.suffix import make_suffix
 from zotune.engine.torch.trial import agree
@@ -90,7 +90,7 @@ class _Measurement:
             wanted = list(range(len(self.blocks)))
         if not wanted:
             return Lens({}, {})
-        if is_masked(self.engine.model):
+        if sees_all(self.engine.model):
             raise TypeError("attention cannot be computed again, and of a masked model its Jacobian is not measured")
         through = self._jacobians({}, wanted)
         names = {id(module): name for name, module in self.layers.modules.items()}
@@ -205,7 +205,7 @@ class _Measurement:
     def _is_plain(self) -> bool:
         """Whether contexts are computed whole, since the model does not take kept prompts as they are here."""
         engine = self.engine
-        if is_masked(engine.model) or isinstance(engine, PlainEngine) or engine.plain_reason is not None:
+        if sees_all(engine.model) or isinstance(engine, PlainEngine) or engine.plain_reason is not None:
             return True
         if engine.scope == "activated":  # where a trial has shown it
             return False

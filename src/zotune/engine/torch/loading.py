@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and code that comes with a model runs only where `trust_remote_code` asks.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -22,7 +24,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zotune.engine.torch.model_kind import is_masked_config
+from zotune.engine.torch.model_kind import head_modules, is_masked_config
 from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
 from zotune.errors import InputError, first_line
 
@@ -68,12 +70,14 @@ def load_generation_config(model: str, config: PretrainedConfig) -> GenerationCo
 
 
 def load_model(
-    model: str, dtype: str, device: str, trust_remote_code: bool = False, quantization: str | None = None
+    model: str, dtype: str, device: str, trust_remote_code: bool = False, quantization: str | None = None,
+    num_labels: int | None = None,
 ) -> PreTrainedModel:
     """The language model on `device` in `dtype` (a name of DTYPES), in evaluation mode.
 
     Args:
         quantization: quantise the linear layers but the head as they are read: nf4 or int8.
+        num_labels: give a masked model a classification head over so many labels; what it lacks of that is zero.
 
     Raises:
         InputError: the model cannot be loaded, lacks weights, or is quantised already where `quantization` is asked.
@@ -83,12 +87,13 @@ def load_model(
     options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
     with explained(model):
-        result: Any = _auto_class(config).from_pretrained(
+        labels = {} if num_labels is None else {"num_labels": num_labels}
+        result: Any = _auto_class(config, num_labels).from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
-            output_loading_info=True, ignore_mismatched_sizes=True, **options,
+            output_loading_info=True, ignore_mismatched_sizes=True, **labels, **options,
         )  # fmt: skip
         loaded: PreTrainedModel = result[0]
-        check_weights(model, type(loaded).__name__, result[1])
+        check_weights(model, type(loaded).__name__, result[1] if num_labels is None else without_head(loaded, result[1]))
         keep_dtype(loaded, dtype)
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
@@ -107,14 +112,38 @@ def check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
         logger.warning("--model: %s has weights that %s has no use for: %s", model, kind, ", ".join(unused[:3]))
 
 
-def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+def without_head(model: PreTrainedModel, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found of a classifier's weights, but for its head, and for a masked model's own head; what its head
+    lacks becomes zero."""
+    own = tuple(f"{name}." for name in head_modules(model))
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    for name, parameter in model.named_parameters():
+        if name in lacking and name.startswith(own):
+            parameter.data.zero_()
+    base = f"{model.base_model_prefix}."
+    return {
+        "missing_keys": [name for name in found["missing_keys"] if not name.startswith(own)],
+        "mismatched_keys": [entry for entry in found["mismatched_keys"] if not entry[0].startswith(own)],
+        "unexpected_keys": [name for name in found["unexpected_keys"] if name.startswith(base)],
+    }
+
+
+def empty_model(
+    config: PretrainedConfig, trust_remote_code: bool = False, num_labels: int | None = None
+) -> PreTrainedModel:
     """The model's modules and the shapes of its weights, without the weights."""
     with explained(str(config.name_or_path)), torch.device("meta"):
-        model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        if num_labels is not None:
+            config = copy.deepcopy(config)
+            config.num_labels = num_labels
+        found = _auto_class(config, num_labels)
+        model: PreTrainedModel = found.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
-def _auto_class(config: PretrainedConfig) -> Any:
+def _auto_class(config: PretrainedConfig, num_labels: int | None) -> Any:
+    if num_labels is not None:
+        return AutoModelForSequenceClassification
     return AutoModelForMaskedLM if is_masked_config(config) else AutoModelForCausalLM
 
 

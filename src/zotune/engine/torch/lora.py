@@ -24,6 +24,7 @@ from zotune.engine.torch.blocks import features
 from zotune.engine.torch.layers import SharedInput, TrainedLayers
 from zotune.engine.torch.lens import Lens
 from zotune.engine.torch.targets import resolve_targets
+from zotune.engine.torch.trained_head import TrainedHead
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
@@ -47,7 +48,8 @@ class LoraLayers(TrainedLayers):
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             self.matrices[key_a], self.matrices[key_b] = (rank, num_in), (num_out, rank)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b, scaling)))
-        self.shapes = dict(trained_shapes(self.matrices, spec))
+        self.head = TrainedHead(model, spec.modules_to_save, lambda: self.num_slots, lambda: self.active)
+        self.shapes = {**trained_shapes(self.matrices, spec), **self.head.shapes}
         frozen = tuple(self.matrices.items()) if spec.peft_type != "lora" else ()
         self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
         self.spec = replace(spec, fan_in_fan_out=fan_in_fan_out, matrices=frozen)
@@ -72,7 +74,8 @@ class LoraLayers(TrainedLayers):
         leaves = {name: torch.tensor(theta[name], device=self.device, requires_grad=True) for name in self.shapes}
         matrices: dict[str, torch.Tensor] = form.matrices(leaves, self._frozen, self.spec)
         self.num_slots = 1
-        self.tensors = {name: matrix[None].transpose(1, 2) for name, matrix in matrices.items()}
+        self.tensors = {name: matrices[name][None].transpose(1, 2) for name in self.matrices}
+        self.head.tensors = {name: leaves[name][None] for name in self.head.shapes}
         return leaves
 
     def trial(self) -> tuple[Theta, list[Probe]]:
@@ -83,6 +86,7 @@ class LoraLayers(TrainedLayers):
         """Make `points` the adapters of the next forward passes, a slot each."""
         self.num_slots = len(points)
         self.tensors = self._stacked([lora_matrices(point, self.spec) for point in points])
+        self.head.write(points)
 
     def tangents(self, directions: Sequence[Theta]) -> dict[str, torch.Tensor]:
         """How `tensors` of one slot change along directions: [directions, 1, ...]."""
@@ -99,6 +103,7 @@ class LoraLayers(TrainedLayers):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self.head.remove()
 
     def _hook(self, key_a: str, key_b: str, scaling: float):  # type: ignore[no-untyped-def]
         def add_product(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from zotune.engine.torch.suffix import Suffix
 from zotune.zo.protocol import Example
 
 MOST_PADDING = 0.1  # of a pass's tokens, where a pass has many
-MANY_TOKENS = 1024
+MANY_TOKENS = 256
 
 
 class PlainMaskedPasses(PlainPasses):
@@ -44,9 +44,12 @@ class PlainMaskedPasses(PlainPasses):
 
     def log_probs(self, rows: list[Row], batch: Sequence[Example]) -> torch.Tensor:
         inputs = self.inputs(rows)
+        inputs |= kinds([batch[row.example].second_at for row in rows], inputs["input_ids"])
         places = [_place(batch[row.example]) for row in rows]
         self.scored = torch.tensor(places, device=self.model.device)[:, None]
         logits = self.model(**inputs).logits
+        if logits.ndim == 2:  # a classifier's
+            logits, places = logits[:, None], [0] * len(rows)
         self.count(rows)
         targets = [
             (index, place, batch[row.example].candidates[c][0])
@@ -76,14 +79,13 @@ class Masked(Everywhere):
         self.layers.num_groups = 1
         self.layers.adapted = there.repeat(num_probes, 1)
         scored = np.tile(self.passes.scored(rows, suffixes), (num_probes, 1))
-        even = bool(there.all())
+        more = {} if bool(there.all()) else {"attention_mask": there.long()}
+        more |= kinds([suffixes[i].second_at for i in rows], input_ids)
         self.layers.num_tokens = there.numel() * num_probes, len(scored)
         try:
             with self._repeated(below, len(rows), num_probes):
-                logits = self.passes.forward(
-                    input_ids.repeat(repeats, 1).numpy(force=True), None, scored,
-                    **({} if even else {"attention_mask": there.long().repeat(repeats, 1)}),
-                )  # fmt: skip
+                more = {name: value.repeat(repeats, 1) for name, value in more.items()}
+                logits = self.passes.forward(input_ids.repeat(repeats, 1).numpy(force=True), None, scored, **more)
         finally:
             self.layers.num_tokens = None
         self.stats.tokens_computed += num_probes * sum(len(suffixes[i].tokens) for i in rows)
@@ -135,6 +137,15 @@ def padded(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[torch
     return input_ids.to(model.device), there.to(model.device)
 
 
+def kinds(second_at: Sequence[int | None], input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which tokens are of the second text of a pair, for models that tell the two apart."""
+    if not any(second_at):
+        return {}
+    first = torch.tensor([at or input_ids.shape[1] for at in second_at], device=input_ids.device)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return {"token_type_ids": (places >= first[:, None]).long()}
+
+
 def _place(example: Example) -> int:
     assert example.mask_at is not None, "an example of a masked model has a mask"
     return example.mask_at
@@ -146,8 +157,9 @@ def _whole(example: Example) -> Suffix:
     tokens = example.prompt
     targets = tuple((c, 0, candidate[0]) for c, candidate in enumerate(example.candidates))
     return Suffix(
-        tokens, tuple(range(len(tokens))), tuple(range(-1, len(tokens) - 1)), (_place(example),), targets
-    )
+        tokens, tuple(range(len(tokens))), tuple(range(-1, len(tokens) - 1)), (_place(example),), targets,
+        example.second_at,
+    )  # fmt: skip
 
 
 def _of_like_length(rows: list[int], lengths: list[int], num_probes: int) -> Iterator[list[int]]:

@@ -1,4 +1,5 @@
-"""What a run measures on its data before it begins, as its start: LoRA's A (`eva.py`) and a lens (`lens_measuring.py`).
+"""What a run measures on its data before it begins, as its start: LoRA's A (`eva.py`) and a lens (`lens_measuring.py`);
+beside them, what a head that is trained starts from.
 
 An engine that keeps a model of its own, as SGLang's does, has A measured with transformers' model, which is given back
 before its own is loaded.
@@ -17,6 +18,7 @@ from zotune.engine.torch.eva import principal_components
 from zotune.engine.torch.fast import TorchEngine
 from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.loading import load_model
+from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError
 
 logger = logging.getLogger("zotune")
@@ -29,6 +31,11 @@ def measure_start(engine: Any, request: EngineRequest) -> None:
         engine.layers.start_from(principal_components(engine, request.start_from, request.seed))
         took = time.perf_counter() - began
         logger.info("A starts from the principal components of each layer's inputs: %.1f s", took)
+    layers = engine.layers
+    if isinstance(layers, LoraLayers) and layers.head.shapes:
+        start = layers.spec.start.tensors if layers.spec.start else {}
+        if not start.keys() >= layers.head.shapes.keys():
+            layers.start_from(Start.of({**start, **layers.head.start(request.seed)}))
     if "lens" in request.measured:
         lens = measure_lens(engine, request.start_from, request.seed)
         if lens.through:

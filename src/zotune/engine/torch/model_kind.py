@@ -1,4 +1,5 @@
-"""Which kind of language model a model is: a causal one, or a masked one, whose tokens see the whole text."""
+"""Which kind of model a model is: a causal language model, or one whose tokens see the whole text, that is, a masked
+language model, also with a classification head in place of its own."""
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -7,6 +8,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 _PRETRAINED = ("ForMaskedLM", "ForPreTraining")  # how the classes of masked models end
+_CLASSIFIER = "ForSequenceClassification"
 
 
 def is_masked_config(config: PretrainedConfig) -> bool:
@@ -16,9 +18,26 @@ def is_masked_config(config: PretrainedConfig) -> bool:
     named = tuple(config.architectures or ())
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(name.endswith(_PRETRAINED) for name in named)
+    known = (*_PRETRAINED, _CLASSIFIER)
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(name.endswith(known) for name in named)
 
 
-def is_masked(model: PreTrainedModel) -> bool:
-    """Whether a loaded model is a masked language model."""
-    return type(model).__name__.endswith(_PRETRAINED) and not model.config.is_encoder_decoder
+def sees_all(model: PreTrainedModel) -> bool:
+    """Whether a loaded model's tokens see the whole text, by its class."""
+    return not model.config.is_encoder_decoder and (
+        type(model).__name__.endswith(_PRETRAINED) or (is_classifier(model) and is_masked_config(model.config))
+    )
+
+
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a loaded model has a classification head."""
+    return type(model).__name__.endswith(_CLASSIFIER)
+
+
+def head_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """The modules of a classifier that a masked model lacks, or may lack: all that stands beside its base model, and
+    the pooler in that."""
+    base = model.base_model_prefix
+    beside = [name for name, child in model.named_children() if name != base and any(True for _ in child.parameters())]
+    pooler = getattr(model.base_model, "pooler", None)
+    return (*beside, *([f"{base}.pooler"] if pooler is not None else []))

@@ -29,7 +29,7 @@ from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.masked import PlainMaskedPasses
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import sees_all
 from zotune.engine.torch.plain_passes import PlainPasses
 from zotune.engine.torch.rows import Row, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
@@ -74,7 +74,7 @@ class PlainEngine:
         self._spec = spec
         self.scope = "everywhere" if spec is None else spec.scope
         self._identity = weights_identity(model)  # now: training moves weights, and passes lay quantised ones out
-        self._masked = is_masked(model)
+        self._masked = sees_all(model)
         passes = PlainMaskedPasses if self._masked else PlainPasses
         self.passes = passes(model, self.layers, self.stats, self.scope == "activated")
         self._limit = None if self._masked else length_limit(model.config)

@@ -14,13 +14,15 @@ from zotune.zo.protocol import TokenIds
 
 @dataclass(frozen=True)
 class Suffix:
-    """`scored` nodes are those whose next token is asked for; `targets` says what: (candidate, scored index, token)."""
+    """`scored` nodes are those whose next token is asked for; `targets` says what: (candidate, scored index, token).
+    `second_at` is that of the example."""
 
     tokens: tuple[int, ...]
     depths: tuple[int, ...]  # position of each node, counted from the first trunk token
     parents: tuple[int, ...]  # -1 for the first
     scored: tuple[int, ...]
     targets: tuple[tuple[int, int, int], ...]
+    second_at: int | None = None
 
     @property
     def is_chain(self) -> bool:

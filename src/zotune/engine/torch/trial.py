@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from zotune.adapter.spec import AdapterSpec
 from zotune.engine.torch.everywhere import MIN_SHARED
 from zotune.engine.torch.layers import TrainedLayers
-from zotune.engine.torch.model_kind import is_masked
+from zotune.engine.torch.model_kind import is_classifier, sees_all
 from zotune.engine.torch.precision import in_float32, is_half
 from zotune.zo.protocol import Example, Probe, Scores, Theta, TokenIds
 
@@ -47,11 +47,11 @@ class Trial:
 def _batch(model: PreTrainedModel, virtual_tokens: TokenIds) -> list[Example]:
     """Examples of at most 32 tokens: the model's context may be short."""
     vocabulary = model.config.get_text_config().vocab_size
-    masked = is_masked(model)
+    masked = sees_all(model)
     ids = tuple((7 * i + 3) % vocabulary for i in range(31))
     start, invocation = virtual_tokens[:MIN_SHARED] + ids[: MIN_SHARED + 1], ids[17:19]
     if masked:
-        words = tuple((token,) for token in ids[27:31])
+        words = tuple((token,) for token in ((0, 1) if is_classifier(model) else ids[27:31]))
         return [
             Example(start + ids[9:17], (), words, mask_at=len(start)),
             Example(start + ids[25:27], (), words[:2], mask_at=len(start) - 1),
