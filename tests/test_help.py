@@ -15,7 +15,8 @@ FLAGS = (
     "noise", "noise_steps", "noise_blocks", "sparsity", "clip", "tuning", "init_lora_weights", "quantization",
     "adam.beta1", "adamw.eps", "sgd.momentum", "svrg.steps", "es.shaping", "low_rank.rank",
     "seed", "lora_rank", "lora_alpha", "target_modules", "max_length", "eval_steps",
-    "early_stopping_patience", "template", "invocation", "labels", "objective", "dtype", "device", "kv_cache_gb",
+    "early_stopping_patience", "num_per_class",
+    "template", "invocation", "labels", "objective", "dtype", "device", "kv_cache_gb",
     "num_threads", "prompt_tuning.num_virtual_tokens",
 )  # fmt: skip
 

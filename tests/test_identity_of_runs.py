@@ -106,6 +106,7 @@ def test_settings_that_decide_its_numbers_cannot_be_edited(run, name, value):
     ({"invocation": " It is"}, "lora", "training examples"), ({"labels": ["bad", "good"]}, "training examples"),
     ({"max_length": 9}, "training examples"), ({"data_seed": 1}, "training examples", "evaluation examples"),
     ({"max_eval_samples": 3}, "evaluation examples"), ({"max_train_samples": 30}, "training examples"),
+    ({"num_per_class": 4}, "training examples", "evaluation examples"),
 ], ids=lambda changes: " ".join(changes[0]))  # fmt: skip
 def test_nor_those_that_the_journal_knows_by_other_names(run, changes):
     settings, *names = changes

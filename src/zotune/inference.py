@@ -207,7 +207,9 @@ def _demonstrations(config: Config, task: Task, adapter: str | Path | None, sett
 
 def _labelled(config: Config, source: Any, limit: int | None) -> tuple[Task, list[TextExample]]:
     """The task, and the evaluation records in its words."""
-    if source is None and config.train_data is not None:  # what the adapter's run has held out of it
+    if source is None and (
+        config.train_data is not None or config.num_per_class is not None
+    ):  # what the adapter's run has held out of it
         data = load_data(config)
         return data.task, sample_records(data.evaluation, limit, config.data_seed, "eval")
     records = [] if source is None else load_records(source, "--eval-data", "test")
@@ -260,7 +262,7 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
             base, template=None, invocation=None, labels=(), choice_fields=(), label_separator=None, objective=None,
-            fields=(), train_data=None, eval_data=None,
+            fields=(), train_data=None, eval_data=None, num_per_class=None,
         )  # fmt: skip
     return make_config(given, base)
 

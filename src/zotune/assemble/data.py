@@ -10,10 +10,11 @@ from zotune.config.settings import Config
 from zotune.data.chat import in_words
 from zotune.data.demo import demo_path
 from zotune.data.demonstrations import demonstrations_text, draw_demonstrations
+from zotune.data.few_shot import check_can_be_drawn, draw_per_class
 from zotune.data.records import Record, load_records, sample_records, split_records
 from zotune.data.task_choice import choose_task
 from zotune.data.tasks import Task
-from zotune.data.texts import TextExample, expand, to_texts
+from zotune.data.texts import TextExample, expand, labels_of, to_texts
 from zotune.data.unused import unused_fields
 from zotune.errors import InputError
 
@@ -47,32 +48,48 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
     task = task_of(config, train)
+    check_can_be_drawn(config.num_per_class, task)
     own_train, own_eval = own_data(task)
     if not train:
         if own_train is None:
             raise InputError(f"--train-data: task {task.name} has no data set of its own; name a file or data set")
         train = load_records(own_train, "--train-data", task.hub.train if task.hub else "train")
-        eval_source = own_eval if eval_source is None else eval_source
+        if eval_source is None and config.num_per_class is None:
+            eval_source = own_eval
+    evaluation: list[Record] = []
     if eval_source is not None:
         split = task.hub.evaluation if task.hub and eval_source is own_eval else "test"
         evaluation = load_records(eval_source, "--eval-data", split)
-    else:
+    elif config.num_per_class is None:
         if len(train) < 2:
             raise InputError("--train-data: one record cannot be split; give --eval-data too")
         train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
         logger.info("no evaluation data given: %d of the training records are held out for it", len(evaluation))
     names = config.field_names
-    train, evaluation = expand(train, task, names), expand(evaluation, task, names)
+    train, evaluation = expand(train, task, names), expand(evaluation, task, names) if evaluation else []
     for source, records in ((train_source, train), (eval_source, evaluation)):
         if source is not None:
             check_used(records, task, config)
     shown, train = draw_demonstrations(train, config.num_demonstrations, config.data_seed, task)
+    train, evaluation = _drawn(train, evaluation, task, config)
+    demonstrations = demonstrations_text(to_texts(shown, task, names), task)
+    return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names), demonstrations)
+
+
+def _drawn(
+    train: list[Record], evaluation: list[Record], task: Task, config: Config
+) -> tuple[list[Record], list[Record]]:
+    """What is trained on and what is evaluated on; where there is nothing for that yet, some of `train` are."""
+    if (num := config.num_per_class) is not None:
+        labels, hold_out = labels_of(train, task, config.field_names), not evaluation
+        train, others = draw_per_class(train, labels, num, config.data_seed, task, hold_out)
+        if hold_out:
+            evaluation = others
+            logger.info("no evaluation data given: %d training records of each label are held out for it", num)
     train = sample_records(train, config.max_train_samples, config.data_seed, "train")
     if config.max_eval_samples and config.max_eval_samples < len(evaluation):
         logger.info("evaluating on %d of %d records (--max-eval-samples)", config.max_eval_samples, len(evaluation))
-    evaluation = sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
-    demonstrations = demonstrations_text(to_texts(shown, task, names), task)
-    return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names), demonstrations)
+    return train, sample_records(evaluation, config.max_eval_samples, config.data_seed, "eval")
 
 
 def load_demonstrations(config: Config, task: Task) -> str:
@@ -88,7 +105,7 @@ def load_demonstrations(config: Config, task: Task) -> str:
     if source is None:
         raise InputError("--train-data: name the data that --num-demonstrations are to be drawn from")
     records = load_records(source, "--train-data", task.hub.train if task.hub else "train")
-    if config.train_data is not None and config.eval_data is None:
+    if config.train_data is not None and config.eval_data is None and config.num_per_class is None:
         records, _ = split_records(records, HELD_OUT_SHARE, config.data_seed)
     records = expand(records, task, config.field_names)
     shown, _ = draw_demonstrations(records, config.num_demonstrations, config.data_seed, task)

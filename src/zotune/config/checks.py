@@ -28,6 +28,10 @@ def check(config: Fields) -> None:
     """
     check_ranges(config)
     _check_reward(config)
+    if config.num_per_class is not None and config.max_train_samples is not None:
+        raise InputError(
+            "--num-per-class does not go with --max-train-samples: both say how many to train on; take one"
+        )
     method = choose_method(config, config.scope)
     check_tables(config, {**method, "noise": config.noise or "gaussian"})
     _check_method(config, method)
@@ -96,6 +100,8 @@ def _check_reward(config: Fields) -> None:
             )
         if config.num_demonstrations:
             raise InputError("--num-demonstrations does not go with --reward, whose prompts have no answers to show")
+        if config.num_per_class is not None:
+            raise InputError("--num-per-class does not go with --reward, whose prompts have no labels")
         if (config.num_generations or 1) > 1 and config.temperature == 0:
             raise InputError("--num-generations above 1 needs --temperature above 0: else all texts are the same")
         if (config.top_p or 1.0) < 1.0 and not (config.temperature or (config.num_generations or 1) > 1):

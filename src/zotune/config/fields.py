@@ -58,7 +58,7 @@ class Fields:
 
     eval_data: str | None = None
     """The evaluation data, in the same forms as --train-data. Default: the task's own; where --train-data is given, a
-    tenth of it is held out."""
+    tenth of it is held out; with --num-per-class, as many examples of each label as are trained on."""
 
     adapter: str | None = None
     """Go on from this adapter folder, of PEFT or of another run: training starts at its numbers, and its rank, alpha,
@@ -149,8 +149,8 @@ class Fields:
     """Seed of the adapter's start, of the order of the examples and of the directions."""
 
     data_seed: int = 0
-    """Seed of what is held out and of which records --max-train-samples and --max-eval-samples draw. It is apart from
-    --seed, so that runs with different seeds train on the same data."""
+    """Seed of what is held out and of which records --max-train-samples, --num-per-class and --max-eval-samples draw.
+    It is apart from --seed, so that runs with different seeds train on the same data."""
 
     tuning: Tuning | None = None
     """What is trained. `lora` is LoRA. `lora_fa` is LoRA whose A stays frozen. `vera` freezes A and B, which all
@@ -187,6 +187,11 @@ class Fields:
 
     max_train_samples: int | None = None
     """Train on at most this many records, drawn at random by --data-seed. Default: all."""
+
+    num_per_class: int | None = None
+    """Train on this many examples of each label, drawn at random by --data-seed (few-shot, as in MeZO). Without
+    --eval-data as many others of each are held out from the training data, also where the task has evaluation data of
+    its own. Default: no such draw."""
 
     max_eval_samples: int | None = 256
     """Evaluate on at most this many records, drawn at random by --data-seed."""

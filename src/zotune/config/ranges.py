@@ -20,6 +20,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     "early_stopping_patience": (1, MANY),
     "max_train_samples": (1, MANY),
     "max_eval_samples": (1, MANY),
+    "num_per_class": (1, MANY),
     "num_demonstrations": (0, 10**6),
     "num_threads": (1, 65_536),
     "noise_steps": (1, MANY),

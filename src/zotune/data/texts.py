@@ -83,6 +83,15 @@ def to_texts(
     return [_to_text(record, task, names, need_labels) for record in records]
 
 
+def labels_of(records: Sequence[Record], task: Task, names: Mapping[str, str]) -> list[int]:
+    """The label id of each record of a task with label words; `names` as for `to_texts`.
+
+    Raises:
+        InputError: a record has no label, or one that is not among the task's.
+    """
+    return [_label(record, task, {} if task.rows is not None else names) for record in records]
+
+
 def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> TextExample:
     if task.is_chat:
         messages, columns = read_messages(record, _find(record, "messages", names))
