@@ -140,8 +140,8 @@ def test_a_run_is_resumed_on_the_same_examples_and_evaluated_on_those_it_held_ou
     assert durable(tmp_path / "stopped") == durable(whole.run_folder)
     config = _config(whole.adapter, {})
     assert _labelled(config, None, None)[1] == load_data(config).evaluation
-    for settings in ({}, {"num_demonstrations": 2}):
-        assert replace(evaluate(adapter=whole.adapter, **settings), predictions=None) == whole.final
+    for num in (None, 2):
+        assert replace(evaluate(adapter=whole.adapter, num_demonstrations=num), predictions=None) == whole.final
 
 
 def test_another_number_is_another_run(options, tmp_path):

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 from tests.test_templates import DEMO
 from zotune import evaluate
 from zotune.data.demo import demo_path
-from zotune.run.scores import exact_match, macro_f1, mean_best, token_f1
+from zotune.run.scores import exact_match, mean_best, token_f1
+from zotune.zo.objectives import macro_f1
 
 
 def test_macro_f1_is_the_mean_over_labels_that_occur():

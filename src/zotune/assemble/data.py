@@ -10,9 +10,9 @@ from zotune.config.settings import Config
 from zotune.data.chat import in_words
 from zotune.data.demo import demo_path
 from zotune.data.demonstrations import demonstrations_text, draw_demonstrations
-from zotune.data.few_shot import check_can_be_drawn, draw_per_class
+from zotune.data.few_shot import draw_per_class
 from zotune.data.records import Record, load_records, sample_records, split_records
-from zotune.data.task_choice import choose_task
+from zotune.data.task_choice import check_has_labels, choose_task
 from zotune.data.tasks import Task
 from zotune.data.texts import TextExample, expand, labels_of, to_texts
 from zotune.data.unused import unused_fields
@@ -48,7 +48,8 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []
     task = task_of(config, train)
-    check_can_be_drawn(config.num_per_class, task)
+    if config.num_per_class is not None:
+        check_has_labels("--num-per-class", task)
     own_train, own_eval = own_data(task)
     if not train:
         if own_train is None:

@@ -54,7 +54,7 @@ def slope_error(run: Run, engine: Engine, examples: list[Example]) -> float | No
 
     def differences() -> np.ndarray:
         """Of losses, [direction, example]."""
-        losses = run.objective(engine, theta, probes, examples[:NUM_EXAMPLES]).values
+        losses = run.objective.by_example()(engine, theta, probes, examples[:NUM_EXAMPLES]).values
         return losses[1::2] - losses[2::2] if two_sided else losses[1:] - losses[0]
 
     rounded = differences()

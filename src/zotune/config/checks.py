@@ -11,6 +11,7 @@ from zotune.config.tables import check_tables
 from zotune.engine import ENGINES
 from zotune.errors import InputError
 from zotune.zo.estimators import ESTIMATORS
+from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.optimizers import OPTIMIZERS
 from zotune.zo.setting import flag_of
 
@@ -119,7 +120,8 @@ def _check_reward(config: Fields) -> None:
                 f"--objective {config.objective} does not go with --reward {config.reward[0]}, which is the objective"
             )
     wants_gradient = config.estimator in ("lens", "backprop", "jvp")
-    if wants_gradient and (config.reward or config.objective in ("reward", "accuracy")):
+    has_none = config.objective is not None and not OBJECTIVES[config.objective].has_gradient
+    if wants_gradient and (config.reward or has_none):
         what = f"--reward {config.reward[0]}" if config.reward else f"--objective {config.objective}"
         raise InputError(f"--estimator {config.estimator}: {what} has no gradient; take es, or another estimator")
 

@@ -229,8 +229,8 @@ class Fields:
 
     objective: ObjectiveName | None = None
     """The loss: `cross_entropy` over the label words; `token_nll`, the mean negative log-likelihood of the completion's
-    tokens; `accuracy`, the share of wrong answers over the label words, which has no gradient; or `reward`, minus that
-    of --reward. Default: the task's."""
+    tokens; `accuracy`, the share of wrong answers over the label words, or `f1`, 1 - the macro F1 of a batch's answers
+    over the label words, both without a gradient; or `reward`, minus that of --reward. Default: the task's."""
 
     reward: tuple[str, ...] = ()
     """Train on rewards of what the model writes, with no gradient needed: one or more of FILE.py:function or

@@ -21,6 +21,7 @@ from zotune.config.defaults import (
 from zotune.config.fields import ACCURACY, KNOWN_MODELS, Dtype
 from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES
+from zotune.data.task_choice import check_has_labels
 from zotune.data.tasks import Task
 from zotune.errors import InputError
 from zotune.rewards.functions import full_name
@@ -238,6 +239,8 @@ def make_objective(config: Config, task: Task) -> Objective:
     if name == "reward":
         return _reward_objective(config, task)
     objective = OBJECTIVES[name]
+    if objective.needs_same_labels:
+        check_has_labels(f"--objective {name}", task)
     if objective.takes_labels not in (None, task.classifies):
         needs = (
             "label words (--labels) or options (--choice-fields)"

@@ -12,17 +12,6 @@ from zotune.errors import InputError
 from zotune.zo.draws import permutation
 
 
-def check_can_be_drawn(num: int | None, task: Task) -> None:
-    """Refuse a number of examples of each label where there are no such labels.
-
-    Raises:
-        InputError: with the task.
-    """
-    if num is not None and not task.labels:
-        what = "options that each record brings" if task.choice_fields else "no labels"
-        raise InputError(f"--num-per-class needs labels that examples share (--labels); task {task.name} has {what}")
-
-
 def draw_per_class(
     examples: Sequence[T], labels: Sequence[int], num: int, seed: int, task: Task, hold_out: bool
 ) -> tuple[list[T], list[T]]:

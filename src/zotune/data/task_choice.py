@@ -84,6 +84,17 @@ def choose_task(
     return task.prompts_alone
 
 
+def check_has_labels(option: str, task: Task) -> None:
+    """Refuse an option that needs labels which examples share.
+
+    Raises:
+        InputError: with the option and the task.
+    """
+    if not task.labels:
+        what = "options that each record brings" if task.choice_fields else "no labels"
+        raise InputError(f"{option} needs labels that examples share (--labels); task {task.name} has {what}")
+
+
 def _detect(sample: Mapping[str, Any]) -> Task:
     def has(role: str) -> bool:
         return any(alias in sample for alias in ALIASES[role])

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zotune.run.scores import macro_f1
-from zotune.zo.objectives import Objective, Sample, means
+from zotune.zo.objectives import Losses, Objective, Sample, macro_f1, means
 from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
 
 
@@ -37,20 +36,16 @@ def evaluate(
 ) -> Evaluation:
     """Mean objective, and accuracy and macro F1 where every example has a label, at theta."""
     objective = objective.for_evaluation()
-    losses: list[np.ndarray] = []
-    answers: list[Any] = []
-    samples: list[Sample] = []
-    measured: list[Mapping[str, float]] = []
+    found: list[Losses] = []
     for start in range(0, len(examples), batch_size):
-        found = objective(engine, theta, [AT_THETA], examples[start : start + batch_size])
-        losses.append(found.values[0])
-        answers.extend(found.answers[0] if found.answers is not None else ())
-        samples.extend(found.samples)
-        measured.append(found.measured)
-    loss, count = float(np.concatenate(losses).mean()), sum(map(len, losses))
+        found.append(objective(engine, theta, [AT_THETA], examples[start : start + batch_size]))
+    answers = [answer for each in found if each.answers is not None for answer in each.answers[0]]
+    samples = [sample for each in found for sample in each.samples]
+    sizes = [each.values.shape[1] for each in found]
+    loss, count = objective.mean_loss(found, examples), sum(sizes)
     if samples:
-        sizes = [len(of_batch) for of_batch in losses]
-        return Evaluation(None, loss, count, measured=means(measured, sizes), samples=samples)
+        measured = means([each.measured for each in found], sizes)
+        return Evaluation(None, loss, count, measured=measured, samples=samples)
     labels = [example.label for example in examples]
     if any(label is None for label in labels) or len(answers) < len(labels):
         return Evaluation(None, loss, count)

@@ -1,7 +1,5 @@
-"""Scores of answers beside accuracy: macro F1 of labels; token F1 and exact match of texts, as SQuAD defines them.
-
-References: Rajpurkar et al., 2016 (arXiv 1606.05250) for texts; the F1 of a label is 0 where nothing is right, as in
-scikit-learn.
+"""Scores of generated answers: token F1 and exact match, as SQuAD defines them (Rajpurkar et al., 2016, arXiv
+1606.05250).
 """
 
 import re
@@ -13,16 +11,6 @@ import numpy as np
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def macro_f1(labels: Sequence[int | None], answers: Sequence[int]) -> float:
-    """The mean over the labels that occur in either of 2 right / (times expected + times answered)."""
-    right, answered = np.array(labels), np.array(answers)
-    scores = []
-    for label in np.union1d(right, answered):
-        both = np.sum((right == label) & (answered == label))
-        scores.append(2 * both / (np.sum(right == label) + np.sum(answered == label)))
-    return float(np.mean(scores))
 
 
 def exact_match(answer: str, gold: str) -> float:

@@ -21,7 +21,7 @@ from zotune.config.run import choose_max_length, default_dtype
 from zotune.config.settings import Config
 from zotune.engine.torch.loading import load_model
 from zotune.errors import InputError
-from zotune.run.scores import macro_f1
+from zotune.zo.objectives import macro_f1
 from zotune.zo.protocol import Example
 
 FOLDS = 5

@@ -4,6 +4,7 @@ One file for each family. An objective is a choice of `--objective` once it has 
 """
 
 from zotune.zo.objectives.base import Losses, Objective, Sample, means
+from zotune.zo.objectives.f1 import MacroF1, macro_f1
 from zotune.zo.objectives.reward import RewardObjective
 from zotune.zo.objectives.scored import (
     Accuracy,
@@ -20,6 +21,7 @@ __all__ = [
     "Accuracy",
     "CrossEntropy",
     "Losses",
+    "MacroF1",
     "Objective",
     "RewardObjective",
     "Sample",
@@ -27,6 +29,7 @@ __all__ = [
     "TokenNll",
     "candidate_logits",
     "cross_entropy",
+    "macro_f1",
     "means",
     "token_nll",
 ]
@@ -35,5 +38,6 @@ OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": cross_entropy,
     "token_nll": token_nll,
     "accuracy": Accuracy(),
+    "f1": MacroF1(),
     "reward": RewardObjective(),
 }

@@ -45,6 +45,8 @@ class Objective(ABC):
     has_gradient: ClassVar[bool] = False
     takes_labels: ClassVar[bool | None] = None
     """Whether it is for examples with label words, for those without, or for both (None)."""
+    needs_same_labels: ClassVar[bool] = False
+    """Whether it compares examples by their labels, which must then mean the same in all of them."""
 
     def prepared(self, tokenizer: Any) -> "Objective":
         """This objective for a run whose model has that tokenizer; one that reads texts keeps it."""
@@ -53,6 +55,14 @@ class Objective(ABC):
     def for_evaluation(self) -> "Objective":
         """This objective as theta is judged by it, where training has it in another form."""
         return self
+
+    def by_example(self) -> "Objective":
+        """This objective with losses that are the examples' own, to see how far they differ."""
+        return self
+
+    def mean_loss(self, found: Sequence[Losses], examples: Sequence[Example]) -> float:
+        """The loss over `examples`, which the first probe of `found` has scored batch by batch."""
+        return float(np.concatenate([each.values[0] for each in found]).mean())
 
     def close(self) -> None:  # noqa: B027  # nothing to give back is the rule
         """Give back what it holds."""
