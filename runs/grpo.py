@@ -81,7 +81,8 @@ class Record(TrainerCallback):
         line = {
             "task": self._options.task, "method": "grpo", "rate": self._options.rate,
             "modules": self._options.modules, "temperature": self._options.temperature,
-            "reward": self._options.reward, "seed": self._options.seed, "step": step, "seconds": round(self._clock.seconds, 1),
+            "reward": self._options.reward, "seed": self._options.seed, "step": step,
+            "seconds": round(self._clock.seconds, 1),
             "processor_seconds": round(self._clock.processor_seconds, 1),
             "train_reward": sum(rewards) / len(rewards) if rewards else None, "test_reward": self._test(),
         }  # fmt: skip

@@ -140,7 +140,7 @@ def test_logits_of_half_precision_are_not_rounded(normalized):
     found: list[torch.Tensor] = []
     hook = engine.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: found.append(args[0]))
     engine.head.remove()  # ours would come first, and leave nothing
-    engine.head._hook = engine.model.get_output_embeddings().register_forward_pre_hook(engine.head._pick)
+    engine.head._hooks = [engine.model.get_output_embeddings().register_forward_pre_hook(engine.head._pick)]
     scores = engine.score(some_theta(engine), [AT_THETA], BATCH[:1], normalized).log_probs[0, 0]
     hook.remove()
     state = found[-1][0, len(INVOCATION) - 1].double().detach()

@@ -119,7 +119,7 @@ def theta(engine):
 
 
 def examples(count=3):
-    return [Example((1, 40 + index), (), ((),), None, {"n": index}, said=f"prompt {index}") for index in range(count)]
+    return [Example((1, 40 + index), (), ((),), columns={"n": index}, said=f"prompt {index}") for index in range(count)]
 
 
 PROBES = [Probe(seed, sign * 0.5) for seed in (1, 2) for sign in (1, -1)]

@@ -291,9 +291,7 @@ def _load(
     room = max_length if model.context is None else min(max_length, model.context - num_new_tokens)
     if given:
         given.check_fits(model, task, config)
-    encoder = make_encoder(
-        model, task, config, room, spec.scope == "activated", spec.virtual_tokens, demonstrations
-    )
+    encoder = make_encoder(model, task, config, room, spec.scope == "activated", spec.virtual_tokens, demonstrations)
     examples = encode_texts(encoder, texts, "given")
     engine = open_engine(model, config, spec)
     if given:

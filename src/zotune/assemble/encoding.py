@@ -9,7 +9,6 @@ from zotune.data.templates import Encoder
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
-
 AnyEncoder = Encoder | MaskedEncoder | ClassificationEncoder
 
 
@@ -46,9 +45,9 @@ def make_encoder(
     if config.judges_texts:
         raise InputError(f"--reward: {config.model} is a masked model, which writes no texts; take a causal model")
     if model.num_labels is not None:
-        if virtual_tokens:
-            raise InputError("--head classification: a soft prompt has no head that could be trained with it; use lora")
+        if config.tuning in ("full", "prompt_tuning"):
+            raise InputError(
+                f"--head classification: a new head is trained with LoRA, and not with --tuning {config.tuning}"
+            )
         return ClassificationEncoder(model.tokenizer, task, config.field_names, max_length, model.num_embeddings)
-    return MaskedEncoder(
-        model.tokenizer, task, config.field_names, max_length, virtual_tokens, model.num_embeddings
-    )
+    return MaskedEncoder(model.tokenizer, task, config.field_names, max_length, virtual_tokens, model.num_embeddings)

@@ -135,6 +135,10 @@ def find_model(
         )
     tokenizer = tokenizer or load_tokenizer(path, trust)
     found = load_config(path, trust) if loaded is None else loaded.config
+    if ENGINES[config.engine].loads_model and is_masked_config(found):
+        raise InputError(
+            f"--engine {config.engine}: {config.model} is a masked model, which it has not; use --engine torch"
+        )
     return Model(path, found, tokenizer, loaded, trust, _num_labels(config, task, found, loaded))
 
 
@@ -143,10 +147,10 @@ def _num_labels(
 ) -> int | None:
     if config.head == "lm" or task is None:
         return None
-    if not is_masked_config(found):
-        raise InputError(f"--head classification: {config.model} is a causal model, which has its own head; leave it out")
-    if ENGINES[config.engine].loads_model:
-        raise InputError(f"--head classification: --engine {config.engine} has no such heads; use --engine torch")
+    if not (is_masked_config(found) if loaded is None else sees_all(loaded)):
+        raise InputError(
+            f"--head classification: {config.model} is a causal model, which has its own head; leave it out"
+        )
     if not task.labels:
         raise InputError(f"--head classification: task {task.name} has no labels")
     if loaded is not None and not (is_classifier(loaded) and loaded.config.num_labels == len(task.labels)):

@@ -158,7 +158,7 @@ def _lora(settings: Config, encoder: AnyEncoder, model: Model, begun: AdapterSpe
     if settings.adapter is not None and begun is not None:  # its form is the run's
         return begun
     assert settings.tuning
-    task_type = "CAUSAL_LM"
+    task_type: str | None = "CAUSAL_LM"
     if model.is_masked:  # PEFT has no word for masked language models
         task_type = None if model.num_labels is None else "SEQ_CLS"
     return LoraSpec(

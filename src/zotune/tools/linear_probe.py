@@ -1,8 +1,8 @@
 """Linear probing: a logistic regression on what the model's last layer says of each prompt; the model stays as it is.
 
 One of the baselines of MeZO (Malladi et al., 2023). The features are the hidden states that the LM head reads at the
-last token of prompt and invocation, or at the mask, where the label word would be predicted. As in MeZO's released code, scikit-learn's
-LogisticRegressionCV chooses the penalty by cross-validation, without an intercept.
+last token of prompt and invocation, or at the mask, where the label word would be predicted. As in MeZO's released
+code, scikit-learn's LogisticRegressionCV chooses the penalty by cross-validation, without an intercept.
 """
 
 from collections import Counter
@@ -84,7 +84,8 @@ def linear_probe(config: Config) -> LinearProbe:
 
 
 def features(model: PreTrainedModel, examples: Sequence[Example]) -> np.ndarray:
-    """What the LM head reads at the last token of each prompt, or at its mask, float32 [example, width]; each row alone, unpadded."""
+    """What the LM head reads at the last token of each prompt, or at its mask, float32 [example, width]; each row
+    alone, unpadded."""
     states = []
     with torch.inference_mode():
         for example in examples:

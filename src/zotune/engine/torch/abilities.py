@@ -34,7 +34,11 @@ def why_no_tangents(model: PreTrainedModel, layers: TrainedLayers, engine: Engin
         return f"products with quantised weights ({method}) have no derivatives in forward mode"
     probe = Probe(2, 0.0, derivative=True)
     return _why_failed(
-        model, layers, engine, lambda theta: engine.score(theta, [probe], [_trial(model)]), "derivatives in forward mode"
+        model,
+        layers,
+        engine,
+        lambda theta: engine.score(theta, [probe], [_trial(model)]),
+        "derivatives in forward mode",
     )
 
 
@@ -48,11 +52,13 @@ def why_no_gradients(model: PreTrainedModel, layers: TrainedLayers, engine: Engi
 
     def work(theta: Theta) -> None:
         engine.score(theta, [AT_THETA], [_trial(model)])  # after which some layers have weights packed for inference
-        with checked_record(model):
+        with checked_record(model, layers.head.modules if isinstance(layers, LoraLayers) else ()):
             engine.gradient(theta, [_trial(model)], _of_sum)
         if why_no_tangents(model, layers, engine) is None:
             with engine.in_float32() or nullcontext():  # rounding would hide what is left out
-                _check_whole(theta, engine, _trial(model), 0.01 if model.dtype in (torch.float32, torch.float64) else 0.3)
+                _check_whole(
+                    theta, engine, _trial(model), 0.01 if model.dtype in (torch.float32, torch.float64) else 0.3
+                )
 
     reason = _why_failed(model, layers, engine, work, "gradients")
     if reason and method:

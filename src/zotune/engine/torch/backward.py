@@ -6,7 +6,7 @@ and answers how the loss changes with each number of theta: a vector-Jacobian pr
 record: what is held for the way back is that of one pass, however many there are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +68,9 @@ def scores_and_gradient(
 
 
 @contextmanager
-def checked_record(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, a linear layer that passes no gradient back raises. A kernel that was made for inference alone would say
-    zero and no error."""
+def checked_record(model: PreTrainedModel, but: Container[nn.Module] = ()) -> Iterator[None]:
+    """Inside, a linear layer, `but` those, that passes no gradient back raises. A kernel that was made for inference
+    alone would say zero and no error."""
 
     def check(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
         inputs = args[0]
@@ -84,7 +84,7 @@ def checked_record(model: PreTrainedModel) -> Iterator[None]:
         if found is None or not found.any():
             raise TypeError(f"its layers of type {type(module).__name__} pass none back in {inputs.dtype}")
 
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module not in but]
     hooks = [module.register_forward_hook(check, prepend=True) for module in linear]
     try:
         yield

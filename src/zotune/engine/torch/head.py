@@ -1,9 +1,9 @@
 """The language-model head, kept to the positions that are scored, and computed in float32 where that is possible.
 
 A hook in front of the head picks the positions, of masked models before all that their heads consist of, and nothing
-goes through the last layer in the pass: it is applied after it, so many logits at a time. A half-precision logit of 15 is off by up to 0.03, more than a small step changes a loss; so a
-linear head multiplies in float32. Models that do something to logits after the head (found by a trial) are left to
-compute them in the pass.
+goes through the last layer in the pass: it is applied after it, so many logits at a time. A half-precision logit of 15
+is off by up to 0.03, more than a small step changes a loss; so a linear head multiplies in float32. Models that do
+something to logits after the head (found by a trial) are left to compute them in the pass.
 """
 
 from collections.abc import Iterator

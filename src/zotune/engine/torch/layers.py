@@ -21,8 +21,8 @@ class TrainedLayers(ABC):
     belong to a probe; `token_mask` [rows, tokens] keeps an adapter to some of them; with `active` false the model is
     the base model. Nothing of it matters where weights move. `adapted` [rows, tokens] are the tokens that are no
     padding, of those that an adapter is kept to. `num_tokens`, where given, are those of a pass, and those of it that
-    reach the head: a module that is called with others, which belong to no probe, is refused. With `float_stream` what a module gives need not be rounded to its
-    precision.
+    reach the head: a module of several probes that is called with others is refused. With `float_stream` what a module
+    gives need not be rounded to its precision.
     """
 
     shapes: dict[str, tuple[int, ...]]

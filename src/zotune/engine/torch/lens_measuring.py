@@ -147,7 +147,7 @@ class _Measurement:
         try:
             with torch.no_grad():
                 again = visit.again(block, visit.state, attended)
-            with torch.enable_grad(), checked_record(self.engine.model):
+            with torch.enable_grad(), checked_record(self.engine.model, self.layers.head.modules):
                 visit.back(block, torch.ones_like(state).flatten(0, 1), {}, measured)
         except torch.OutOfMemoryError:
             raise

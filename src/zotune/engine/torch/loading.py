@@ -70,7 +70,11 @@ def load_generation_config(model: str, config: PretrainedConfig) -> GenerationCo
 
 
 def load_model(
-    model: str, dtype: str, device: str, trust_remote_code: bool = False, quantization: str | None = None,
+    model: str,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
     num_labels: int | None = None,
 ) -> PreTrainedModel:
     """The language model on `device` in `dtype` (a name of DTYPES), in evaluation mode.
@@ -93,7 +97,9 @@ def load_model(
             output_loading_info=True, ignore_mismatched_sizes=True, **labels, **options,
         )  # fmt: skip
         loaded: PreTrainedModel = result[0]
-        check_weights(model, type(loaded).__name__, result[1] if num_labels is None else without_head(loaded, result[1]))
+        check_weights(
+            model, type(loaded).__name__, result[1] if num_labels is None else without_head(loaded, result[1])
+        )
         keep_dtype(loaded, dtype)
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature

@@ -74,7 +74,9 @@ class Look:
             own = torch.arange(count, device=rows.device) - (count - self.num_asking)
             allowed = (own <= positions[..., None])[:, None]
             return self.keys, self.values, _additive(allowed | (not self.causal), dtype)
-        mask = self.mask.expand(len(positions), -1, self.num_asking, -1).transpose(1, 2)[rows, positions].transpose(1, 2)
+        mask = (
+            self.mask.expand(len(positions), -1, self.num_asking, -1).transpose(1, 2)[rows, positions].transpose(1, 2)
+        )
         return self.keys, self.values, _additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
 
     def _behind_prompts(self, kv: PromptKV) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

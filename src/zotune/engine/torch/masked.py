@@ -79,7 +79,7 @@ class Masked(Everywhere):
         self.layers.num_groups = 1
         self.layers.adapted = there.repeat(num_probes, 1)
         scored = np.tile(self.passes.scored(rows, suffixes), (num_probes, 1))
-        more = {} if bool(there.all()) else {"attention_mask": there.long()}
+        more: dict[str, Any] = {} if bool(there.all()) else {"attention_mask": there.long()}
         more |= kinds([suffixes[i].second_at for i in rows], input_ids)
         self.layers.num_tokens = there.numel() * num_probes, len(scored)
         try:

@@ -24,9 +24,11 @@ def is_masked_config(config: PretrainedConfig) -> bool:
 
 def sees_all(model: PreTrainedModel) -> bool:
     """Whether a loaded model's tokens see the whole text, by its class."""
-    return not model.config.is_encoder_decoder and (
-        type(model).__name__.endswith(_PRETRAINED) or (is_classifier(model) and is_masked_config(model.config))
-    )
+    config, name = model.config, type(model).__name__
+    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        return False
+    known = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return name.endswith(_PRETRAINED) or (is_classifier(model) and known)
 
 
 def is_classifier(model: PreTrainedModel) -> bool:

@@ -27,10 +27,10 @@ from zotune.engine.torch.lens_gradient import Watch, scores_and_lens_gradient, w
 from zotune.engine.torch.limits import length_limit
 from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
-from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.masked import PlainMaskedPasses
 from zotune.engine.torch.model_kind import sees_all
 from zotune.engine.torch.plain_passes import PlainPasses
+from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.rows import Row, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
 from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, same, sees_later_tokens
@@ -246,9 +246,7 @@ class PlainEngine:
         first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
         if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
             raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
-        if not self._masked and sees_later_tokens(
-            self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1
-        ):
+        if not self._masked and sees_later_tokens(self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1):
             raise InputError(
                 f"--model: {name} lets tokens see later ones, as encoders do; zotune needs a causal model, or a masked "
                 "one with its head (AutoModelForMaskedLM)"

@@ -53,7 +53,7 @@ def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, d
         check_targets(model, spec.target_modules)
         raise InputError(f"--target-modules: exclude_modules or layers_to_transform leave no module of {kind}")
     for name, module in chosen.items():
-        if (obstacle := _obstacle(name, module, model, spec)) is not None:
+        if (obstacle := _obstacle(name, module, model)) is not None:
             raise InputError(f"--target-modules: {name} of {type(model).__name__} {obstacle}")
     return spec, chosen
 
@@ -61,7 +61,9 @@ def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, d
 def usual_targets(model: PreTrainedModel) -> tuple[str, ...]:
     """The modules that LoRA adapts where nobody names any: those of its paper, or what PEFT has for this kind of model;
     none where neither is there."""
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
     of_kind = peft_targets(model.config.model_type)
     return next((names for names in (USUAL, of_kind) if names and linear.issuperset(names)), USUAL)
 
@@ -92,7 +94,7 @@ def _all_linear(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, dict[
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head and is_adapted(name, config)
     }
-    obstacles = {name: _obstacle(name, module, model, spec) for name, module in linear.items()}
+    obstacles = {name: _obstacle(name, module, model) for name, module in linear.items()}
     chosen = {name: module for name, module in linear.items() if obstacles[name] is None}
     if not chosen:
         raise InputError(f"--target-modules all-linear: {type(model).__name__} has no linear module to adapt")
@@ -105,10 +107,8 @@ def _all_linear(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, dict[
     return replace(spec, target_modules=tuple(chosen)), chosen
 
 
-def _obstacle(name: str, module: nn.Module, model: PreTrainedModel, spec: LoraSpec) -> str | None:
+def _obstacle(name: str, module: nn.Module, model: PreTrainedModel) -> str | None:
     """Why a module cannot be adapted, in words that go on from its name."""
-    if f"{name}.".startswith(tuple(f"{whole}." for whole in spec.modules_to_save)):
-        return "is part of the head, which is trained whole; leave it out"
     if not isinstance(module, nn.Linear | Conv1D):
         return f"is a {type(module).__name__}; only linear modules can be adapted"
     if module is model.get_output_embeddings():

@@ -38,6 +38,7 @@ class TrainedHead:
         self._num_slots, self._active = num_slots, active
         self._parameters: dict[str, tuple[nn.Module, str]] = {}
         self._deviation = float(getattr(model.config, "initializer_range", 0.02))
+        self.modules: dict[nn.Module, None] = {}
         self._hooks = []
         for name, module in ((f"{top}.{name}".rstrip("."), m) for top in names for name, m in _inside(model, top)):
             if not isinstance(module, nn.Linear | nn.LayerNorm):
@@ -49,6 +50,7 @@ class TrainedHead:
                 tensor = module_tensor_name(name, key)
                 self.shapes[tensor] = tuple(parameter.shape)
                 self._parameters[tensor] = module, key
+            self.modules[module] = None
             self._hooks.append(module.register_forward_hook(self._hook(name)))
 
     def write(self, points: Sequence[Theta]) -> None:
@@ -99,4 +101,3 @@ def _inside(model: PreTrainedModel, top: str) -> list[tuple[str, nn.Module]]:
     """The modules with weights of their own in the module of that name."""
     found = model.get_submodule(top).named_modules()
     return [(name, module) for name, module in found if any(True for _ in module.parameters(recurse=False))]
-

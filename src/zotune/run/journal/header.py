@@ -110,7 +110,11 @@ def _spec(run_folder: Path, lora: dict[str, Any]) -> AdapterSpec:
     begun = None if start is None else Start.read(run_folder, start)
     if "num_virtual_tokens" in lora:
         return PromptSpec(**lora | {"start": begun})
-    given = {name: _tuples(lora[name]) for name in ("target_modules", "invocation_tokens", "matrices", "modules_to_save") if name in lora}
+    given = {
+        name: _tuples(lora[name])
+        for name in ("target_modules", "invocation_tokens", "matrices", "modules_to_save")
+        if name in lora
+    }
     selection = Selection(**{name: _tuples(value) for name, value in lora.get("selection", {}).items()})
     return LoraSpec(**lora | given | {"start": begun, "selection": selection})
 
