@@ -5,6 +5,8 @@ Weights are read from safetensors only, and code that comes with a model runs on
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def load_model(
     own = quantization_method(config)
     options = quantization_options(own, quantization, model, DTYPES[dtype], device)
     transformers.utils.logging.disable_progress_bar()
-    with explained(model):
+    with explained(model), _quiet(num_labels is not None):
         labels = {} if num_labels is None else {"num_labels": num_labels}
         result: Any = _auto_class(config, num_labels).from_pretrained(
             model, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code,
@@ -104,6 +106,18 @@ def load_model(
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
     return loaded.eval()
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Inside, transformers does not report that a new head is new."""
+    before = transformers.utils.logging.get_verbosity()
+    if quiet:
+        transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def check_weights(model: str, kind: str, found: dict[str, Any]) -> None:

@@ -59,13 +59,13 @@ def resolve_targets(model: PreTrainedModel, spec: LoraSpec) -> tuple[LoraSpec, d
 
 
 def usual_targets(model: PreTrainedModel) -> tuple[str, ...]:
-    """The modules that LoRA adapts where nobody names any: those of its paper, or what PEFT has for this kind of model;
-    none where neither is there."""
+    """The modules that LoRA adapts where nobody names any: those of its paper, by whatever name the model has them, or
+    what PEFT has for this kind of model."""
     linear = {
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
     }
-    of_kind = peft_targets(model.config.model_type)
-    return next((names for names in (USUAL, of_kind) if names and linear.issuperset(names)), USUAL)
+    known = (USUAL, peft_targets(model.config.model_type), ("query", "value"))
+    return next((names for names in known if names and linear.issuperset(names)), USUAL)
 
 
 def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
