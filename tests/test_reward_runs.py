@@ -291,6 +291,22 @@ def test_a_run_resumes_and_replays_to_the_bit_with_sampling(train, tmp_path):
     assert all(np.array_equal(theta[name], again[name]) for name in theta)
 
 
+def test_a_run_does_not_go_on_with_answers_that_were_changed_in_between(train, tmp_path):
+    class Stop(zotune.Callback):
+        def on_step_end(self, event):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", callbacks=[Stop()], data=[{"prompt": f"{n} and {n}", "answer": (n, n)} for n in range(20)])
+    kept = tmp_path / "cut/train_data.jsonl"
+    before = kept.read_text()
+    kept.write_text(before.replace("[3, 3]", "[3, 4]"))
+    with pytest.raises(InputError, match=r"was started with other records of (training|evaluation) examples"):
+        resume(tmp_path / "cut", reward_funcs=near_twelve)
+    kept.write_text(before)
+    resume(tmp_path / "cut", reward_funcs=near_twelve)
+
+
 def test_what_was_written_and_measured_is_in_the_run_folder(train):
     result = train(reward=[near_twelve, "length"], reward_weights=[1.0, 0.5])
     lines = read_samples(result.run_folder / "samples.jsonl")

@@ -19,7 +19,7 @@ from zotune.assemble.precision import slopes_hold
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
-from zotune.data.digest import examples_digest
+from zotune.data.digest import columns_digest, examples_digest
 from zotune.data.templates import Encoder
 from zotune.data.texts import TextExample
 from zotune.engine.kind import Measured
@@ -47,9 +47,11 @@ class Parts:
 
     def digests(self, version: int) -> dict[str, str]:
         """What a journal knows the examples by."""
-        return {
-            "training": examples_digest(self.train, version), "evaluation": examples_digest(self.evaluation, version)
-        }  # fmt: skip
+        both = {"training": self.train, "evaluation": self.evaluation}
+        found = {name: examples_digest(examples, version) for name, examples in both.items()}
+        if self.run.config.judges_texts:
+            found |= {f"records of {name}": columns_digest(examples) for name, examples in both.items()}
+        return found
 
 
 def assemble(

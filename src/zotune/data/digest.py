@@ -1,6 +1,8 @@
-"""What a journal knows examples by: a digest of their token ids and labels, in their order."""
+"""What a journal knows examples by: a digest of their token ids and labels, in their order; with rewards, another of
+their records."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 from zotune.zo.protocol import Example
@@ -17,6 +19,11 @@ def examples_digest(examples: Sequence[Example], version: int = EXAMPLES_VERSION
     if version == 1:
         return _sha256("[" + ", ".join(f"Example({text})" for text in texts) + "]")
     return _sha256("\n".join([f"examples {version}", *texts]))
+
+
+def columns_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over the records that the examples were made of, of which rewards may read any column."""
+    return _sha256("\n".join(json.dumps(dict(example.columns), sort_keys=True, default=str) for example in examples))
 
 
 def _sha256(text: str) -> str:
