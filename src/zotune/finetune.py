@@ -69,7 +69,8 @@ def mezo_finetune(
     reward_funcs: RewardFuncs | None = None,
     **settings: Any,
 ) -> Result:
-    """Fine-tune a causal LM with forward passes only (MeZO, arXiv 2305.17333, and its kin) and export a PEFT adapter.
+    """Fine-tune a causal or masked LM with forward passes only (MeZO, arXiv 2305.17333, and its kin), and export an
+    adapter for PEFT.
 
     Args:
         model: hub id, local folder, or a loaded model of transformers (give its `tokenizer` where the model's name

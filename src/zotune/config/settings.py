@@ -8,7 +8,7 @@ from zotune.config.fields import Fields
 
 @dataclass(frozen=True)
 class Config(Fields):
-    """Fine-tune a causal language model with forward passes only. Unless you ask for something else, a LoRA adapter is
+    """Fine-tune a language model with forward passes only. Unless you ask for something else, a LoRA adapter is
     trained.
 
     Raises:

@@ -199,7 +199,7 @@ class Weights(Protocol):
 
 
 class Engine(Protocol):
-    """A causal language model with something to train: an adapter, or its own parameters."""
+    """A language model with something to train: an adapter, or its own parameters."""
 
     @property
     def spec(self) -> Any:
