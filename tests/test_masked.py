@@ -325,7 +325,7 @@ def test_runs_stop_and_go_on_to_the_bit_and_evaluate_as_they_ended(way, folder, 
     assert found.loss == pytest.approx(whole.final.loss, abs=1e-6)
 
 
-@pytest.mark.parametrize("way", ["lens", "head, lens", "head, backprop"])
+@pytest.mark.parametrize("way", ["lens", "prompt tuning", "head, lens", "head, backprop"])
 def test_adapters_give_the_same_numbers_in_peft(way, folder, data, tmp_path):
     ended = mezo_finetune(**settings_of(folder, data, way, tmp_path / "run") | {"learning_rate": 0.1})
     if "head" in way:
@@ -340,7 +340,8 @@ def test_adapters_give_the_same_numbers_in_peft(way, folder, data, tmp_path):
         with torch.no_grad():
             logits = model(**inputs).logits[0]
         if "head" not in way:
-            logits = logits[inputs.input_ids[0].tolist().index(TOKENIZER.mask_token_id)]
+            place = inputs.input_ids[0].tolist().index(TOKENIZER.mask_token_id)
+            logits = logits[place + len(logits) - inputs.input_ids.shape[1]]  # behind a soft prompt
             logits = logits[
                 [TOKENIZER(f" {word}", add_special_tokens=False).input_ids[0] for word in ("terrible", "great")]
             ]
@@ -348,7 +349,7 @@ def test_adapters_give_the_same_numbers_in_peft(way, folder, data, tmp_path):
     assert ended.final is not None
     assert np.mean(losses) == pytest.approx(ended.final.loss, abs=1e-5)
     assert ended.initial is not None
-    assert abs(ended.final.loss - ended.initial.loss) > 1e-3
+    assert abs(ended.final.loss - ended.initial.loss) > 2e-5
 
 
 def test_a_head_learns_where_it_starts_from_nothing(folder, data, tmp_path):
@@ -408,6 +409,25 @@ def test_a_text_with_a_mask_of_its_own_is_refused(folder, tmp_path):
     data.write_text('{"text": "a <mask> film", "label": 0}\n' * 2, "utf-8")
     message = refused(folder, data, tmp_path, train_data=str(data), eval_data=None)
     assert re.search(r"own.jsonl:[12]: the text has the mask token '<mask>' in it", message)
+
+
+def test_an_adapter_with_a_head_wants_a_head_and_one_without_none(folder, data, tmp_path):
+    for way, head, message in (
+        ("head, lens", "lm", "add --head classification"),
+        ("lens", "classification", "has no head"),
+    ):
+        ended = mezo_finetune(**settings_of(folder, data, way, tmp_path / way) | {"num_steps": 1})
+        assert message in refused(folder, data, tmp_path, adapter=str(ended.adapter), head=head)
+        with pytest.raises(InputError, match=message):
+            evaluate(adapter=ended.adapter, head=head, num_threads=1)
+
+
+def test_a_run_goes_on_from_an_adapter_with_a_head(folder, data, tmp_path):
+    first = mezo_finetune(**settings_of(folder, data, "head, lens", tmp_path / "first"))
+    second = mezo_finetune(
+        **settings_of(folder, data, "head, lens", tmp_path / "second") | {"adapter": str(first.adapter)}
+    )
+    assert second.initial == first.final
 
 
 def test_a_causal_model_has_no_mask_and_no_new_head(opt_dir, data, tmp_path):

@@ -140,6 +140,8 @@ def without_head(model: PreTrainedModel, found: dict[str, Any]) -> dict[str, Any
     for name, parameter in model.named_parameters():
         if name in lacking and name.startswith(own):
             parameter.data.zero_()
+    if any(name.startswith(own) for name in lacking):
+        logger.info("head: new, over %d labels (%s has none)", model.config.num_labels, model.config.name_or_path)
     base = f"{model.base_model_prefix}."
     return {
         "missing_keys": [name for name in found["missing_keys"] if not name.startswith(own)],
