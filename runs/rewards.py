@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from page import put
 from reward_tasks import TASKS, records
 
 from zotune import Callback, mezo_finetune
@@ -25,7 +26,10 @@ from zotune.run.metrics import EvalEvent, StepEvent
 from zotune.run.trainer import MeZOTrainer
 
 KEPT = Path(__file__).parents[1] / "docs" / "rewards.jsonl"
-NAMES = {"es": "zotune", "grpo": "GRPO (TRL)"}
+NAMES = {
+    ("es", 1.0): "zotune", ("grpo", 1.0): "GRPO (TRL), temperature 1", ("grpo", 0.7): "GRPO (TRL), temperature 0.7",
+}  # fmt: skip
+EQUAL = 300  # seconds of the processor, at which methods are compared
 
 
 class Record(Callback):
@@ -83,23 +87,25 @@ def train(options: argparse.Namespace) -> None:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Means over seeds of the held-out rewards, in percent, at the start and at the end."""
-    rows = ["| task | method | seeds | before, % | after, % | seconds | steps | peak MiB |", "|---" * 8 + "|"]
+    """Means over seeds of the held-out rewards, in percent: at the start, after about EQUAL seconds, at the end."""
+    names = ("task", "method", "seeds", "before, %", f"about {EQUAL} s, %", "after, %", "seconds", "steps", "peak MiB")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for task in TASKS:
-        for method, name in NAMES.items():
+        for (method, temperature), name in NAMES.items():
             runs: dict[int, list[dict[str, Any]]] = {}
             for line in lines:
-                if (line["task"], line.get("method", "grpo")) == (task, method):
+                own = line.get("method", "grpo"), line.get("temperature", 1.0)
+                if line["task"] == task and own == (method, temperature):
                     runs.setdefault(line["seed"], []).append(line)
             if not runs:
                 continue
             first, last = ([run[place] for run in runs.values()] for place in (0, -1))
+            near = [min(run, key=lambda line: abs(line["processor_seconds"] - EQUAL)) for run in runs.values()]
             after = [100 * line["test_reward"] for line in last]
             spread = f" ± {statistics.stdev(after):.1f}" if len(after) > 1 else ""
             memory = max(line.get("peak_memory_bytes", 0) for line in last) / 2**20
             cells = [
-                task, name, str(len(runs)), f"{100 * statistics.mean(line['test_reward'] for line in first):.1f}",
-                f"{statistics.mean(after):.1f}{spread}",
+                task, name, str(len(runs)), _percent(first), _percent(near), f"{statistics.mean(after):.1f}{spread}",
                 f"{statistics.mean(line['processor_seconds'] for line in last):.0f}",
                 f"{statistics.mean(line['step'] for line in last):.0f}", f"{memory:,.0f}" if memory else "-",
             ]  # fmt: skip
@@ -107,11 +113,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _percent(lines: Sequence[dict[str, Any]]) -> str:
+    return f"{100 * statistics.mean(line['test_reward'] for line in lines):.1f}"
+
+
 def write(page: Path) -> None:
     lines = [json.loads(line) for line in KEPT.read_text("utf-8").splitlines()]
-    before, rest = page.read_text("utf-8").split("<!-- rewards -->\n")
-    after = rest.split("<!-- /rewards -->")[1]
-    page.write_text(f"{before}<!-- rewards -->\n{table(lines)}\n<!-- /rewards -->{after}", "utf-8")
+    put(page, "rewards", table(lines))
 
 
 def value_of(text: str) -> Any:

@@ -71,6 +71,13 @@ class Model:
         return is_masked_config(self.config) if self.loaded is None else sees_all(self.loaded)
 
     @property
+    def task_type(self) -> str | None:
+        """PEFT's word for what it does; there is none for masked language models."""
+        if not self.is_masked:
+            return "CAUSAL_LM"
+        return None if self.num_labels is None else "SEQ_CLS"
+
+    @property
     def context(self) -> int | None:
         """The most tokens it takes, where its configuration says."""
         return masked_context_length(self.structure) if self.is_masked else context_length(self.config)

@@ -93,9 +93,9 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
         begun = adapter.begun_with(settings)
     prompt = None
     if settings.tuning == "prompt_tuning":
-        own = settings_for(settings, "prompt_tuning", PromptSpec)
-        made = PromptSpec(**own, task_type="FEATURE_EXTRACTION" if model.is_masked else "CAUSAL_LM")
+        made = PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
         prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
+        prompt = replace(prompt, task_type="FEATURE_EXTRACTION" if model.is_masked else "CAUSAL_LM")
     assert settings.max_length
     encoder = make_encoder(
         model, data.task, settings, room_for_prompts(settings, settings.max_length),
@@ -158,11 +158,8 @@ def _lora(settings: Config, encoder: AnyEncoder, model: Model, begun: AdapterSpe
     if settings.tuning == "full":
         return None
     if settings.adapter is not None and begun is not None:  # its form is the run's
-        return begun
+        return replace(begun, task_type=model.task_type)
     assert settings.tuning
-    task_type: str | None = "CAUSAL_LM"
-    if model.is_masked:  # PEFT has no word for masked language models
-        task_type = None if model.num_labels is None else "SEQ_CLS"
     return LoraSpec(
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -171,7 +168,7 @@ def _lora(settings: Config, encoder: AnyEncoder, model: Model, begun: AdapterSpe
         peft_type=settings.tuning,
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,
         start=begun.start if begun else None,
-        task_type=task_type,
+        task_type=model.task_type,
         modules_to_save=head_modules(model.structure) if model.num_labels is not None else (),
     )
 
