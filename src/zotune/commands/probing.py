@@ -37,6 +37,9 @@ class LinearProbe:
     data_seed: int = 0
     """Seed of what is drawn from the data."""
 
+    num_per_class: int | None = None
+    """Fit on this many records of each label, as in train; without --eval-data score on as many others."""
+
     num_demonstrations: int = 0
     """Put this many training examples with their answers before every prompt, as in train."""
 
