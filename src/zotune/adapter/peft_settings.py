@@ -61,9 +61,8 @@ def _lora(settings: "_Settings") -> LoraSpec:
         settings.refuse("layers_to_transform", "PEFT takes it only where target_modules is a list")
     if pattern and not layers:
         settings.refuse("layers_pattern", "PEFT takes it only beside layers_to_transform")
-    task_type = settings.task_type()
     whole = settings.names("modules_to_save")
-    if whole and (task_type != "SEQ_CLS" or isinstance(whole, str)):
+    if whole and (settings.get("task_type", "a text", _is_text, None) != "SEQ_CLS" or isinstance(whole, str)):
         settings.refuse("modules_to_save", "zotune trains whole modules as the head of a classifier alone (SEQ_CLS)")
     invocation = settings.get("alora_invocation_tokens", "a list of token ids", _are_ids, None)
     return LoraSpec(
@@ -80,16 +79,13 @@ def _lora(settings: "_Settings") -> LoraSpec:
             alpha_pattern=settings.pattern("alpha_pattern", "finite numbers", _is_number),
             use_rslora=settings.get("use_rslora", "true or false", _is_flag, False),
         ),
-        task_type=task_type,
         modules_to_save=tuple(whole),
     )
 
 
 def _prompt(settings: "_Settings") -> PromptSpec:
     settings.allow("num_transformer_submodules", (None, 1), "a causal language model has one")
-    return PromptSpec(
-        settings.get("num_virtual_tokens", "a whole number above 0", _is_count), task_type=settings.task_type()
-    )
+    return PromptSpec(settings.get("num_virtual_tokens", "a whole number above 0", _is_count))
 
 
 class _Settings:
@@ -118,11 +114,6 @@ class _Settings:
         if not is_right(value):
             self.refuse(name, f"it must be {allowed}")
         return value
-
-    def task_type(self) -> str | None:
-        """The kind of model; where it is not one of zotune's, as in files of causal models by hand, that of PEFT's."""
-        found = self._config.get("task_type")
-        return found if found in (None, "SEQ_CLS", "FEATURE_EXTRACTION") else "CAUSAL_LM"
 
     def names(self, name: str, required: bool = False) -> tuple[str, ...] | str:
         """Names, or a regular expression."""
@@ -158,6 +149,10 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_flag(value: Any) -> bool:

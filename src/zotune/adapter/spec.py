@@ -35,7 +35,8 @@ class LoraSpec:
 
     `target_modules` are names, or one regular expression as a text. Forms that freeze something have its seed, and the
     names and shapes of LoRA's matrices, which the engine fills in. `start` holds what is not drawn from the seed.
-    `task_type` and `modules_to_save`, the modules that are trained whole, are PEFT's.
+    `modules_to_save`, the modules that are trained whole, and `task_type` are PEFT's; of an adapter that was read the
+    latter is the model's to say.
     """
 
     rank: int
