@@ -32,7 +32,7 @@ NUM_TESTED = 500
 TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "sst2": (512, ()),
     "mr": (512, ()),
-    "trec": (64, ("ABBR=short", "ENTY=thing", "DESC=description", "HUM=person", "LOC=place", "NUM=number")),
+    "trec": (40, ("ABBR=short", "ENTY=thing", "DESC=description", "HUM=person", "LOC=place", "NUM=number")),
 }
 OBJECTIVES = ("cross_entropy", "accuracy")
 HEADS = {"lm": "its own", "classification": "new"}
