@@ -130,6 +130,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     objective = objective_name(config, task)
     has_gradient = OBJECTIVES[objective].has_gradient
     usual = choose_method(config, scope, lens=facts.writers is not None and has_gradient)
+    study = "our study of causal models" if facts.masked else "our study"
     if config.estimator == "backprop":
         why = "what backpropagation of an adapter usually takes"
     elif config.tuning == "full":
@@ -137,9 +138,9 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
     elif config.judges_texts:
         why = "what trains on rewards here, where there is no gradient"
     elif usual["estimator"] == "lens":
-        why = "the gradient at the memory of inference: the best in our study"
+        why = f"the gradient at the memory of inference: the best in {study}"
     else:
-        why = f"the best in our study for scope {scope}"
+        why = f"the best in {study} for scope {scope}"
     method = {name: choose(name, value, why) for name, value in usual.items()}
     if method["tuning"] == "full" and facts.quantization:
         raise InputError(
