@@ -3,8 +3,8 @@
     python runs/pretrain_masked_model.py --text-dir imdb_texts --output-dir output/masked_model
 
 A RoBERTa with its norms in front (RobertaPreLayerNormForMaskedLM) has the same blocks as OPT, so it starts from the
-weights of the demo's model (4.3M parameters, see pretrain_demo_model.py) and learns to fill in masks. From random
-weights a model of this size learnt nothing but how often words are in 1,500 steps. The text is that of the IMDB reviews
+weights of the demo's model (4.3M parameters, see pretrain_demo_model.py) and learns to fill in masks; docs/decisions.md
+says why not from random ones. The text is that of the IMDB reviews
 (Maas et al. 2011): the files unsup and train, copied to a folder of their own; their labels are unused. Whole words are
 masked, 1 of 4, of whose tokens 8 of 10 become the mask and 1 another token (Devlin et al. 2019; Wettig et al. 2023 for
 so many). The state is kept every so many steps, and the same command goes on from there. The model is written each

@@ -261,6 +261,7 @@ def test_the_lens_has_the_gradient_of_the_last_block_in_rows_of_any_length(famil
     weights = np.random.default_rng(0).normal(size=(len(BATCH), 3))
     _, exact = engine.gradient(theta, BATCH, lambda scores: weights)
     names = [name for name in exact if "2." in name and "lora_B" in name]
+    assert names
     for made in (engine, engine.plain):
         _, found = made.lens_gradient(theta, BATCH, lambda scores: weights)
         for name in names[-1:]:
@@ -397,6 +398,7 @@ def refused(folder: Path, data: Path, tmp_path: Path, **settings: Any) -> str:
         ({"max_length": 6}, "reviews.jsonl:[0-9]+: the template alone has"),
         ({"head": "classification", "estimator": "jvp"}, "--estimator jvp: the weights of a classification head"),
         ({"head": "classification", "tuning": "full"}, "--head classification: a new head is trained with LoRA"),
+        ({"head": "classification", "invocation": " It was"}, "--invocation: a classification head reads no"),
         ({"head": "classification", "template": "{text} {mask}"}, "--template: a classification head reads no {mask}"),
     ],
 )  # fmt: skip

@@ -45,6 +45,8 @@ def make_encoder(
     if config.judges_texts:
         raise InputError(f"--reward: {config.model} is a masked model, which writes no texts; take a causal model")
     if model.num_labels is not None:
+        if config.invocation:
+            raise InputError("--invocation: a classification head reads no label words that it could stand before")
         if config.tuning in ("full", "prompt_tuning"):
             raise InputError(
                 f"--head classification: a new head is trained with LoRA, and not with --tuning {config.tuning}"
