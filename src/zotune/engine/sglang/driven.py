@@ -14,6 +14,11 @@ from zotune.engine.torch.token_choice import TokenChoice
 _SCHEDULER = "sglang.srt.managers.scheduler:Scheduler."
 _REQ = "sglang.srt.managers.schedule_batch:Req."
 NAMES = (
+    "sglang.srt.plugins:load_plugins",
+    "sglang.srt.runtime_context:publish",
+    "sglang.srt.runtime_context:SpawnRanks",
+    "sglang.srt.server_args:ServerArgs.resolve_once",
+    "sglang.srt.server_args:PortArgs",
     "sglang.srt.managers.scheduler_components.ipc_channels:SchedulerIpcChannels",
     "sglang.srt.managers.scheduler_components.output_sender:SenderWrapper",
     "sglang.srt.managers.scheduler_components.output_streamer:SchedulerOutputStreamer.stream_output",
@@ -24,7 +29,29 @@ NAMES = (
 )
 
 
-def scheduler_class() -> Any:
+def own_scheduler(options: dict[str, Any], rank: int, port: int) -> Any:
+    """A scheduler of our own.
+
+    Args:
+        options: fields of SGLang's ServerArgs.
+    """
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.runtime_context import SpawnRanks, publish
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+    load_plugins()
+    arguments = ServerArgs(**options)
+    arguments.resolve_once()
+    gpu_id = arguments.base_gpu_id + rank * arguments.gpu_id_step
+    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=gpu_id))
+    ports = PortArgs(
+        tokenizer_ipc_name="", scheduler_input_ipc_name="", detokenizer_ipc_name="", nccl_port=port,
+        rpc_ipc_name="", metrics_ipc_name="", tokenizer_worker_ipc_name=None, decoupled_spec_ipc_config=None,
+    )  # fmt: skip
+    return _scheduler_class()(arguments, ports)
+
+
+def _scheduler_class() -> Any:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
     from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
@@ -56,6 +83,7 @@ def request_class() -> Any:
 
     class Request(Req):
         max_cached: int | None = None
+        is_training = True
 
         def _compute_max_prefix_len(self, input_len: int) -> int:
             most = super()._compute_max_prefix_len(input_len)

@@ -1,21 +1,23 @@
-"""SGLang's own scheduler in this process, without its event loop, its sockets and its detokenizer.
+"""SGLang's scheduler, driven by hand.
 
-`Driver` builds the scheduler (`driven`), and with it the model, the LoRA slots, the radix tree and the memory pools,
-and then calls the three steps of its loop by hand: choose a batch, run it, take in the result. Chunked prefill,
-eviction and retraction are SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same
-decisions. More may be asked for while requests run (`go_on`): what `Driver` is given then joins the batch.
+`Driver` has a scheduler, and with it the model, the LoRA slots, the radix tree and the memory pools, and calls the
+three steps of its loop: choose a batch, run it, take in the result. Chunked prefill, eviction and retraction are
+SGLang's. Every rank of a tensor-parallel group runs the same calls and so takes the same decisions. More may be asked
+for while requests run (`go_on`): what `Driver` is given then joins the batch. The scheduler is one of our own
+(`driven`), or that of a server (`live.driver`).
 """
 
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from zotune.engine.sglang.driven import request_class, sampler_class, scheduler_class
-from zotune.engine.sglang.jobs import Counts, Job, VisitedTokens
+from zotune.engine.sglang.driven import request_class, sampler_class
+from zotune.engine.sglang.jobs import Counts, Job, Passes, VisitedTokens
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
@@ -24,11 +26,6 @@ _SCHEDULER = "sglang.srt.managers.scheduler:Scheduler."
 _REQ = "sglang.srt.managers.schedule_batch:Req."
 _TREE = "sglang.srt.mem_cache.base_prefix_cache:"
 NAMES = (
-    "sglang.srt.plugins:load_plugins",
-    "sglang.srt.runtime_context:publish",
-    "sglang.srt.runtime_context:SpawnRanks",
-    "sglang.srt.server_args:ServerArgs.resolve_once",
-    "sglang.srt.server_args:PortArgs",
     _SCHEDULER + "get_next_batch_to_run",
     _SCHEDULER + "run_batch",
     _SCHEDULER + "process_batch_result",
@@ -46,27 +43,13 @@ NAMES = (
 
 
 class Driver:
-    """One rank. `options` are fields of SGLang's ServerArgs; `lora_ids` name the slots, None the bare model."""
+    """One rank. `lora_ids` name the slots, None the bare model."""
 
-    def __init__(self, options: dict[str, Any], rank: int, port: int, lora_ids: Sequence[str | None]) -> None:
-        from sglang.srt.plugins import load_plugins
-        from sglang.srt.runtime_context import SpawnRanks, publish
-        from sglang.srt.server_args import PortArgs, ServerArgs
-
-        load_plugins()
-        arguments = ServerArgs(**options)
-        arguments.resolve_once()
-        gpu_id = arguments.base_gpu_id + rank * arguments.gpu_id_step
-        publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=gpu_id))
-        ports = PortArgs(
-            tokenizer_ipc_name="", scheduler_input_ipc_name="", detokenizer_ipc_name="", nccl_port=port,
-            rpc_ipc_name="", metrics_ipc_name="", tokenizer_worker_ipc_name=None, decoupled_spec_ipc_config=None,
-        )  # fmt: skip
-        self.scheduler: Any = scheduler_class()(arguments, ports)
+    def __init__(self, scheduler: Any, lora_ids: Sequence[str | None]) -> None:
+        self.scheduler = scheduler
         self.lora_ids = lora_ids
         self.request_class: Any = request_class()
         self.sampler: Any = sampler_class()()
-        self.runner.sampler = self.sampler
         self.counts = Counts()
         self.before_pass: Callable[[list[VisitedTokens]], None] | None = None
         self._number = 0
@@ -106,18 +89,39 @@ class Driver:
         for lock in locks:
             self.scheduler.tree_cache.unlock(lock)
 
+    def namespace(self, name: str) -> str:
+        """Where in the tree something lies under that name until `flush`."""
+        return f"zotune-{name}"
+
     def flush(self) -> None:
         """Forget everything that is cached."""
         assert self.scheduler.flush_cache(empty_cache=False), "requests are still running"
 
+    # ---- the scheduler, and others who use it -----------------------------------------------------------------------
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Inside, the scheduler's queues and batches are ours."""
+        return nullcontext()
+
+    @property
+    def most_in_pass(self) -> int:
+        """How many tokens a pass may have."""
+        return self.scheduler.chunked_prefill_size or sys.maxsize
+
+    def may_wait(self) -> bool:
+        """Whether what does not run now may run later, when others have gone."""
+        return False
+
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[Job]) -> Passes[None]:
         """Run all to their end; SGLang packs them into batches as its memory and limits allow."""
         for some in [jobs] if self.before_pass is None else self._whole_in_passes(jobs):
-            self._run(some)
+            yield from self._run(some)
 
-    def go_on(self, jobs: Sequence[Job], choice: TokenChoice, ended: Callable[[Sequence[Job]], Sequence[Job]]) -> None:
+    def go_on(
+        self, jobs: Sequence[Job], choice: TokenChoice, ended: Callable[[Sequence[Job]], Sequence[Job]]
+    ) -> Passes[None]:
         """Run jobs that write texts, and those that follow them, in one batch.
 
         Args:
@@ -125,13 +129,13 @@ class Driver:
         """
         self.sampler.choice = choice
         try:
-            self._run(jobs, ended)
+            yield from self._run(jobs, ended)
         finally:
             self.sampler.choice = None
 
     def _whole_in_passes(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """So many jobs at a time that SGLang's limit of tokens in a pass cuts none in two."""
-        most, some, size = self.scheduler.chunked_prefill_size or sys.maxsize, list[Job](), 0
+        most, some, size = self.most_in_pass, list[Job](), 0
         for job in jobs:
             if some and size + len(job.tokens) > most:
                 yield some
@@ -141,29 +145,38 @@ class Driver:
         yield some
 
     @torch.inference_mode()
-    def _run(self, jobs: Sequence[Job], ended: Callable[[Sequence[Job]], Sequence[Job]] | None = None) -> None:
-        scheduler = self.scheduler
+    def _run(self, jobs: Sequence[Job], ended: Callable[[Sequence[Job]], Sequence[Job]] | None = None) -> Passes[None]:
         self._started: set[str] = set()
         unfinished: dict[str, tuple[Any, Job]] = {}
-        self._add(jobs, unfinished)
+        with self.turn():
+            self._add(jobs, unfinished)
         while True:
-            plan = scheduler.get_next_batch_to_run(
-                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
-            )
-            scheduler.running_batch, batch = plan.running_batch, plan.batch_to_run
-            scheduler.cur_batch_for_debug = batch
-            if batch is None:
-                scheduler.last_batch = None
+            with self.turn():
+                done = self._pass(unfinished)
+                if done and ended:
+                    self._add(ended(done), unfinished)
+            if done is None and not (unfinished and self.may_wait()):
                 break
-            self._run_batch(batch, unfinished)
-            scheduler.last_batch = batch
-            done = [self._take(request, unfinished) for request in batch.reqs if request.finished()]
-            if done and ended:
-                self._add(ended(done), unfinished)
+            yield
         if unfinished:
             request, job = next(iter(unfinished.values()))
-            scheduler.waiting_queue = []
+            with self.turn():
+                self.scheduler.waiting_queue = []
             raise InputError(self._too_long(job, request))
+
+    def _pass(self, unfinished: dict[str, tuple[Any, Job]]) -> list[Job] | None:
+        """Run the next batch; the jobs that it brought to their end, None where nothing is left that runs."""
+        batch = self._next_batch()
+        if batch is not None:
+            self._run_batch(batch, unfinished)
+        self.scheduler.last_batch = batch
+        return None if batch is None else [self._take(req, unfinished) for req in batch.reqs if req.finished()]
+
+    def _next_batch(self) -> Any:
+        scheduler = self.scheduler
+        plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
+        scheduler.running_batch, scheduler.cur_batch_for_debug = plan.running_batch, plan.batch_to_run
+        return plan.batch_to_run
 
     def _add(self, jobs: Sequence[Job], unfinished: dict[str, tuple[Any, Job]]) -> None:
         for job in jobs:
@@ -211,6 +224,8 @@ class Driver:
                 np.array([len(request.output_ids) for request, _ in texts]),
             )
         result = scheduler.run_batch(batch)
+        if self.before_pass is not None:
+            self.before_pass([])  # what others run now is nobody's
         if scored:
             rows = [index for index, _, _ in scored]
             last = _log_probs(result.logits_output.next_token_logits[rows], [job.token_ids for _, _, job in scored])

@@ -15,6 +15,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from zotune.adapter.spec import LoraSpec
+from zotune.engine.sglang.live.arrival import Arrival
+from zotune.engine.sglang.live.server_rank import ServerRank
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.options import check_options, server_options
@@ -41,6 +43,7 @@ class SglangEngine:
         spec: the form of the adapter; without target modules the engine is the bare model.
         num_probes: how many probes a step has; as many slots are made, up to MAX_SLOTS. More go in turns.
         options: SGLang's own options, by the names of its ServerArgs.
+        server: the socket of a server's scheduler (`live`), which then does the work, with its own options.
 
     Raises:
         InputError: SGLang is absent or another version, or cannot run this model, adapter or option.
@@ -59,6 +62,7 @@ class SglangEngine:
         num_probes: int = 2,
         trust_remote_code: bool = False,
         options: Mapping[str, Any] | None = None,
+        server: str | None = None,
     ) -> None:
         options = dict(options or {})
         check()
@@ -72,25 +76,30 @@ class SglangEngine:
         self.counts: Any = None  # SGLang's own: forward passes, tokens computed, tokens served from its cache
         self._last_theta: Theta | None = None
         self._version = 0
-        slots = options.pop("max_loras_per_batch", None)
-        num_slots = 0 if not shapes else max(1, int(slots) - 1) if slots else min(num_probes, MAX_SLOTS)
-        self._matrices = matrices = dict(spec.matrices) or shapes
-        targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in matrices})
-        served = server_options(
-            options, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, rank=spec.rank,
-            target_modules=targets, num_slots=num_slots, max_tokens=_default_tokens(config, dtype, device),
-        )  # fmt: skip
-        num_ranks = int(options.get("tp_size", 1))
-        self._ranks: list[RankProcess] = []
+        self._matrices = dict(spec.matrices) or shapes
+        self._ranks: list[RankProcess | ServerRank] = []
         size = max(4 * sum(_count(shape) for shape in shapes.values()), 1)
         theta_file = os.memfd_create("zotune-theta")
         os.truncate(theta_file, size)
         try:
             self._theta = mapped_theta(theta_file, shapes, writable=True)
-            port = free_port()
-            for rank in range(num_ranks):
-                start = RankStart(rank, port, served, spec, shapes, num_slots, os.getpid())
-                self._ranks.append(RankProcess(start, theta_file, cpu.cores_of_ranks(num_ranks)))
+            if server is None:
+                slots = options.pop("max_loras_per_batch", None)
+                num_slots = 0 if not shapes else max(1, int(slots) - 1) if slots else min(num_probes, MAX_SLOTS)
+                targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in self._matrices})
+                served = server_options(
+                    options, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
+                    rank=spec.rank, target_modules=targets, num_slots=num_slots,
+                    max_tokens=_default_tokens(config, dtype, device),
+                )  # fmt: skip
+                num_ranks, port = int(options.get("tp_size", 1)), free_port()
+                for rank in range(num_ranks):
+                    start = RankStart(rank, port, served, spec, shapes, num_slots, os.getpid())
+                    self._ranks.append(RankProcess(start, theta_file, cpu.cores_of_ranks(num_ranks)))
+            else:
+                self._ranks.append(ServerRank(server))
+                theta = f"/proc/{os.getpid()}/fd/{theta_file}"
+                self._ranks[0].send(("arrive", (Arrival(spec, shapes, theta, num_probes, model, dtype),)))
             self.capacity: int = self._answers()["capacity"]
         except BaseException:
             self.close()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zotune.engine.sglang.driver import Driver
-from zotune.engine.sglang.jobs import Job
+from zotune.engine.sglang.jobs import Job, Passes
 from zotune.engine.sglang.rows import common_prefix
 from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
@@ -31,17 +31,17 @@ class HeldPrompts:
             held.add(prompt)
         return chunks
 
-    def hold(self, prompts: Sequence[TokenIds]) -> list[Any]:
+    def hold(self, prompts: Sequence[TokenIds]) -> Passes[list[Any]]:
         """Every prompt's KV in the base namespace, computed by the base model, and locked there."""
         locks: list[Any] = []
         missing = self._lock_cached(dict.fromkeys(filter(None, prompts)), locks)
         if missing:
             shared = common_prefix(missing) if len(missing) > 1 else ()
             if len(shared) >= MIN_SHARED:
-                self.driver.run([Job(shared, keep=True)])
-            self.driver.run([Job(prompt, keep=True) for prompt in missing])
+                yield from self.driver.run([Job(shared, keep=True)])
+            yield from self.driver.run([Job(prompt, keep=True) for prompt in missing])
             for prompt in self._lock_cached(missing, locks):  # evicted by those that came after it
-                self.driver.run([Job(prompt, keep=True)])
+                yield from self.driver.run([Job(prompt, keep=True)])
                 if self._lock_cached([prompt], locks):
                     self.driver.unlock(locks)
                     raise InputError(

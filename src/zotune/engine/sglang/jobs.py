@@ -1,14 +1,30 @@
 """What SGLang is asked to run, and what it counts while it does.
 
-A job carries three things that SGLang's own requests do not: how many of its first tokens may come from the tree, in
-which namespace of it they lie, and whether they enter it.
+Work is done pass by pass (`Passes`): in a server that has users, theirs come in between. A job carries three things
+that SGLang's own requests do not: how many of its first tokens may come from the tree, in which namespace of it they
+lie, and whether they enter it.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from zotune.engine.sglang.rows import Row
 from zotune.zo.protocol import TokenIds
+
+T = TypeVar("T")
+Passes = Generator[None, None, T]
+"""Work that stops after each pass of the model, and gives a T at its end."""
+
+
+def finished(passes: Passes[T]) -> T:
+    """What work gives that nothing else comes between."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 @dataclass

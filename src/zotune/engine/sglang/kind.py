@@ -1,11 +1,13 @@
 """SGLang as a kind of engine: what it cannot serve, its options, and one engine or a pool of several."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
 from zotune.engine.sglang import options as sglang_options
+from zotune.engine.sglang.live.arrival import SOCKET
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError, NoLens
 from zotune.zo.protocol import Engine
@@ -72,6 +74,11 @@ class SglangKind(EngineKind):
 
             start = start_alone(replace(request, measured=frozenset({"eva"})))
             request = replace(request, spec=replace(request.spec, start=start), start_from=())
+        if server := os.environ.get(SOCKET):
+            return SglangEngine(
+                request.model, request.config, request.spec, dtype=request.dtype, device=request.device,
+                num_probes=request.num_probes, trust_remote_code=request.trust_remote_code, server=server,
+            )  # fmt: skip
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.peft_rules import rank_and_scaling
 from zotune.adapter.spec import LoraSpec, tensor_name
-from zotune.engine.sglang.jobs import VisitedTokens
+from zotune.engine.sglang.jobs import Passes, VisitedTokens
 from zotune.engine.sglang.slots import Slots
 from zotune.engine.sglang.visits import FORMS, Seen, Watch
 from zotune.errors import InputError
@@ -52,7 +52,7 @@ class LensGradient:
         blocks: Any = model.get_submodule(form.blocks)
         self.blocks = list(blocks)
         self.last_norm = model.get_submodule(form.last_norm)
-        self.head: Any = model.lm_head
+        self.head = _base(model.lm_head)
         self.device = next(self.last_norm.parameters()).device
         self.modules: dict[int, list[str]] = {}  # by block
         for module in {module_of(name): None for name in slots.places}:
@@ -62,7 +62,7 @@ class LensGradient:
         self.watch = Watch(form, self.blocks, self.last_norm, runner)
         self._checked = False
 
-    def gradient(self, theta: Theta, cotangents: np.ndarray) -> dict[str, np.ndarray]:
+    def gradient(self, theta: Theta, cotangents: np.ndarray) -> Passes[dict[str, np.ndarray]]:
         """Of sum(cotangents * log_probs) for what is trained of A and B, at the theta of the passes that were watched.
 
         Args:
@@ -72,20 +72,31 @@ class LensGradient:
             InputError: SGLang's passes are not of the form that the way back has.
         """
         found = {name: np.zeros(shape, dtype=np.float32) for name, shape in self.slots.shapes.items()}
-        adapters = self._adapters(theta)
-        with torch.inference_mode(False), torch.enable_grad():
-            for seen in map(_outside_inference, self.watch.seen):
-                self._check(seen, adapters)
-                for module, of_output, inputs in self._back(seen, self._at_the_top(seen, cotangents), adapters):
-                    scaling, (a, b) = rank_and_scaling(module, self.spec)[1], adapters[module]
-                    key_a, key_b = tensor_name(module, "A"), tensor_name(module, "B")
-                    low = self._whole(key_a, inputs @ a.T)
-                    found[key_b] += scaling * (of_output.T @ low).cpu().numpy()
-                    if key_a in found:
-                        own = self.slots.in_all_columns(key_a, (of_output @ b).T @ inputs)
-                        found[key_a] += scaling * self._whole(key_a, own).cpu().numpy()
-        self.watch.seen = []
+        watched, self.watch.seen = self.watch.seen, []
+        for seen in watched:
+            steps = self._modules(seen, cotangents, self._adapters(theta), found)
+            while True:
+                with torch.inference_mode(False), torch.enable_grad():
+                    if next(steps, "end") == "end":
+                        break
+                yield
         return found
+
+    def _modules(
+        self, seen: Seen, cotangents: np.ndarray, adapters: Adapters, found: dict[str, np.ndarray]
+    ) -> Iterator[None]:
+        """Add what a batch gives to the gradients that are found, module by module."""
+        seen = _outside_inference(seen)
+        self._check(seen, adapters)
+        for module, of_output, inputs in self._back(seen, self._at_the_top(seen, cotangents), adapters):
+            scaling, (a, b) = rank_and_scaling(module, self.spec)[1], adapters[module]
+            key_a, key_b = tensor_name(module, "A"), tensor_name(module, "B")
+            low = self._whole(key_a, inputs @ a.T)
+            found[key_b] += scaling * (of_output.T @ low).cpu().numpy()
+            if key_a in found:
+                own = self.slots.in_all_columns(key_a, (of_output @ b).T @ inputs)
+                found[key_a] += scaling * self._whole(key_a, own).cpu().numpy()
+            yield
 
     def _adapters(self, theta: Theta) -> Adapters:
         matrices, adapters = lora_matrices(theta, self.spec), {}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.held_prompts import MIN_SHARED, HeldPrompts
-from zotune.engine.sglang.jobs import Job, Text
+from zotune.engine.sglang.jobs import Job, Passes, Text
 from zotune.engine.sglang.rows import common_prefix
 from zotune.engine.torch.token_choice import TokenChoice
 from zotune.zo.protocol import Example, Sampling, TokenIds
@@ -47,23 +47,23 @@ class Population:
         shared = common_prefix([start[:-1] for start in starts]) if len(prompts) > 1 and held is None else ()
         self._shared = shared if len(shared) >= MIN_SHARED else ()
 
-    def texts(self, num_members: int) -> list[list[TokenIds]]:
+    def texts(self, num_members: int) -> Passes[list[list[TokenIds]]]:
         """What each prompt goes on with under each member: [member][prompt], stop tokens left out."""
         found: list[list[TokenIds]] = [[()] * len(self.prompts) for _ in range(num_members)]
         choice = TokenChoice(self.sampling, self.sampling.row_seeds(len(self.prompts)), KEPT_NOISE_BYTES)
         if self.held is None:
-            self._go_on(range(len(self.prompts)), choice, found)
+            yield from self._go_on(range(len(self.prompts)), choice, found)
             self.driver.flush()
             return found
         for chunk in self.held.chunks([example.prompt for example in self.prompts]):
-            locks = self.held.hold([self.prompts[i].prompt for i in chunk])
+            locks = yield from self.held.hold([self.prompts[i].prompt for i in chunk])
             try:
-                self._go_on(chunk, choice, found)
+                yield from self._go_on(chunk, choice, found)
             finally:
                 self.driver.unlock(locks)
         return found
 
-    def _go_on(self, chunk: Sequence[int], choice: TokenChoice, found: list[list[TokenIds]]) -> None:
+    def _go_on(self, chunk: Sequence[int], choice: TokenChoice, found: list[list[TokenIds]]) -> Passes[None]:
         """All members with some of the prompts."""
         waiting = deque(range(len(found)))
         unwritten: dict[int, int] = {}  # of each member that has a slot, how many texts are not done
@@ -90,7 +90,7 @@ class Population:
                     free.append(job.slot)
             return more + take(free)
 
-        self.driver.go_on(take(self.slots), choice, ended)
+        yield from self.driver.go_on(take(self.slots), choice, ended)
         assert not any(unwritten.values())
         assert not waiting
 
@@ -99,7 +99,7 @@ class Population:
         if not self._shared:
             return self._rest(slot, member, chunk)
         text = Text(member, chunk[0], 0, ())
-        return [Job(self._shared, slot=slot, namespace=_namespace(member), keep=True, text=text)]
+        return [Job(self._shared, slot=slot, namespace=self._namespace(member), keep=True, text=text)]
 
     def _rest(self, slot: int, member: int, chunk: Sequence[int]) -> list[Job]:
         return [self._job(slot, member, index) for index in chunk]
@@ -108,14 +108,13 @@ class Population:
         example, stop = self.prompts[index], self.sampling.stop_token_ids
         tokens, text = example.prompt + example.invocation, Text(member, index, self.sampling.max_new_tokens, stop)
         if self.held is None:
-            return Job(tokens, slot=slot, namespace=_namespace(member), text=text)
+            return Job(tokens, slot=slot, namespace=self._namespace(member), text=text)
         return Job(tokens, slot=slot, max_cached=min(len(example.prompt), len(tokens) - 1), exact=True, text=text)
 
     def _until_stop(self, tokens: TokenIds) -> TokenIds:
         ends = [place for place, token in enumerate(tokens) if token in self.sampling.stop_token_ids]
         return tokens[: ends[0]] if ends else tokens
 
-
-def _namespace(member: int) -> str:
-    """Where the KV of a member lies in the tree; all of them are flushed at the end of the call."""
-    return f"zotune-member-{member}"
+    def _namespace(self, member: int) -> str:
+        """Where the KV of a member lies in the tree; all of them are flushed at the end of the call."""
+        return self.driver.namespace(f"member-{member}")

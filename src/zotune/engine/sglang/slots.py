@@ -24,6 +24,7 @@ _POOL = "sglang.srt.lora.mem_pool:LoRAMemoryPool."
 NAMES = (
     "sglang.srt.lora.lora_registry:LoRARef",
     "sglang.srt.lora.lora_manager:LoRAManager.load_lora_adapter_from_tensors",
+    "sglang.srt.lora.lora_manager:LoRAManager.unload_lora_adapter",
     "sglang.srt.lora.lora_manager:LoRAManager.fetch_new_loras",
     _POOL + "get_tensor",
     _POOL + "get_buffer_id",
@@ -58,11 +59,17 @@ class Slots:
     """The slots `lora_ids` of `lora`, SGLang's LoRA manager, for a theta of `shapes`."""
 
     def __init__(
-        self, lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        lora: Any,
+        lora_ids: Sequence[str],
+        spec: LoraSpec,
+        shapes: Mapping[str, tuple[int, ...]],
+        pinned: bool = False,
     ) -> None:
         self.spec, self.shapes = spec, shapes  # of theta
         self.matrices = shapes = dict(spec.matrices) or shapes
-        _register(lora, lora_ids, spec, shapes)
+        self._lora = lora
+        self._references = _register(lora, lora_ids, spec, shapes, pinned)
         self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
         modules = {name: module for layer in lora.lora_modules for name, module in layer.items()}
         self.places = {name: _place(name, shapes, modules, lora) for name in shapes}
@@ -78,6 +85,11 @@ class Slots:
             place.buffer[slots, place.rows, place.columns] = torch.from_numpy(stacked).to(
                 place.buffer.device, place.buffer.dtype
             )
+
+    def release(self) -> None:
+        """Give the slots back."""
+        for reference in self._references:
+            self._lora.unload_lora_adapter(reference)
 
     def columns_of(self, name: str, a: np.ndarray) -> np.ndarray:
         """This rank's columns of a matrix A [rank, inputs], zero where SGLang pads the inputs."""
@@ -98,7 +110,9 @@ class Slots:
         return self.places[name].divided
 
 
-def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _register(
+    lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]], pinned: bool
+) -> list[Any]:
     """Let SGLang know of adapters without tensors under these names, and give each its slot beside the base model's."""
     from sglang.srt.lora.lora_registry import LoRARef
 
@@ -108,12 +122,16 @@ def _register(lora: Any, lora_ids: Sequence[str], spec: LoraSpec, shapes: Mappin
         "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes}),
         "peft_type": "LORA",
     }
-    for lora_id in lora_ids:
-        reference = LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path="zotune", pinned=False)
+    references = [
+        LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path=f"zotune/{lora_id}", pinned=pinned)
+        for lora_id in lora_ids
+    ]
+    for reference in references:
         result = lora.load_lora_adapter_from_tensors(reference, {}, config)
         if not result.success:
             raise InputError(f"--engine sglang: SGLang does not take this adapter: {result.error_message}")
     lora.fetch_new_loras({None, *lora_ids})
+    return references
 
 
 def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[str, Any], lora: Any) -> _Place:

@@ -10,49 +10,54 @@ from typing import Any
 
 import numpy as np
 
+from zotune.adapter.spec import LoraSpec
 from zotune.engine.scores import empty_scores
-from zotune.engine.sglang import driven, driver, lens_gradient, models, slots
+from zotune.engine.sglang import models, slots
 from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.held_prompts import MIN_SHARED, HeldPrompts
-from zotune.engine.sglang.jobs import Counts, Job
+from zotune.engine.sglang.jobs import Counts, Job, Passes
 from zotune.engine.sglang.lens_gradient import LensGradient
-from zotune.engine.sglang.names import check
-from zotune.engine.sglang.plugin import cpu, cpu_attention, opt
 from zotune.engine.sglang.population import Population
-from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
-from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, TokenIds
+from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 
 
 class Worker:
-    """What a rank does at each command: its methods are the commands."""
+    """What a rank does at each command: its methods are the commands.
 
-    def __init__(self, start: RankStart, theta_file: int) -> None:
-        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *driver.NAMES, *driven.NAMES, *slots.NAMES, *models.NAMES,
-               *lens_gradient.NAMES))  # fmt: skip
-        lora_ids = [f"zotune-{index}" for index in range(start.num_slots)]
-        self.driver = Driver(start.options, start.rank, start.port, lora_ids or [None])
-        models.check_loaded(self.driver.model)
-        self.slots = slots.Slots(self.driver.lora, lora_ids, start.spec, start.shapes) if start.shapes else None
-        self.prompts = HeldPrompts(self.driver)
-        self.num_slots = max(start.num_slots, 1)  # the bare model has the place of a slot
-        self.activated = start.spec.scope == "activated"
-        self.theta = mapped_theta(theta_file, start.shapes, writable=False)
-        self.spec = start.spec
+    Args:
+        shapes: of theta's tensors.
+        theta: where the trainer writes them.
+        pinned: whether there are others who would take the slots.
+    """
+
+    def __init__(
+        self, driver: Driver, spec: LoraSpec, shapes: Mapping[str, tuple[int, ...]], theta: Theta, pinned: bool = False
+    ) -> None:
+        self.driver = driver
+        models.check_loaded(driver.model)
+        lora_ids = [lora_id for lora_id in driver.lora_ids if lora_id is not None]
+        self.slots = slots.Slots(driver.lora, lora_ids, spec, shapes, pinned) if shapes else None
+        self.prompts = HeldPrompts(driver)
+        self.num_slots = max(len(lora_ids), 1)  # the bare model has the place of a slot
+        self.activated = spec.scope == "activated"
+        self.theta, self.spec = theta, spec
         self._lens: LensGradient | None = None
         self.reused = 0
         self._written: dict[int, tuple[int, Probe]] = {}  # by slot, the version of theta and the probe that it holds
 
     # ---- scoring -------------------------------------------------------------------------------------------------
 
-    def score(self, version: int, probes: Sequence[Probe], batch: Sequence[Example], together: bool = False) -> Scores:
+    def score(
+        self, version: int, probes: Sequence[Probe], batch: Sequence[Example], together: bool = False
+    ) -> Passes[Scores]:
         num_tokens, log_probs = empty_scores(len(probes), batch)
         needed, before = len(probes) * tokens_needed(batch), self.driver.counts.tokens_computed
         score_some = self._score_activated if self.activated else partial(self._score_everywhere, together=together)
         for start in range(0, len(probes), self.num_slots):
             some = probes[start : start + self.num_slots]
             self._write(version, dict(enumerate(some)))
-            score_some(len(some), batch, log_probs[start : start + len(some)])
+            yield from score_some(len(some), batch, log_probs[start : start + len(some)])
         self.reused += needed - (self.driver.counts.tokens_computed - before)
         return Scores(log_probs, num_tokens)
 
@@ -63,21 +68,21 @@ class Worker:
             self.slots.write(self.theta, new)
             self._written |= {slot: (version, probe) for slot, probe in new.items()}
 
-    def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> None:
+    def _score_activated(self, num_probes: int, batch: Sequence[Example], scores: np.ndarray) -> Passes[None]:
         plan = plan_rows(batch, activated=True)
         by_example: dict[int, list[Row]] = {}
         for row in (*plan.trunks, *plan.rows):
             by_example.setdefault(row.example, []).append(row)
         for chunk in self.prompts.chunks([batch[i].prompt for i in range(len(batch))]):
             rows = [row for i in chunk for row in by_example[i]]
-            locks = self.prompts.hold([batch[i].prompt for i in chunk])
+            locks = yield from self.prompts.hold([batch[i].prompt for i in chunk])
             # A row with nothing after the prompt is the base model's, whatever the probe.
             own = [row for row in rows if len(row.tokens) > row.num_base]
             bare = [row for row in rows if len(row.tokens) == row.num_base]
             jobs = [(k, row, _job(row, slot=k, exact=True)) for k in range(num_probes) for row in own]
             base = [(row, _job(row)) for row in bare]
             try:
-                self.driver.run([job for _, _, job in jobs] + [job for _, job in base])
+                yield from self.driver.run([job for _, _, job in jobs] + [job for _, job in base])
             finally:
                 self.driver.unlock(locks)
             for k, row, job in jobs:
@@ -88,21 +93,25 @@ class Worker:
 
     def _score_everywhere(
         self, num_probes: int, batch: Sequence[Example], scores: np.ndarray, together: bool = False
-    ) -> None:
+    ) -> Passes[None]:
         plan = plan_rows(batch, activated=False, together=together)
         first = {row.example: row for row in (*plan.rows, *plan.trunks)}
         shared = common_prefix([row.tokens[:-1] for row in first.values()]) if len(batch) > 1 else ()
         slots = range(num_probes)
         if len(shared) >= MIN_SHARED:
-            self.driver.run([Job(shared, slot=k, namespace=_namespace(k), keep=True) for k in slots])
+            yield from self.driver.run([Job(shared, slot=k, namespace=self._namespace(k), keep=True) for k in slots])
         for rows, keep in ((plan.trunks, True), (plan.rows, False)):
-            jobs = [(k, row, _job(row, slot=k, namespace=_namespace(k), keep=keep)) for k in slots for row in rows]
-            self.driver.run([job for _, _, job in jobs])
+            jobs = [(k, row, _job(row, slot=k, namespace=self._namespace(k), keep=keep)) for k in slots for row in rows]
+            yield from self.driver.run([job for _, _, job in jobs])
             for k, row, job in jobs:
                 _add(scores[k], row, job)
         self.driver.flush()
 
-    def watched(self, version: int, batch: Sequence[Example]) -> Scores:
+    def _namespace(self, slot: int) -> str:
+        """Where the KV of a slot's adapter lies in the tree; all of it is flushed before the slot is written again."""
+        return self.driver.namespace(f"probe-{slot}")
+
+    def watched(self, version: int, batch: Sequence[Example]) -> Passes[Scores]:
         """Scores at theta; what the passes leave behind is kept for `lens_gradient`."""
         assert self.slots is not None
         if self._lens is None:
@@ -110,11 +119,11 @@ class Worker:
         with self._lens.watch.open():
             self.driver.before_pass = self._lens.watch.begin
             try:
-                return self.score(version, [AT_THETA], batch, together=True)
+                return (yield from self.score(version, [AT_THETA], batch, together=True))
             finally:
                 self.driver.before_pass = None
 
-    def lens_gradient(self, cotangents: np.ndarray) -> dict[str, np.ndarray]:
+    def lens_gradient(self, cotangents: np.ndarray) -> Passes[dict[str, np.ndarray]]:
         """Of sum(cotangents * log_probs), at the theta and of the batch that were watched."""
         assert self._lens is not None
         return self._lens.gradient(self.theta, cotangents)
@@ -123,13 +132,13 @@ class Worker:
 
     def generate(
         self, version: int, probes: Sequence[Probe], prompts: Sequence[Example], sampling: Sampling
-    ) -> list[list[TokenIds]]:
+    ) -> Passes[list[list[TokenIds]]]:
         def write(places: Mapping[int, int]) -> None:
             self._write(version, {slot: probes[member] for slot, member in places.items()})
 
         held, before = self.prompts if self.activated else None, self.driver.counts.tokens_computed
         population = Population(self.driver, held, range(self.num_slots), write, prompts, sampling)
-        texts = population.texts(len(probes))
+        texts = yield from population.texts(len(probes))
         self.reused += population.tokens_needed - (self.driver.counts.tokens_computed - before)
         return texts
 
@@ -147,11 +156,6 @@ class Worker:
         from zotune.engine.memory import peak_resident_bytes
 
         return peak_resident_bytes()
-
-
-def _namespace(slot: int) -> str:
-    """Where the KV of a slot's adapter lies in the tree; all of it is flushed before the slot is written again."""
-    return f"zotune-probe-{slot}"
 
 
 def _job(row: Row, **where: Any) -> Job:

@@ -6,6 +6,7 @@ leaves SGLang as it is.
 
 import logging
 
+from zotune.engine.sglang.live import hooks
 from zotune.engine.sglang.names import check
 from zotune.engine.sglang.plugin import alora, cpu, cpu_attention, opt
 from zotune.errors import InputError
@@ -16,7 +17,7 @@ logger = logging.getLogger("zotune")
 def register() -> None:
     """Named in pyproject.toml, under sglang.srt.plugins."""
     try:
-        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *alora.NAMES))
+        check((*cpu.NAMES, *cpu_attention.NAMES, *opt.NAMES, *alora.NAMES, *hooks.NAMES))
     except InputError as error:
         logger.warning("zotune's SGLang plugin stays off: %s", error)
         return
@@ -25,3 +26,4 @@ def register() -> None:
         cpu_attention.register()
     opt.register()
     alora.register()
+    hooks.register()
