@@ -8,20 +8,21 @@ if TYPE_CHECKING:
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, resume
     from zotune.inference import evaluate, predict
+    from zotune.jobs.client import JobsClient
     from zotune.replay import replay_run
     from zotune.run.evaluation import Evaluation
     from zotune.run.trainer import Callback, MeZOTrainer
 
 _HOMES = {
     "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.evaluation", "InputError": "errors",
-    "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors", "evaluate": "inference",
-    "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay",
-    "resume": "finetune",
+    "JobsClient": "jobs.client", "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors",
+    "evaluate": "inference", "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference",
+    "replay_run": "replay", "resume": "finetune",
 }  # fmt: skip
 
 __all__ = [
-    "Callback", "Config", "Evaluation", "InputError", "MeZOTrainer", "Result", "TrainingError", "evaluate",
-    "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
+    "Callback", "Config", "Evaluation", "InputError", "JobsClient", "MeZOTrainer", "Result", "TrainingError",
+    "evaluate", "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
 ]  # fmt: skip
 
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
     "profile": ("analysis", "Profile", "Where the time of a training step goes."),
     "linear-probe": ("probing", "LinearProbe", "A logistic regression on hidden states, as a baseline."),
+    "submit": ("jobs", "Submit", "Train in a running SGLang server."),
+    "jobs": ("jobs", "Jobs", "Look after training jobs in a running SGLang server."),
     "tasks": ("tasks", "Tasks", "List the built-in tasks."),
 }
 """Name -> file of `commands`, class in it, and what it does."""
