@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -44,6 +45,8 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     Raises:
         InputError: no such data, or a record that does not fit the task; with the option, or file and line.
     """
+    if config.stream_data is not None and not Path(config.stream_data).expanduser().is_file():
+        raise InputError(f"--stream-data: there is no file {config.stream_data}; make one, which may be empty")
     train_source = config.train_data if train_data is None else train_data
     eval_source = config.eval_data if eval_data is None else eval_data
     train = load_records(train_source, "--train-data") if train_source is not None else []

@@ -16,6 +16,7 @@ from zotune.assemble.data import Data
 from zotune.assemble.encoding import AnyEncoder, make_encoder
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
+from zotune.assemble.stream import RecordStream
 from zotune.config.run import Run, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
@@ -44,6 +45,7 @@ class Parts:
     train: list[Example]
     evaluation: list[Example]
     demonstrations: str = ""
+    stream: RecordStream | None = None
 
     def digests(self, version: int) -> dict[str, str]:
         """What a journal knows the examples by."""
@@ -124,7 +126,12 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
     except InputError:
         engine.close()
         raise
-    return Parts(run, engine, model.tokenizer, train, evaluation, data.demonstrations)
+    stream = RecordStream(config, data.task, partial(_encoded, data, model, encoder)) if config.stream_data else None
+    return Parts(run, engine, model.tokenizer, train, evaluation, data.demonstrations, stream)
+
+
+def _encoded(data: Data, model: Model, encoder: AnyEncoder, texts: list[TextExample]) -> list[Example]:
+    return encoder.encode(replace(data, train=texts, evaluation=[]).in_words(model.tokenizer).train).examples
 
 
 def room_for_prompts(settings: Config, max_length: int) -> int:

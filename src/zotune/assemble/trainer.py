@@ -52,6 +52,7 @@ def trainer_of(
         schedule=parts.run.schedule,
         plan=_plan(parts.run),
         train_examples=parts.train,
+        stream=parts.stream,
         eval_examples=parts.evaluation,
         folder=folder,
         journal=journal,

@@ -60,6 +60,11 @@ class Fields:
     """The evaluation data, in the same forms as --train-data. Default: the task's own; where --train-data is given, a
     tenth of it is held out; with --num-per-class, as many examples of each label as are trained on."""
 
+    stream_data: str | None = None
+    """Learn from the records of this file of JSON lines in their order, also from those that are appended while the
+    run goes on: a step waits until its batch is there. The training data is then only looked at before the first step.
+    Default: the training data, in random order, again and again."""
+
     adapter: str | None = None
     """Go on from this adapter folder, of PEFT or of another run: training starts at its numbers, and its rank, alpha,
     modules, invocation and soft prompt are the run's. It is copied into the run folder. Default: a new adapter."""

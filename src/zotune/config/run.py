@@ -173,6 +173,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "task": None if config.task is None and (config.labels or config.choice_fields) else task.name,
         "adapter": absolute(config.adapter),
         "train_data": absolute(config.train_data),
+        "stream_data": absolute(config.stream_data),
         "eval_data": absolute(config.eval_data),
     }
     names = [method["estimator"], method["optimizer"], chosen["noise"], method["tuning"]]

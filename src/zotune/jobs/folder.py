@@ -56,6 +56,7 @@ class JobFolder:
             settings[name] = str(file.resolve())
         if request.stream:
             write_whole(path / "stream.jsonl", b"")
+            settings["stream_data"] = str((path / "stream.jsonl").resolve())
         write_whole(path / "settings.toml", tomli_w.dumps(settings).encode())
         job = cls(path, JobState(request.name, time.time(), stream=request.stream))
         job.save()

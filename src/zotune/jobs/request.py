@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_RECORDS = 1_000_000
 SERVER_OWN = (
     "model", "engine", "device", "dtype", "quantization", "kv_cache_gb", "num_threads", "output_dir", "overwrite",
-    "trust_remote_code", "sglang",
+    "stream_data", "trust_remote_code", "sglang",
 )  # fmt: skip
 PATHS = ("train_data", "eval_data", "adapter")
 RECORDS = {"records": "train_data", "eval_records": "eval_data"}

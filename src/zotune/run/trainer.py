@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from zotune.run.checkpoint import digest, write_checkpoint
 from zotune.run.evaluation import Evaluation, evaluate
@@ -72,6 +72,14 @@ class Export:
     is_saved: Callable[[Path, Theta], bool]
 
 
+class Stream(Protocol):
+    """Examples in an order of their own."""
+
+    def batch(self, first: int, count: int) -> list[Example]:
+        """Examples `first` to `first + count`; it waits until they are there."""
+        ...
+
+
 class MeZOTrainer:
     """Trains theta on one engine and keeps its run folder. `zotune.mezo_finetune` builds one from a configuration.
 
@@ -83,6 +91,7 @@ class MeZOTrainer:
         folder, journal, metrics: where the run is kept; `journal` and `metrics` are open at `step`.
         theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
         noise: what the directions are drawn from.
+        stream: where batches come from, in the place of the training examples.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class MeZOTrainer:
         step: int = 0,
         noise: Noise = GAUSSIAN,
         callbacks: Iterable[Callback] = (),
+        stream: Stream | None = None,
     ) -> None:
         self.engine = engine
         self.estimator = estimator
@@ -114,6 +124,7 @@ class MeZOTrainer:
         self.plan = plan
         self.train_examples = train_examples
         self.eval_examples = eval_examples
+        self.stream = stream
         self.folder = folder
         self.journal = journal
         self.metrics = metrics
@@ -148,10 +159,17 @@ class MeZOTrainer:
         for callback in self.callbacks:
             callback.on_train_end(self)
 
-    def train_step(self) -> None:
-        """One step of the algorithm; it is in the journal when this returns."""
+    def train_step(self, batch: Sequence[Example] | None = None) -> None:
+        """One step of the algorithm; it is in the journal when this returns.
+
+        Args:
+            batch: what to learn from, of `batch_size` examples times the estimator's `num_batches`. Default: the next
+                of the run's own. A resume has only those, and so cannot compute a step by a gradient again that was
+                given another batch: `checkpoint` keeps what was learned.
+        """
+        if batch is None:
+            batch = self._batch(self.estimator.num_batches)
         started, counted = time.perf_counter(), asdict(self.engine.stats)
-        batch = self._batch(self.estimator.num_batches)
         seeds, noise = self._seeds(self.step), self.noise.at(self.plan.seed, self.step)
         AHEAD.start(self.noise.at(self.plan.seed, self.step + 1), self._seeds(self.step + 1), self.theta)
         with self._watch.computing(self.step):
@@ -190,6 +208,8 @@ class MeZOTrainer:
     def _batch(self, num_batches: int = 1) -> list[Example]:
         """Examples `step * batch_size ...` of an endless stream of seeded permutations of the data."""
         count, size = len(self.train_examples), self.plan.batch_size
+        if self.stream is not None:
+            return self.stream.batch(self.step * size, num_batches * size)
         positions = range(self.step * size, (self.step + num_batches) * size)
         orders = {
             epoch: permutation(self.plan.seed, f"epoch/{epoch}", count) for epoch in {p // count for p in positions}
@@ -237,8 +257,12 @@ class MeZOTrainer:
         return self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
 
     def _checkpoint_if_due(self) -> None:
+        if self._is_due:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
         """Keep theta where the journal cannot rebuild it."""
-        if self._is_due and not self.estimator.seeded:
+        if not self.estimator.seeded:
             with self._watch.writing(self.step):
                 write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
 

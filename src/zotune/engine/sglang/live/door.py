@@ -55,6 +55,11 @@ class Door:
         """All is put away that the last engine had; the next may come in."""
         self._free.set()
 
+    def close(self) -> None:
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
     def _listen(self) -> None:
         while True:
             try:

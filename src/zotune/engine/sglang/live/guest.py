@@ -50,6 +50,11 @@ class Guest:
     def is_busy(self) -> bool:
         return self._running is not None
 
+    def close(self) -> None:
+        """Between commands."""
+        if self._door is not None:
+            self._door.close()
+
     # ---- the first rank ----------------------------------------------------------------------------------------------
 
     def next_turn(self, received: Sequence[Any]) -> Turn | None:

@@ -28,7 +28,7 @@ def register() -> None:
     HookRegistry.register(STARTED.replace(":", "."), _started, HookType.AFTER)
     for name, hook in ((PULL, _pull), (PROCESS, _process), (IDLE, _is_fully_idle), (STREAM, _stream)):
         HookRegistry.register(name.replace(":", "."), hook, HookType.AROUND)
-    Scheduler.zotune_open = open_guest
+    Scheduler.zotune_open, Scheduler.zotune_close = open_guest, close_guest
 
 
 def open_guest(scheduler: Any, path: str, share: float = DEFAULT_SHARE, slots: int | None = None) -> None:
@@ -40,6 +40,14 @@ def open_guest(scheduler: Any, path: str, share: float = DEFAULT_SHARE, slots: i
     global _guest
     if _guest is None:
         _guest = Guest(scheduler, Path(path) if get_parallel().tp_rank == 0 else None, share, slots)
+
+
+def close_guest(scheduler: Any) -> None:
+    """Let nobody in any more."""
+    global _guest
+    if _guest is not None:
+        _guest.close()
+    _guest = None
 
 
 def _started(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
