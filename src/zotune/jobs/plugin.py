@@ -18,6 +18,7 @@ from zotune.engine.sglang.live import served
 from zotune.engine.sglang.live.arrival import DEFAULT_SHARE, SHARE, SLOTS, SOCKET
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError
+from zotune.sglang_names import announce
 
 JOBS, DATA = "ZOTUNE_JOBS", "ZOTUNE_DATA"
 _HTTP = "sglang.srt.entrypoints.http_server:"
@@ -37,6 +38,7 @@ def register() -> None:
         return  # the other plugin says so
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    announce()
     HookRegistry.register(ARGUMENTS.replace(":", "."), _arguments, HookType.AROUND)
     if os.environ.get(JOBS):
         _open()

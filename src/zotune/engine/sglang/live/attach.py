@@ -39,4 +39,4 @@ def attach(engine: Any, share: float = DEFAULT_SHARE, slots: int | None = None) 
             del os.environ[SOCKET]
         else:
             os.environ[SOCKET] = before
-        os.rmdir(folder)
+        Path(folder).rmdir()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import zmq
 
+from zotune.engine.sglang.jobs import Passes, finished
 from zotune.engine.sglang.live.arrival import Arrival, Turn
 from zotune.engine.sglang.live.door import LEFT, Door
 from zotune.engine.sglang.live.driver import LiveDriver
@@ -51,7 +52,8 @@ class Guest:
         return self._running is not None
 
     def close(self) -> None:
-        """Between commands."""
+        """Between two requests: what runs is dropped, and the slots are given back."""
+        finished(self._leave())
         if self._door is not None:
             self._door.close()
 
@@ -141,7 +143,7 @@ class Guest:
         self._worker = Worker(driver, arrival.spec, arrival.shapes, theta, pinned=True)
         return {"capacity": driver.capacity}
 
-    def _leave(self) -> Any:
+    def _leave(self) -> Passes[None]:
         """Passes until nothing of training's runs, and then its slots are free."""
         if self._worker is not None:
             yield from self._driver.drain()
