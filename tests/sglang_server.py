@@ -24,13 +24,19 @@ class Server:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.key: str | None = None
 
     def generate(self, prompts: Any, adapters: Any = None, num_tokens: int = 8, **options: Any) -> Any:
         """Greedy completions: SGLang's answer, one dictionary for each prompt of token ids."""
         sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
+        self.key = options.pop("key", None)
         return self.post(
             "/generate", {"input_ids": prompts, "lora_path": adapters, "sampling_params": sampling, **options}
         )
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.load(answer)
 
     def stream(self, prompt: Sequence[int], adapter: str | None, num_tokens: int = 8) -> Iterator[dict[str, Any]]:
         sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
@@ -53,6 +59,8 @@ class Server:
 
     def _request(self, path: str, body: Any) -> urllib.request.Request:
         content = {"Content-Type": "application/json"}
+        if self.key:
+            content["Authorization"] = f"Bearer {self.key}"
         return urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), content)
 
 

@@ -24,10 +24,12 @@ JOBS, DATA = "ZOTUNE_JOBS", "ZOTUNE_DATA"
 _HTTP = "sglang.srt.entrypoints.http_server:"
 ARGUMENTS = "sglang.srt.server_args:prepare_server_args"
 RUN = _HTTP + "_setup_and_run_http_server"
-NAMES = (ARGUMENTS, "sglang.srt.utils.auth:auth_level", *served.NAMES)
+NAMED = "sglang.srt.entrypoints.openai.serving_base:OpenAIServingBase._parse_model_parameter"
+NAMES = (ARGUMENTS, NAMED, "sglang.srt.utils.auth:auth_level", *served.NAMES)
 MAX_SOCKET_PATH = 100  # what the system takes
 
 logger = logging.getLogger("zotune")
+_served: served.Served | None = None  # in the process that answers
 
 
 def register() -> None:
@@ -90,6 +92,7 @@ def _open() -> None:
     os.environ[SOCKET] = str(socket_path(folder))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     HookRegistry.register(RUN.replace(":", "."), _with_jobs, HookType.AROUND)
+    HookRegistry.register(NAMED.replace(":", "."), _adapter_of, HookType.AROUND)
     HookRegistry.apply_hooks()
 
 
@@ -100,6 +103,13 @@ def socket_path(folder: Path) -> Path:
         return path
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"zotune-{os.getuid()}-{digest}.sock"
+
+
+def _adapter_of(original: Any, serving: Any, model: str) -> Any:
+    """A job's name is a model's name, too, where SGLang has BASE:NAME alone."""
+    if _served is not None and model in _served:
+        return serving.tokenizer_manager.served_model_name, model
+    return original(serving, model)
 
 
 def _with_jobs(original: Any, server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +123,8 @@ def _with_jobs(original: Any, server_args: Any, tokenizer_manager: Any, *args: A
     data = Path(os.environ.get(DATA) or folder / "data")
     model, dtype = str(server_args.model_path), str(tokenizer_manager.model_config.dtype).removeprefix("torch.")
     fixed = {"model": model, "dtype": dtype, "engine": "sglang"}
-    adapters = served.Served(tokenizer_manager)
+    global _served
+    adapters = _served = served.Served(tokenizer_manager)
     supervisor = Supervisor(folder / "jobs", {SOCKET: os.environ[SOCKET]}, fixed, adapters.serve, adapters.withdraw)
     app.include_router(make_router(supervisor, model, dtype, data, auth_level(AuthLevel.ADMIN_OPTIONAL)))
     original_lifespan = app.router.lifespan_context

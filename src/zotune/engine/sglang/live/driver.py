@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.jobs import Job, Passes
 
@@ -44,6 +46,8 @@ class LiveDriver(Driver):
     @contextmanager
     def turn(self) -> Iterator[None]:
         scheduler, sampler = self.scheduler, self.runner.sampler
+        if scheduler.enable_overlap and torch.accelerator.is_available():  # a batch of users may be under way
+            torch.accelerator.synchronize()
         most = self.most_in_pass
         ours = self._own | {"max_prefill_tokens": most, "chunked_prefill_size": most}
         theirs = {name: getattr(scheduler, name) for name in ours}

@@ -72,9 +72,7 @@ class Guest:
             or scheduler.grammar_manager.has_waiting_grammars()
         )  # fmt: skip
         self.share.tick(users)
-        # In an overlapping loop a batch of users is in flight while this is asked.
-        blocked = scheduler._engine_paused or (users and scheduler.enable_overlap) or bool(received)
-        if blocked or not self.share.may_run or scheduler.waiting_queue:
+        if scheduler._engine_paused or received or scheduler.waiting_queue or not self.share.may_run:
             return None
         command = None if self._running is not None else self._door.next()
         if self._running is None and command is None:

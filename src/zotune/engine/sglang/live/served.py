@@ -29,6 +29,9 @@ class Served:
         self.manager = manager
         self._versions: dict[str, str] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._versions
+
     async def serve(self, name: str, step: int, folder: Path) -> None:
         """Answer requests for `name` by the adapter in `folder`, which stays there.
 

@@ -1,0 +1,390 @@
+"""Training jobs in SGLang's own server, started as an operator starts it: what they give, and what users notice."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import REVIEWS
+from tests.sglang_server import Server, serve
+from zotune import InputError, JobsClient, mezo_finetune
+from zotune.engine.sglang.names import VERSIONS, installed_version
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_start"),
+    pytest.mark.skipif(installed_version() not in VERSIONS, reason="SGLang is not installed"),
+]
+
+KEY = "the operator's"
+TASK = {"invocation": " It was", "labels": ["terrible", "great"]}
+FLAGS = (
+    "--max-total-tokens", "16384", "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "6",
+    "--max-lora-rank", "8", "--lora-target-modules", "all",
+)  # fmt: skip
+PROMPTS = [list(range(3 + index, 20 + index)) for index in range(24)]
+
+
+class JobServer:
+    """A server that takes jobs, and its client; `kill` ends all of its processes at once, as a power cut does."""
+
+    def __init__(self, server: Server, folder: Path, data: Path) -> None:
+        self.server, self.folder, self.data = server, folder, data
+        self.client = JobsClient(f"http://127.0.0.1:{server.port}")
+
+    def finished(self, name: str, limit_s: float = 180.0) -> dict[str, Any]:
+        wait(lambda: self.client.job(name)["state"] not in ("queued", "running"), limit_s)
+        job = self.client.job(name)
+        assert job["state"] == "finished", job["error"]
+        return job
+
+    def journal(self, name: str) -> list[dict[str, Any]]:
+        return journal(self.folder / "jobs" / name / "run")
+
+
+@contextlib.contextmanager
+def jobs_on(model: Path, folder: Path, *flags: str, num_ranks: int = 1) -> Iterator[JobServer]:
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in REVIEWS))
+    log = folder.parent / f"{folder.name}.log"
+    with serve(model, {}, log, *FLAGS, "--zotune-jobs", str(folder), *flags, num_ranks=num_ranks) as server:
+        yield JobServer(server, folder, data)
+
+
+@pytest.fixture(scope="module")
+def jobs(opt_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
+    with jobs_on(opt_dir, tmp_path_factory.mktemp("server") / "jobs") as server:
+        yield server
+
+
+def wait(condition: Any, limit_s: float = 180.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def journal(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()[1:]]
+
+
+def assert_same_run(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
+    """Losses and slopes within a tolerance; batches of another composition round in another way."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=tolerance)
+        slopes = [[value for _, value in entry.get("slopes", [])] for entry in (one, other)]
+        np.testing.assert_allclose(slopes[0], slopes[1], atol=100 * tolerance)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "activated": {"estimator": "one_sided", "directions": 5, "init_lora_weights": "kaiming"},
+    "everywhere": {"estimator": "spsa", "directions": 1, "scope": "everywhere", "init_lora_weights": "kaiming"},
+    "lens": {"estimator": "lens", "init_lora_weights": "kaiming"},
+    "reward": {
+        "reward": ["length"], "directions": 2, "max_new_tokens": 6, "num_generations": 2, "temperature": 0.7,
+        "init_lora_weights": "kaiming",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_job_is_the_run_that_an_engine_of_its_own_gives(
+    name: str, jobs: JobServer, opt_dir: Path, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS[name], "num_steps": 3, "eval_steps": 3, "batch_size": 4}
+    if name != "reward":
+        settings |= TASK
+    else:
+        settings |= {"template": "{text}", "invocation": " It was"}
+    jobs.client.submit(name=f"same-{name}", records=REVIEWS, **settings)
+    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "run", **settings)
+    job = jobs.finished(f"same-{name}")
+    assert_same_run(jobs.journal(f"same-{name}"), journal(alone.run_folder), 2e-6)
+    assert job["evaluations"][-1]["loss"] == pytest.approx(alone.final.loss, abs=1e-5)  # type: ignore[union-attr]
+
+
+def greedy(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
+    written = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens, do_sample=False,
+    )  # fmt: skip
+    return [int(token) for token in written[0, len(prompt) :]]
+
+
+@torch.inference_mode()
+def test_users_get_the_same_answers_while_a_job_trains(jobs: JobServer, opt_dir: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    peft = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(opt_dir), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.5)
+    peft.save_pretrained(tmp_path / "own")
+    answer = jobs.server.post("/load_lora_adapter", {"lora_name": "own", "lora_path": str(tmp_path / "own")})
+    assert answer["success"]
+    expected = {"own": [greedy(peft, prompt, 12) for prompt in PROMPTS]}
+    with peft.disable_adapter():
+        expected[""] = [greedy(peft, prompt, 12) for prompt in PROMPTS]
+    jobs.client.submit(
+        name="beside", records=REVIEWS, num_steps=100_000, eval_steps=100_000, estimator="one_sided", directions=6,
+        init_lora_weights="kaiming", **TASK,
+    )  # fmt: skip
+    wait(lambda: jobs.client.job("beside")["step"] > 1)
+    before, wrong, asked = jobs.client.job("beside")["step"], [], 0
+    end = time.monotonic() + 5
+
+    def user(adapter: str) -> None:
+        nonlocal asked
+        while time.monotonic() < end:
+            found = jobs.server.generate(PROMPTS, adapter or None, num_tokens=12)
+            texts = [one["output_ids"] for one in found]
+            asked += len(texts)
+            wrong.extend(index for index, text in enumerate(texts) if text != expected[adapter][index])
+
+    threads = [threading.Thread(target=user, args=(adapter,)) for adapter in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert asked > 2 * len(PROMPTS)
+    assert jobs.client.job("beside")["step"] > before, "training has its share beside users"
+    jobs.client.cancel("beside")
+    wait(lambda: jobs.client.job("beside")["state"] == "cancelled")
+
+
+@torch.inference_mode()
+def test_a_job_is_served_as_it_grows_and_no_answer_mixes_two_versions(
+    jobs: JobServer, opt_dir: Path, tmp_path: Path
+) -> None:
+    model_name = jobs.server.get("/v1/models")["data"][0]["id"]
+    jobs.client.submit(
+        name="grows", train_data="reviews.jsonl", num_steps=60, eval_steps=1, max_eval_samples=2, batch_size=2,
+        estimator="spsa", directions=1, learning_rate=3.0, scope="everywhere", init_lora_weights="kaiming", **TASK,
+    )  # fmt: skip
+    wait(lambda: jobs.client.job("grows")["served_step"] is not None)
+    answers: list[list[int]] = []
+    while jobs.client.job("grows")["state"] == "running":
+        found = jobs.server.generate(PROMPTS[:4], "grows", num_tokens=16)
+        assert all("output_ids" in one for one in found), found
+        answers += [one["output_ids"] for one in found]
+    jobs.finished("grows")
+    run = jobs.folder / "jobs" / "grows" / "run"
+    base = AutoModelForCausalLM.from_pretrained(opt_dir)
+    versions: list[list[list[int]]] = []
+    for step in range(61):
+        from zotune import replay_run
+
+        replay_run(run, tmp_path / str(step), step)
+        peft = PeftModel.from_pretrained(base, tmp_path / str(step))
+        versions.append([greedy(peft, prompt, 16) for prompt in PROMPTS[:4]])
+        base = peft.unload()
+    assert len({json.dumps(version) for version in versions}) > 10, "the versions answer in different ways"
+    for index, text in enumerate(answers):
+        assert text in [version[index % 4] for version in versions]
+    assert len({json.dumps(text) for text in answers[::4]}) > 1, "it was replaced under way"
+    body = {"prompt": PROMPTS[0], "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    named = jobs.server.post("/v1/completions", {**body, "model": "grows"})
+    as_base = jobs.server.post("/v1/completions", {**body, "model": f"{model_name}:grows"})
+    assert named["choices"][0]["text"] == as_base["choices"][0]["text"]
+    (last,) = jobs.server.generate(PROMPTS[:1], "grows", num_tokens=16)
+    assert last["output_ids"] == versions[-1][0]
+    fetched = jobs.client.adapter("grows", tmp_path / "fetched")
+    assert (fetched / "adapter_model.safetensors").read_bytes() == (
+        run / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    events = list(jobs.client.metrics("grows"))
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 61))
+    assert events[-1]["state"] == "finished"
+
+
+def test_a_job_learns_from_records_that_come_in(jobs: JobServer) -> None:
+    jobs.client.submit(
+        name="online", records=REVIEWS, stream=True, num_steps=3, batch_size=4, estimator="spsa", directions=1,
+        init_lora_weights="kaiming", **TASK,
+    )  # fmt: skip
+    assert jobs.client.add_records("online", REVIEWS[:4]) == 4
+    wait(lambda: jobs.client.job("online")["step"] == 1)
+    time.sleep(1)
+    assert jobs.client.job("online")["step"] == 1, "it waits for more"
+    assert jobs.client.add_records("online", REVIEWS[4:12]) == 12
+    jobs.finished("online")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "named"),
+    [
+        ("POST", "", b"{", 400, "the body is not JSON"),
+        ("POST", "", b"[]", 400, "a job is an object"),
+        ("POST", "", b'{"name": "../x"}', 400, "name: "),
+        ("POST", "", b'{"model": "other"}', 400, "model is the server's"),
+        ("POST", "", b'{"train_data": "/etc/passwd"}', 400, "train_data: /etc/passwd is outside"),
+        ("POST", "", b'{"train_data": "../engine.sock"}', 400, "train_data: ../engine.sock is outside"),
+        ("POST", "", b'{"reward": "/tmp/x.py:f"}', 400, "is code"),
+        ("POST", "", b'{"num_steps": "x"}', 400, "num_steps"),
+        ("POST", "", b'{"nothing": 1}', 400, "nothing"),
+        ("POST", "", b'{"records": [], "task": "demo"}', 400, "records: expected"),
+        ("POST", "", b"[" * 100_000, 400, "the body is not JSON"),
+        ("POST", "", b" " * (65 * 2**20), 413, "the body is larger"),
+        ("GET", "/none", None, 404, "there is no job none"),
+        ("GET", "/none/metrics", None, 404, "there is no job none"),
+        ("GET", "/none/adapter", None, 404, "there is no job none"),
+        ("POST", "/none/cancel", b"{}", 404, "there is no job none"),
+        ("POST", "/none/records", b"{}", 404, "there is no job none"),
+        ("POST", "/online/records", b'{"records": [{"text": "x"}]}', 409, "is finished, and learns no more"),
+        ("POST", "/online/explode", b"{}", 404, "a job has no explode"),
+        ("POST", "/online/pause", b"{}", 409, "job online is finished"),
+        ("POST", "/beside/cancel", b"{}", 409, "job beside is cancelled"),
+        ("DELETE", "/online", None, 405, ""),
+    ],
+)
+def test_bad_requests_get_a_status_and_a_sentence_and_the_server_goes_on(
+    method: str, path: str, body: bytes | None, status: int, named: str, jobs: JobServer
+) -> None:
+    request = urllib.request.Request(f"{jobs.client.server}/zotune/jobs{path}", body, method=method)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == status
+    assert named in caught.value.read().decode()
+    assert len(jobs.server.generate(PROMPTS[:1], num_tokens=2)) == 1
+
+
+def test_a_job_that_this_server_cannot_train_fails_alone_with_its_reason(jobs: JobServer) -> None:
+    jobs.client.submit(name="rank", records=REVIEWS, lora_rank=16, init_lora_weights="kaiming", num_steps=1, **TASK)
+    wait(lambda: jobs.client.job("rank")["state"] == "failed")
+    assert "--lora-rank 16: the server takes 8" in jobs.client.job("rank")["error"]
+    jobs.client.submit(name="after", records=REVIEWS, init_lora_weights="kaiming", num_steps=1, **TASK)
+    jobs.finished("after")
+
+
+def test_a_job_goes_on_by_itself_when_its_server_was_killed_and_starts_again(opt_dir: Path, tmp_path: Path) -> None:
+    settings = {
+        "estimator": "spsa", "directions": 1, "num_steps": 60, "eval_steps": 20, "batch_size": 4,
+        "init_lora_weights": "kaiming", **TASK,
+    }  # fmt: skip
+    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "alone", **settings)
+    folder, flags = tmp_path / "jobs", ("--api-key", KEY)
+    with jobs_on(opt_dir, folder, *flags) as server:
+        with pytest.raises(InputError, match="wants another key"):
+            server.client.jobs()
+        server.client.api_key = "wrong"
+        with pytest.raises(InputError, match="wants another key"):
+            server.client.jobs()
+        server.client.api_key = KEY
+        server.client.submit(name="job", records=REVIEWS, **settings)
+        wait(lambda: server.client.job("job")["step"] > 8)
+        process = json.loads((folder / "jobs" / "job" / "job.json").read_text())["process"][0]
+    wait(lambda: not alive(process), 30)  # the server is killed at the end of the block; its trainer ends by itself
+    with jobs_on(opt_dir, folder, *flags) as server:
+        server.client.api_key = KEY
+        server.finished("job")
+        assert server.client.job("job")["served_step"] == 60
+        assert len(server.server.generate(PROMPTS[:1], "job", num_tokens=2, key=KEY)) == 1
+        assert_same_run(server.journal("job"), journal(alone.run_folder), 2e-6)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+
+
+def test_two_ranks_train_as_one(opt_dir: Path, tmp_path: Path) -> None:
+    settings = {
+        "estimator": "spsa", "directions": 2, "num_steps": 3, "eval_steps": 3, "batch_size": 4,
+        "init_lora_weights": "kaiming", **TASK,
+    }  # fmt: skip
+    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "alone", **settings)
+    with jobs_on(opt_dir, tmp_path / "jobs", num_ranks=2) as server:
+        server.client.submit(name="two", records=REVIEWS, **settings)
+        server.client.submit(name="lens", records=REVIEWS, **{**settings, "estimator": "lens", "directions": None})
+        server.finished("two")
+        server.finished("lens")
+        assert_same_run(server.journal("two"), journal(alone.run_folder), 1e-5)
+        assert len(server.server.generate(PROMPTS[:1], "two", num_tokens=2)) == 1
+
+
+ATTACH = """
+import json, sys
+import sglang
+import zotune
+from zotune.run.metrics import read_metrics
+
+if __name__ == "__main__":
+    model, data, output = sys.argv[1:4]
+    engine = sglang.Engine(
+        model_path=model, device="cpu", attention_backend="torch_native", sampling_backend="pytorch",
+        grammar_backend="none", disable_cuda_graph=True, dtype="float32", max_total_tokens=16384, log_level="warning",
+        enable_lora=True, lora_backend="torch_native", max_loras_per_batch=4, max_lora_rank=8,
+        lora_target_modules=["all"],
+    )
+    sampling = {"max_new_tokens": 8, "temperature": 0}
+    before = engine.generate(input_ids=list(range(3, 20)), sampling_params=sampling)["output_ids"]
+    for turn in range(2):
+        with zotune.attach(engine):
+            zotune.mezo_finetune(
+                model, data, engine="sglang", dtype="float32", output_dir=f"{output}/{turn}", num_steps=3, batch_size=4,
+                estimator="spsa", directions=2, init_lora_weights="kaiming", invocation=" It was",
+                labels=["terrible", "great"],
+            )
+    after = engine.generate(input_ids=list(range(3, 20)), sampling_params=sampling)["output_ids"]
+    engine.shutdown()
+    assert before == after
+    assert sglang.mezo_finetune.__doc__ and sglang.MeZOTrainer.__doc__
+"""
+
+
+def test_an_engine_that_runs_can_be_attached_to_more_than_once(
+    opt_dir: Path, reviews_file: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "attach.py"
+    script.write_text(ATTACH)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(
+        [sys.executable, str(script), str(opt_dir), str(reviews_file), str(tmp_path)], env=environment, timeout=300,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_run(journal(tmp_path / "0"), journal(tmp_path / "1"), 2e-6)
+
+
+def test_the_names_of_the_first_design_train(opt_dir: Path, tmp_path: Path) -> None:
+    from zotune import sglang_names
+
+    result = sglang_names.mezo_finetune(
+        str(opt_dir), REVIEWS, server_args={"max_total_tokens": 16384, "page_size": 4}, kv_strategy="everywhere",
+        epsilon=5e-3, seed=4, num_steps=2, batch_size=4, directions=1, estimator="spsa", dtype="float32",
+        init_lora_weights="kaiming", output_dir=tmp_path / "run", **TASK,
+    )  # fmt: skip
+    header = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["seed"] == 4
+    assert result.summary["steps"] == 2
+    with pytest.raises(InputError, match="kv_strategy"):
+        sglang_names.mezo_finetune(str(opt_dir), REVIEWS, kv_strategy="other")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="server_args"):
+        sglang_names.mezo_finetune(str(opt_dir), REVIEWS, server_args=5)
+
+
+def test_nothing_of_it_is_there_where_nobody_asked(opt_dir: Path, tmp_path: Path) -> None:
+    with serve(opt_dir, {}, tmp_path / "log", "--max-total-tokens", "4096") as server:
+        with pytest.raises(InputError, match="takes no training jobs"):
+            JobsClient(f"http://127.0.0.1:{server.port}").jobs()
+        assert len(server.generate(PROMPTS[:1], num_tokens=2)) == 1
