@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TODAY = [page for page in PAGES if page.name not in ("decisions.md", "changelog.md")]  # those two tell of earlier days
 SOURCES = sorted((ROOT / "src" / "zotune").rglob("*.py"))
 # Flags of other programs that pages name: test.sh, mkdocs, and a server of SGLang.
-FOREIGN = {
+FOREIGN = {"--admin-api-key", 
     "--all", "--fast", "--strict", "--attention-backend", "--disable-cuda-graph", "--enable-lora", "--grammar-backend",
     "--lora-backend", "--lora-paths", "--max-loras-per-batch", "--model-path", "--no-deps", "--sampling-backend",
 }  # fmt: skip
@@ -148,6 +148,7 @@ def test_every_flag_in_the_text_is_one_of_today(page):
 
 def flags_of_scripts() -> set[str]:
     scripts = [path for folder in ("benchmarks", "runs") for path in (ROOT / folder).glob("*.py")]
+    scripts.append(ROOT / "src" / "zotune" / "jobs" / "plugin.py")  # of SGLang's command line
     return {flag for path in scripts for flag in re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8"))}
 
 

@@ -53,7 +53,7 @@ class Jobs:
     ] = "list"
     """list, show, metrics (follow one), pause, resume, cancel, adapter (fetch it), records (give it more to learn)."""
 
-    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    job: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
     """The job."""
 
     file: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="FILE")] = None
@@ -71,24 +71,24 @@ class Jobs:
     def run(self) -> None:
         found = client(self.server, self.api_key)
         if self.action == "list":
-            for job in found.jobs():
-                print(line(job))
+            for one in found.jobs():
+                print(line(one))
             return
-        if self.name is None:
+        if self.job is None:
             raise InputError(f"NAME: which job? zotune jobs {self.action} NAME")
         if self.action == "show":
-            print(json.dumps(found.job(self.name), indent=2))
+            print(json.dumps(found.job(self.job), indent=2))
         elif self.action == "metrics":
-            for event in found.metrics(self.name):
+            for event in found.metrics(self.job):
                 print(json.dumps(event), flush=True)
         elif self.action == "adapter":
-            print(found.adapter(self.name, self.file or self.name, self.best))
+            print(found.adapter(self.job, self.file or self.job, self.best))
         elif self.action == "records":
             if self.file is None:
-                raise InputError(f"FILE: which records? zotune jobs records {self.name} FILE")
-            print(f"{found.add_records(self.name, rows(self.file, 'FILE'))} records")
+                raise InputError(f"FILE: which records? zotune jobs records {self.job} FILE")
+            print(f"{found.add_records(self.job, rows(self.file, 'FILE'))} records")
         else:
-            print(line(getattr(found, self.action)(self.name)))
+            print(line(getattr(found, self.action)(self.job)))
 
 
 def client(server: str, api_key: str | None) -> JobsClient:
