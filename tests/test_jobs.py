@@ -26,7 +26,7 @@ from zotune.jobs.request import read_request
 from zotune.jobs.stream import append_records
 from zotune.jobs.supervisor import Conflict, NoSuchJob, Supervisor
 
-SETTINGS = {"invocation": " It was", "labels": ["terrible", "great"]}
+SETTINGS: dict[str, Any] = {"invocation": " It was", "labels": ["terrible", "great"]}
 
 
 # ---- whose turn it is ------------------------------------------------------------------------------------------------
@@ -409,7 +409,8 @@ def test_records_are_appended_for_jobs_that_take_them(allowed: Path, tmp_path: P
     assert append_records(job, {"records": REVIEWS[:3]}) == 3
     assert append_records(job, REVIEWS[3:5]) == 5
     assert [json.loads(line) for line in job.records.read_text().splitlines()] == REVIEWS[:5]
-    for wrong in ({}, {"records": []}, [], "x", [1], {"records": [[]]}):
+    bad: list[Any] = [{}, {"records": []}, [], "x", [1], {"records": [[]]}]
+    for wrong in bad:
         with pytest.raises(InputError, match="records: expected a list"):
             append_records(job, wrong)
     other = JobFolder.create(tmp_path / "b", read({"records": REVIEWS, **SETTINGS}, allowed), fixed)

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 KEY = "the operator's"
-TASK = {"invocation": " It was", "labels": ["terrible", "great"]}
+TASK: dict[str, Any] = {"invocation": " It was", "labels": ["terrible", "great"]}
 FLAGS = (
     "--max-total-tokens", "16384", "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "6",
     "--max-lora-rank", "8", "--lora-target-modules", "all",
@@ -135,7 +135,7 @@ def test_users_get_the_same_answers_while_a_job_trains(jobs: JobServer, opt_dir:
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.normal_(std=0.5)
-    peft.save_pretrained(tmp_path / "own")
+    peft.save_pretrained(str(tmp_path / "own"))
     answer = jobs.server.post("/load_lora_adapter", {"lora_name": "own", "lora_path": str(tmp_path / "own")})
     assert answer["success"]
     expected = {"own": [greedy(peft, prompt, 12) for prompt in PROMPTS]}
@@ -146,7 +146,8 @@ def test_users_get_the_same_answers_while_a_job_trains(jobs: JobServer, opt_dir:
         init_lora_weights="kaiming", **TASK,
     )  # fmt: skip
     wait(lambda: jobs.client.job("beside")["step"] > 1)
-    before, wrong, asked = jobs.client.job("beside")["step"], [], 0
+    before, asked = jobs.client.job("beside")["step"], 0
+    wrong: list[int] = []
     end = time.monotonic() + 5
 
     def user(adapter: str) -> None:
@@ -274,7 +275,7 @@ def test_a_job_that_this_server_cannot_train_fails_alone_with_its_reason(jobs: J
 
 
 def test_a_job_goes_on_by_itself_when_its_server_was_killed_and_starts_again(opt_dir: Path, tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "estimator": "spsa", "directions": 1, "num_steps": 60, "eval_steps": 20, "batch_size": 4,
         "init_lora_weights": "kaiming", **TASK,
     }  # fmt: skip
@@ -308,7 +309,7 @@ def alive(process: int) -> bool:
 
 
 def test_two_ranks_train_as_one(opt_dir: Path, tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "estimator": "spsa", "directions": 2, "num_steps": 3, "eval_steps": 3, "batch_size": 4,
         "init_lora_weights": "kaiming", **TASK,
     }  # fmt: skip

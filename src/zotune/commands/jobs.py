@@ -53,10 +53,10 @@ class Jobs:
     ] = "list"
     """list, show, metrics (follow one), pause, resume, cancel, adapter (fetch it), records (give it more to learn)."""
 
-    job: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    job: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """The job."""
 
-    file: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="FILE")] = None
+    file: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Of records, or a folder for the adapter. Default for an adapter: NAME."""
 
     server: str = DEFAULT_SERVER
