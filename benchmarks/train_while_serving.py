@@ -4,9 +4,9 @@
 
 A server of the demo's model (or --model), with two adapters, has users in closed loop: each asks again as soon as it
 has its answer. Phases without and with a training job alternate, in pairs. Written are the latency and the time to the
-first token with the job over those without, whether every answer is the same, and what training computed; and then,
-without users, the job's tokens a second over those of `zotune train --engine sglang` alone. CPU; one thread for each
-process.
+first token with the job over those without, whether every answer is the same, and the steps that training made; and
+then, without users, the job's steps a second over those of `zotune train --engine sglang` alone. CPU; one thread for
+each process.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from zotune.data.demo import demo_path
 from zotune.jobs.client import JobsClient
 
 ROOT = Path(__file__).resolve().parents[1]
+JOB: dict[str, Any] = {"num_steps": 100_000, "eval_steps": 1_000_000, "max_eval_samples": 16, "max_train_samples": 64}
 OPTIONS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend",
     "none", "--disable-cuda-graph", "--mem-fraction-static", "0.3", "--sleep-on-idle", "--log-level", "warning",
@@ -52,6 +53,7 @@ class Phase:
 
 @contextlib.contextmanager
 def served(model: Path, folder: Path, share: float, dtype: str) -> Iterator[str]:
+    """The address of a server that takes jobs; at the end all of its processes are killed at once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +96,7 @@ def make_adapter(model: Path, folder: Path, seed: int) -> Path:
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     return folder
 
 
@@ -148,10 +150,6 @@ def wait_until(client: JobsClient, name: str, steps_after: int, limit_s: float =
         time.sleep(0.2)
 
 
-def tokens_of(job: dict[str, Any]) -> int:
-    return int(job["tokens_computed"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=Path(demo_path("model")))
@@ -168,7 +166,7 @@ def main() -> None:
     options.folder.mkdir(parents=True)
     lines = Path(demo_path("train.jsonl")).read_text().splitlines()
     prompts = [json.loads(line)["text"] for line in lines[: 3 * options.users]]
-    job = {"task": "demo", "num_steps": 100_000, "eval_steps": 1_000_000, "max_eval_samples": 16}
+    job = {"task": "demo", **JOB}
     pairs: list[tuple[Phase, Phase]] = []
     trained: list[float] = []
     with served(options.model, options.folder, options.share, options.dtype) as server:
@@ -184,12 +182,12 @@ def main() -> None:
             client.resume("job")
             before = wait_until(client, "job", client.job("job")["step"])
             beside = users(server, prompts, options.users, options.seconds, options.tokens)
-            trained.append((tokens_of(client.job("job")) - tokens_of(before)) / options.seconds)
+            trained.append((client.job("job")["step"] - before["step"]) / options.seconds)
             pairs.append((alone, beside))
-            print(ratio_line(alone, beside), f"training {trained[-1]:.0f} tokens/s", flush=True)
+            print(ratio_line(alone, beside), f"training {trained[-1]:.2f} steps/s", flush=True)
         before = client.job("job")
         time.sleep(options.seconds)
-        idle = (tokens_of(client.job("job")) - tokens_of(before)) / options.seconds
+        idle = (client.job("job")["step"] - before["step"]) / options.seconds
         client.cancel("job")
     own = own_engine(options.model, options.folder, options.dtype, options.seconds)
     report(options, pairs, trained, idle, own)
@@ -200,29 +198,28 @@ def is_training(folder: Path) -> bool:
 
 
 def own_engine(model: Path, folder: Path, dtype: str, seconds: float) -> float:
-    """Tokens a second of `zotune train --engine sglang`, between its first steps and its end."""
+    """Steps a second of `zotune train --engine sglang`, when all prompts have been seen."""
     import zotune
 
     class Stop(zotune.Callback):
-        began, tokens = 0.0, 0
+        began, seconds, steps = 0.0, 1.0, 0
 
         def on_train_begin(self, trainer: Any) -> None:
             self.trainer = trainer
 
         def on_step_end(self, event: Any) -> None:
-            if event.step == 4:
+            if event.step == 8:
                 self.began = time.monotonic()
-            elif event.step > 4:
-                self.tokens += event.tokens_computed
+            elif event.step > 8:
+                self.steps = event.step - 8
                 self.trainer.should_stop = time.monotonic() - self.began > seconds
                 self.seconds = time.monotonic() - self.began
 
     stop = Stop()
     zotune.mezo_finetune(
-        model, task="demo", engine="sglang", dtype=dtype, num_steps=100_000, eval_steps=1_000_000, max_eval_samples=16,
-        callbacks=[stop], output_dir=folder / "own",
-    )  # fmt: skip
-    return stop.tokens / stop.seconds
+        model, task="demo", engine="sglang", dtype=dtype, callbacks=[stop], output_dir=folder / "own", **JOB
+    )
+    return stop.steps / stop.seconds
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -261,8 +258,9 @@ def report(
         f"{options.seconds:.0f} s; alone, latency {quantile([s for a, _ in pairs for s in a.latency], 0.5):.2f} s in "
         f"the median, first token {quantile([s for a, _ in pairs for s in a.first_token], 0.5):.2f} s. Of "
         f"{len(answers)} questions asked both ways {differ} had more than one answer. Training's share: "
-        f"{options.share}; it computed {np.median(trained):.0f} tokens/s beside the users, {idle:.0f} where there were "
-        f"none, and {own:.0f} with a scheduler of its own: {idle / own:.2f} of that.",
+        f"{options.share}; it made {np.median(trained):.2f} steps/s beside the users, {idle:.2f} where there were "
+        f"none, and {own:.2f} with a scheduler of its own, which has LoRA at two modules of a block, the server at "
+        f"all: {idle / own:.2f} of that.",
         "",
         f"{Path(options.model).name} in {options.dtype}, two cores of a shared machine, {date.today()}; load average "
         f"at the end {os.getloadavg()[0]:.1f}.",

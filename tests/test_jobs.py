@@ -229,11 +229,11 @@ def test_jobs_train_one_after_the_other_are_killed_paused_and_cancelled_and_lose
 ) -> None:
     folder = tmp_path / "jobs"
     undisturbed = mezo_finetune(
-        opt_dir, REVIEWS, estimator="spsa", directions=1, eval_steps=4, num_steps=400, dtype="float32",
+        opt_dir, REVIEWS, estimator="spsa", directions=1, eval_steps=4, num_steps=200, dtype="float32",
         output_dir=tmp_path / "alone", **SETTINGS,
     )  # fmt: skip
     with supervised(folder, opt_dir) as (supervisor, server):
-        first = supervisor.submit(asked(allowed, "first", num_steps=400))
+        first = supervisor.submit(asked(allowed, "first", num_steps=200))
         supervisor.submit(asked(allowed, "second", num_steps=4))
         bad = supervisor.submit(asked(allowed, "bad", labels=["x", "y"], records=[{"text": "a", "label": 7}] * 4))
         with pytest.raises(Conflict, match="there is a job first already"):
@@ -265,7 +265,7 @@ def test_jobs_train_one_after_the_other_are_killed_paused_and_cancelled_and_lose
         with pytest.raises(Conflict, match="job third is cancelled"):
             supervisor.cancel("third")
     assert steps(first.path) == steps_of(undisturbed.run_folder)
-    (last,) = [files for name, step, files in again.served if (name, step) == ("first", 400)]
+    (last,) = [files for name, step, files in again.served if (name, step) == ("first", 200)]
     assert last == {path.name: path.read_bytes() for path in undisturbed.adapter.iterdir()}
     assert [name for name, _, _ in server.served if name == "second"], "every job is served, from its first evaluation"
     assert third.run.journal.is_file(), "what was learned is kept"
@@ -286,6 +286,7 @@ def test_the_process_of_a_killed_server_is_ended_before_its_job_goes_on(
     found = JobFolder.open(tmp_path / "job")
     assert found is not None
     end_orphan(found)
+    orphan.wait(10)
     assert not psutil.pid_exists(orphan.pid)
     later = start(found, {})
     wait(lambda: len(steps(job.path)) > 30)
