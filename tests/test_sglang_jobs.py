@@ -110,7 +110,7 @@ def test_a_job_is_the_run_that_an_engine_of_its_own_gives(
     if name != "reward":
         settings |= TASK
     else:
-        settings |= {"template": "{text}", "invocation": " It was"}
+        settings |= {"fields": ["prompt=text"]}
     jobs.client.submit(name=f"same-{name}", records=REVIEWS, **settings)
     alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "run", **settings)
     job = jobs.finished(f"same-{name}")
@@ -130,14 +130,15 @@ def greedy(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
 def test_users_get_the_same_answers_while_a_job_trains(jobs: JobServer, opt_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     peft = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(opt_dir), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        AutoModelForCausalLM.from_pretrained(opt_dir),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.normal_(std=0.5)
     peft.save_pretrained(str(tmp_path / "own"))
     answer = jobs.server.post("/load_lora_adapter", {"lora_name": "own", "lora_path": str(tmp_path / "own")})
-    assert answer["success"]
+    assert answer["success"], answer
     expected = {"own": [greedy(peft, prompt, 12) for prompt in PROMPTS]}
     with peft.disable_adapter():
         expected[""] = [greedy(peft, prompt, 12) for prompt in PROMPTS]

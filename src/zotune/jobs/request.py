@@ -46,14 +46,14 @@ def read_request(body: Any, model: str, dtype: str, allowed: Path, default_name:
     """
     if not isinstance(body, Mapping):
         raise InputError('a job is an object of settings, such as {"task": "sst2", "num_steps": 100}')
-    settings = {str(key).replace("-", "_"): value for key, value in body.items()}
+    settings = {str(key).replace("-", "_"): value for key, value in body.items() if value is not None}
     name = settings.pop("name", None) or default_name
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise InputError(f"name: {name!r} is no name of a job; use letters, digits, '.', '_' and '-', 64 at most")
     stream = settings.pop("stream", False)
     if not isinstance(stream, bool):
         raise InputError(f"stream: expected true or false, got {stream!r}")
-    if own := [key for key in SERVER_OWN if settings.get(key) is not None]:
+    if own := [key for key in SERVER_OWN if key in settings]:
         raise InputError(f"{own[0]} is the server's to say; leave it out")
     rewards = settings.get("reward") or ()
     if code := [text for text in ([rewards] if isinstance(rewards, str) else rewards) if ":" in str(text)]:

@@ -73,13 +73,14 @@ class Supervisor:
         return job
 
     def state(self, job: JobFolder) -> str:
-        if job.is_finished:
+        trains = self._running is not None and self._running[0] is job
+        if job.is_finished and not trains:  # and its last adapter is served
             return "finished"
         if job.state.error is not None:
             return "failed"
         if job.state.wanted != "running":
             return job.state.wanted
-        return "running" if self._running and self._running[0] is job else "queued"
+        return "running" if trains else "queued"
 
     def describe(self, name: str) -> dict[str, Any]:
         job = self.job(name)

@@ -10,6 +10,7 @@ from zotune.errors import InputError
 from zotune.zo.protocol import TokenIds
 
 MIN_SHARED = 16  # tokens that must be shared for a pass of their own to pay off
+ATTEMPTS = 3  # of a prompt to be computed and locked before it is evicted
 
 
 class HeldPrompts:
@@ -40,14 +41,18 @@ class HeldPrompts:
             if len(shared) >= MIN_SHARED:
                 yield from self.driver.run([Job(shared, keep=True)])
             yield from self.driver.run([Job(prompt, keep=True) for prompt in missing])
-            for prompt in self._lock_cached(missing, locks):  # evicted by those that came after it
+            missing = self._lock_cached(missing, locks)
+        for _ in range(ATTEMPTS):  # what those that came after it have evicted, and what others have
+            for prompt in missing:
                 yield from self.driver.run([Job(prompt, keep=True)])
-                if self._lock_cached([prompt], locks):
-                    self.driver.unlock(locks)
-                    raise InputError(
-                        f"--engine sglang: a prompt of {len(prompt)} tokens does not stay in a KV cache of "
-                        f"{self.driver.capacity} tokens; raise --sglang.max-total-tokens"
-                    )
+                self._lock_cached([prompt], locks)
+            missing = [prompt for prompt in missing if self.driver.cached(prompt)[0] < len(prompt)]
+        if missing:
+            self.driver.unlock(locks)
+            raise InputError(
+                f"--engine sglang: a prompt of {len(missing[0])} tokens does not stay in a KV cache of "
+                f"{self.driver.capacity} tokens; raise --sglang.max-total-tokens"
+            )
         return locks
 
     def _lock_cached(self, prompts: Any, locks: list[Any]) -> list[TokenIds]:
