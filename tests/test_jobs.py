@@ -55,6 +55,7 @@ def test_training_has_all_the_time_without_users_and_its_share_beside_them() -> 
             step += 0.02
         clock.now += step
     assert ran == pytest.approx(0.1 * share.users_s, rel=0.02)
+    assert share.recent == pytest.approx(0.1, rel=0.2)
     share.tick(users=False)
     assert share.with_users, "they may come back in a moment"
     clock.now += LINGER_S + 0.01

@@ -166,6 +166,7 @@ def test_users_get_the_same_answers_while_a_job_trains(jobs: JobServer, opt_dir:
         thread.join()
     assert not wrong
     assert asked > 2 * len(PROMPTS)
+    assert 0 < jobs.client.job("beside")["engine_share"] < 0.6
     assert jobs.client.job("beside")["step"] > before, "training has its share beside users"
     jobs.client.cancel("beside")
     wait(lambda: jobs.client.job("beside")["state"] == "cancelled")

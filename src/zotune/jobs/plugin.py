@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zotune.engine.sglang.live import served
-from zotune.engine.sglang.live.arrival import DEFAULT_SHARE, SHARE, SLOTS, SOCKET
+from zotune.engine.sglang.live.arrival import DEFAULT_SHARE, SHARE, SLOTS, SOCKET, usage_file
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError
 from zotune.sglang_names import announce
@@ -125,7 +125,10 @@ def _with_jobs(original: Any, server_args: Any, tokenizer_manager: Any, *args: A
     fixed = {"model": model, "dtype": dtype, "engine": "sglang"}
     global _served
     adapters = _served = served.Served(tokenizer_manager)
-    supervisor = Supervisor(folder / "jobs", {SOCKET: os.environ[SOCKET]}, fixed, adapters.serve, adapters.withdraw)
+    socket = os.environ[SOCKET]
+    supervisor = Supervisor(
+        folder / "jobs", {SOCKET: socket}, fixed, adapters.serve, adapters.withdraw, usage_file(Path(socket))
+    )
     app.include_router(make_router(supervisor, model, dtype, data, auth_level(AuthLevel.ADMIN_OPTIONAL)))
     original_lifespan = app.router.lifespan_context
 

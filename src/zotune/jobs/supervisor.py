@@ -1,6 +1,7 @@
 """Keeps jobs going: one trains at a time, in the order in which they came; those of a server that was killed go on."""
 
 import asyncio
+import json
 import logging
 import shutil
 import subprocess
@@ -39,13 +40,20 @@ class Supervisor:
         folder: of the jobs, each in a folder of its name.
         environment: of the processes that train: by it their engine finds the server.
         fixed: settings that are the server's.
+        usage: the file in which the scheduler says what training has had of it.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], fixed: Mapping[str, Any], serve: Serve, withdraw: Withdraw
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        fixed: Mapping[str, Any],
+        serve: Serve,
+        withdraw: Withdraw,
+        usage: Path | None = None,
     ) -> None:
         self.folder, self.environment, self.fixed = folder, environment, fixed
-        self.serve, self.withdraw = serve, withdraw
+        self.serve, self.withdraw, self.usage = serve, withdraw, usage
         folder.mkdir(parents=True, exist_ok=True)
         found = [job for path in sorted(folder.iterdir()) if path.is_dir() and (job := JobFolder.open(path))]
         found.sort(key=lambda job: job.state.created)
@@ -85,7 +93,19 @@ class Supervisor:
     def describe(self, name: str) -> dict[str, Any]:
         job = self.job(name)
         self.events[name].update()
-        return described(job, self.state(job), self.events[name])
+        state = self.state(job)
+        return {
+            **described(job, state, self.events[name]),
+            "engine_share": self._share() if state == "running" else None,
+        }
+
+    def _share(self) -> float | None:
+        """What part of the scheduler's time training has had of late."""
+        try:
+            found: float | None = json.loads(self.usage.read_text())["share"] if self.usage else None
+            return found
+        except (OSError, ValueError, KeyError):
+            return None
 
     def pause(self, name: str) -> None:
         self._want(name, "paused", ("running", "queued"))

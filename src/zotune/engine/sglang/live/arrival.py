@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zotune.adapter.spec import LoraSpec
@@ -9,6 +10,11 @@ from zotune.adapter.spec import LoraSpec
 SOCKET, SHARE, SLOTS = "ZOTUNE_SERVER", "ZOTUNE_SHARE", "ZOTUNE_SLOTS"
 """Environment variables: the socket, training's share of the time with users, and how many LoRA slots it may take."""
 DEFAULT_SHARE = 0.1
+
+
+def usage_file(socket: Path) -> Path:
+    """Where the scheduler behind a socket says what part of its time training has had of late: JSON, `share`."""
+    return socket.with_suffix(".usage")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ at a time. A thread listens, so that the scheduler only has to look into a queue
 """
 
 import contextlib
+import json
 import os
 import queue
 import threading
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
+
+from zotune.engine.sglang.live.arrival import usage_file
 
 LEFT = ("leave", ())
 """The engine has gone."""
@@ -51,14 +54,22 @@ class Door:
             os.eventfd_write(self.bell, 1)
         return command
 
+    def tell(self, usage: dict[str, float]) -> None:
+        """Whoever looks after jobs reads it beside the socket."""
+        path = usage_file(self.path)
+        new = path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            new.write_text(json.dumps(usage))
+            new.replace(path)
+
     def closed(self) -> None:
         """All is put away that the last engine had; the next may come in."""
         self._free.set()
 
     def close(self) -> None:
         self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        for path in (self.path, usage_file(self.path)):
+            path.unlink(missing_ok=True)
 
     def _listen(self) -> None:
         while True:

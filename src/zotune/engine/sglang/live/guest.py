@@ -71,7 +71,10 @@ class Guest:
             received or scheduler.waiting_queue or scheduler.running_batch.reqs or scheduler.chunked_req
             or scheduler.grammar_manager.has_waiting_grammars()
         )  # fmt: skip
+        before = self.share.recent
         self.share.tick(users)
+        if self.share.recent != before:
+            self._door.tell({"share": round(self.share.recent, 4)})
         if scheduler._engine_paused or received or scheduler.waiting_queue or not self.share.may_run:
             return None
         command = None if self._running is not None else self._door.next()

@@ -8,6 +8,7 @@ PASS_S = 0.02  # a pass of training delays a user's request by so long
 IDLE_PASS_S = 0.1  # where no user is there
 MIN_TOKENS = 16
 SAVED_S = 0.1  # of its share that training may save up
+RECENT_S = 10.0  # of which `recent` speaks, about
 
 
 class Share:
@@ -27,6 +28,8 @@ class Share:
         self._saved = 0.0
         self._tokens_a_second = 2000.0
         self._step_s = 0.01  # of what is done without a pass
+        self._marks = [(self._last, 0.0)]  # a time, and `training_s` then
+        self.recent = 0.0  # training's part of the scheduler's time of late
 
     def tick(self, users: bool) -> None:
         """Time goes on; whether users' requests are there now."""
@@ -37,6 +40,10 @@ class Share:
             self.users_s += now - self._last
             self._saved = min(self._saved + self.share * (now - self._last), SAVED_S)
         self._last = now
+        if now - self._marks[-1][0] >= RECENT_S / 10:
+            self._marks = [*self._marks[-9:], (now, self.training_s)]
+            began, before = self._marks[0]
+            self.recent = (self.training_s - before) / (now - began)
 
     @property
     def with_users(self) -> bool:
