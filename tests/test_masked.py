@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.numpy import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from tests.conftest import REVIEWS
-from tests.masked_models import CONTEXT, FAMILIES, VOCABULARY, make_masked, make_tokenizer, save
+from tests.masked_models import CONTEXT, FAMILIES, SIZES, VOCABULARY, make_masked, make_tokenizer, save
 from zotune import InputError, evaluate, mezo_finetune, predict, resume
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import load_data
@@ -81,6 +82,14 @@ def test_scores_are_those_of_transformers_and_of_the_plain_engine(family):
     fast, plain = (made.score(theta, PROBES, BATCH).log_probs for made in (engine, engine.plain))
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     assert np.abs(fast[0] - fast[1]).min() > 1e-5  # that the probes move every score
+
+
+def test_rounding_of_large_logits_in_half_precision_keeps_no_engine_from_reuse():
+    """What a head in bfloat16 rounds may be more than what two texts differ by."""
+    model = make_masked("bert")
+    model.get_output_embeddings().weight.data += 15 * torch.randn(1, SIZES["hidden_size"])
+    engine = TorchEngine(model.to(torch.bfloat16), LoraSpec(4, 8.0, ("query", "value")))
+    assert engine.plain_reason is None
 
 
 @given(
@@ -232,6 +241,19 @@ def test_a_head_scores_as_transformers_with_each_probes_own_weights(family):
     moved = Probe(0, 0.1).of(theta)
     alone = engine.plain.score(theta | {head: moved[head]}, [AT_THETA], batch).log_probs[0]
     assert np.abs(alone - scores).max() > 1e-4
+
+
+def test_an_encoder_alone_takes_a_new_head_and_has_none_of_its_own(data, tmp_path):
+    """The folders of sentence encoders, and of many others, name the encoder's class alone."""
+    torch.manual_seed(0)
+    kind, own, _ = FAMILIES["bert"]
+    encoder = AutoModel.from_config(getattr(transformers, kind)(**{**SIZES, **own}))
+    folder = save(encoder, TOKENIZER, tmp_path / "encoder")
+    ended = mezo_finetune(**settings_of(folder, data, "head, probes", tmp_path / "run") | {"num_steps": 1})
+    assert ended.initial is not None
+    assert ended.initial.loss == pytest.approx(np.log(2), abs=0.05)
+    message = refused(folder, data, tmp_path)
+    assert "which BertForMaskedLM needs: an encoder without a head of its own takes --head classification" in message
 
 
 def test_gradients_of_the_head_are_those_of_backpropagation_by_the_lens_too():
