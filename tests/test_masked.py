@@ -84,6 +84,20 @@ def test_scores_are_those_of_transformers_and_of_the_plain_engine(family):
     assert np.abs(fast[0] - fast[1]).min() > 1e-5  # that the probes move every score
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_the_plain_engine(family):
+    engine = engine_of(family)
+    theta, _ = engine.layers.trial()
+    weights = np.random.default_rng(0).normal(size=(len(BATCH), 3))
+    for cotangents in (weights, weights - weights.mean(axis=1, keepdims=True)):
+        _, found = engine.gradient(
+            theta, BATCH, lambda scores, these=cotangents: these, normalized=cotangents is weights
+        )
+        _, expected = engine.plain.gradient(theta, BATCH, lambda scores, these=cotangents: these)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+
+
 def test_rounding_of_large_logits_in_half_precision_keeps_no_engine_from_reuse():
     """What a head in bfloat16 rounds may be more than what two texts differ by."""
     model = make_masked("bert")
@@ -253,7 +267,7 @@ def test_an_encoder_alone_takes_a_new_head_and_has_none_of_its_own(data, tmp_pat
     assert ended.initial is not None
     assert ended.initial.loss == pytest.approx(np.log(2), abs=0.05)
     message = refused(folder, data, tmp_path)
-    assert "which BertForMaskedLM needs: an encoder without a head of its own takes --head classification" in message
+    assert "which BertForMaskedLM needs: an encoder alone is trained with --head classification" in message
 
 
 def test_gradients_of_the_head_are_those_of_backpropagation_by_the_lens_too():

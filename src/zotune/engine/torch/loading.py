@@ -103,7 +103,7 @@ def load_model(
         if num_labels is not None:
             found = without_head(loaded, found)
         elif is_masked_config(config):
-            remedy = ": an encoder without a head of its own takes --head classification"
+            remedy = ": an encoder alone is trained with --head classification"
         check_weights(model, type(loaded).__name__, found, remedy)
         keep_dtype(loaded, dtype)
         if not options:

@@ -271,8 +271,8 @@ class PlainEngine:
         vars(self.stats).update(stats)
 
     def _differ_in_float32(self, trial: Trial) -> bool:
-        """Whether padded rows of a model of half precision score otherwise for another reason than rounding; sets `noise`
-        to what rounding does."""
+        """Whether padded rows of a model of half precision score otherwise for another reason than rounding; `noise` is
+        set to what rounding does."""
         probes = trial.probes[-1:] if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
         try:
             inside = self.in_float32()
