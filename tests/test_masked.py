@@ -475,9 +475,17 @@ def test_a_causal_model_has_no_mask_and_no_new_head(opt_dir, data, tmp_path):
     assert "is a causal model, which has its own head" in refused(opt_dir, data, tmp_path, head="classification")
 
 
-def test_analyze_has_no_keys_and_values_to_compare(folder, data, tmp_path):
-    with pytest.raises(InputError, match=r"is a masked model, in which no keys and values of a prompt could be shared"):
-        Analyze(model=str(folder), task="sst2", train_data=str(data), output_dir=str(tmp_path / "out")).run()
+def test_analyze_finds_an_eps_by_the_exact_slopes_alone(folder, data, tmp_path, capsys):
+    Analyze(
+        model=str(folder), task="sst2", train_data=str(data), output_dir=str(tmp_path / "out"), directions=1,
+        batch_size=4,
+    ).run()  # fmt: skip
+    found = json.loads((tmp_path / "out/analysis.json").read_text())
+    assert "recommended eps" in capsys.readouterr().out
+    assert found["layers"] == []
+    sizes = [row["slope_size"] for row in found["rows"] if 1e-3 <= row["epsilon"] <= 1e-2]
+    assert np.ptp(sizes) < 0.05 * max(sizes)
+    assert all(row["reused_error"] is None for row in found["rows"])
 
 
 def test_sglang_has_no_masked_models(folder, data):
