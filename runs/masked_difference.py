@@ -49,7 +49,7 @@ def put_in(model: PreTrainedModel, kept: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name + LEFT in kept:
-                value += kept[name + LEFT].float() @ kept[name + RIGHT].float()
+                value.add_(kept[name + LEFT].float() @ kept[name + RIGHT].float())
             elif name in kept:
                 value.copy_(kept[name])
 

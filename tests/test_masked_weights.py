@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_fills_in_masks_where_the_most_frequent_words_would_not(folder):
     """Every fourth token of held-out sentences in turn, a mask each."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).float()
-    right, counts = 0, Counter()
+    right, counts = 0, Counter[int]()
     for record in load_records(demo_path("eval.jsonl"), "--data")[:20]:
         ids = torch.tensor(tokenizer(record.fields["text"]).input_ids)
         places = torch.arange(2, len(ids) - 1, 4)

@@ -1,6 +1,7 @@
 """What a command found, as tables on standard output."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +101,16 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
 def print_analysis(analysis: "Analysis") -> None:
     """Slopes over eps, then the two passes' KV layer by layer, on standard output."""
     console = plain_console()
-    shares = bool(analysis.layers)
-    of_reuse = ("error with reused KV", "same sign", "|dK|/|K|", "|dV|/|V|") if shares else ()
+    of_reuse = ("error with reused KV", "same sign", "|dK|/|K|", "|dV|/|V|") if analysis.reuse else ()
     table = Table("eps", "|slope|", "curvature", "moves", *of_reuse)
-    for row in analysis.rows:
+    for row, reuse in zip_longest(analysis.rows, analysis.reuse):
         found = [
-            f"{row.reused_error:.1%}", f"{row.sign_agreement:.0%}", f"{row.key_difference:.1e}",
-            f"{row.value_difference:.1e}",
-        ] if shares else []  # fmt: skip
+            f"{reuse.error:.1%}", f"{reuse.sign_agreement:.0%}", f"{reuse.key_difference:.1e}",
+            f"{reuse.value_difference:.1e}",
+        ] if reuse else []  # fmt: skip
         table.add_row(f"{row.epsilon:g}", f"{row.slope_size:.4f}", f"{row.curvature:.3g}", f"{row.change:.2%}", *found)
     console.print(table)
-    if shares:
+    if analysis.layers:
         layers = Table("layer", "cosine K+, K-", "|dK|/|K|", "cosine V+, V-", "|dV|/|V|")
         for number, layer in enumerate(analysis.layers):
             layers.add_row(

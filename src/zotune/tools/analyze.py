@@ -35,25 +35,31 @@ EPSILONS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Row:
-    """One eps: medians over directions. `change` is how far the exact slope moves to the neighbouring eps, relative.
-    What reuse would do is None of a masked model."""
+    """One eps: medians over directions. `change` is how far the exact slope moves to the neighbouring eps, relative."""
 
     epsilon: float
     slope_size: float
-    reused_error: float | None  # |reused - exact| / |exact|
-    sign_agreement: float | None  # share of directions in which both have the same sign
     curvature: float
     change: float
-    key_difference: float | None  # |K+ - K-| / |K+|, mean over layers
-    value_difference: float | None
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What reuse of the prompt's KV does at one eps."""
+
+    error: float  # |reused - exact| / |exact|, the median over directions
+    sign_agreement: float  # share of directions in which both have the same sign
+    key_difference: float  # |K+ - K-| / |K+|, mean over layers
+    value_difference: float
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """`layers` holds, at the recommended eps, cosine and relative difference of K and V between the two passes; nothing
-    of a masked model."""
+    """`reuse` is by eps, as `rows`; `layers` holds, at the recommended eps, cosine and relative difference of K and V
+    between the two passes. Both are empty of a masked model."""
 
     rows: list[Row]
+    reuse: list[Reuse]
     layers: list[dict[str, float]]
     recommended_epsilon: float
     rounding_error: float  # of the loss: what the slope at the smallest eps is off by, times 2 eps
@@ -90,36 +96,44 @@ def analyze(
     moves = np.abs(np.diff(exact, axis=0)) / np.maximum(np.abs(exact[1:]), 1e-30)  # to the next larger eps
     change = np.median(np.maximum(np.vstack([moves, moves[-1:]]), np.vstack([moves[:1], moves])), axis=1)
     best = int(np.argmin(change))
-    error = np.median(np.abs(reused - exact) / np.maximum(np.abs(exact), 1e-30), axis=1)
     rows = [
         Row(
             epsilon=epsilon,
             slope_size=float(np.median(np.abs(exact[e]))),
-            reused_error=float(error[e]) if shares else None,
-            sign_agreement=float(np.mean(np.sign(reused[e]) == np.sign(exact[e]))) if shares else None,
             curvature=float(np.median(curvature[e])),
             change=float(change[e]),
-            key_difference=float(differences[e, :, :, 1].mean()) if shares else None,
-            value_difference=float(differences[e, :, :, 3].mean()) if shares else None,
         )
         for e, epsilon in enumerate(EPSILONS)
     ]
-    names = ("key_cosine", "key_difference", "value_cosine", "value_difference")
-    of_layers = differences[best].mean(axis=0) if shares else ()
-    layers = [dict(zip(names, map(float, layer), strict=True)) for layer in of_layers]
+    reuse, layers = _reuse(exact, reused, differences, best) if shares else ([], [])
     rounding = float(np.median(np.abs(exact[0] - exact[best])) * 2 * EPSILONS[0])
-    return Analysis(rows, layers, EPSILONS[best], rounding)
+    return Analysis(rows, reuse, layers, EPSILONS[best], rounding)
+
+
+def _reuse(
+    exact: np.ndarray, reused: np.ndarray, differences: np.ndarray, best: int
+) -> tuple[list[Reuse], list[dict[str, float]]]:
+    """Of slopes [eps, direction] and differences [eps, direction, layer, 4], of which the eps `best` is recommended."""
+    errors = np.median(np.abs(reused - exact) / np.maximum(np.abs(exact), 1e-30), axis=1)
+    agreement = np.mean(np.sign(reused) == np.sign(exact), axis=1)
+    means = differences.mean(axis=(1, 2))
+    reuse = [
+        Reuse(float(error), float(share), float(mean[1]), float(mean[3]))
+        for error, share, mean in zip(errors, agreement, means, strict=True)
+    ]
+    names = ("key_cosine", "key_difference", "value_cosine", "value_difference")
+    return reuse, [dict(zip(names, map(float, layer), strict=True)) for layer in differences[best].mean(axis=0)]
 
 
 def save(analysis: Analysis, folder: Path) -> list[Path]:
     """Write analysis.json and a plot as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "analysis.json").write_text(json.dumps(asdict(analysis), indent=2) + "\n", encoding="utf-8")
-    number = 2 if analysis.layers else 1
+    number = 2 if analysis.reuse else 1
     figure, axes = plt.subplots(1, number, figsize=(5.5 * number, 4), constrained_layout=True, squeeze=False)
     slopes, epsilons = axes[0, 0], [row.epsilon for row in analysis.rows]
-    if analysis.layers:
-        errors = [row.reused_error for row in analysis.rows]
+    if analysis.reuse:
+        errors = [reuse.error for reuse in analysis.reuse]
         slopes.loglog(epsilons, errors, "o-", label="error of the slope with reused KV")
         _plot_layers(axes[0, 1], analysis)
     slopes.loglog(epsilons, [row.change for row in analysis.rows], "s--", label="change of the exact slope between eps")
