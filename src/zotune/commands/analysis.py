@@ -17,7 +17,7 @@ class Analyze:
     share the keys and values of their prompts; or, with --lens, how near the lens comes to the gradient."""
 
     model: str = "demo"
-    """Hub id or local folder of a causal LM of transformers; with --lens also of a masked one."""
+    """Hub id or local folder of a causal LM of transformers, or of a masked one, in which probes share nothing."""
 
     task: str | None = None
     """A built-in task; `zotune tasks` lists them. Default: worked out from the fields of the data; `demo` where no data
@@ -103,11 +103,6 @@ class Analyze:
         set_up_logging()
         data = load_data(config)
         model = find_model(config, task=data.task)
-        if model.is_masked and not self.lens:
-            raise InputError(
-                f"--model: {config.model} is a masked model, in which no keys and values of a prompt could be shared; "
-                "there is --lens for it"
-            )
         check_bounds(config, data)
         parts = assemble(config, data, model)
         engine, objective = parts.engine, parts.run.objective

@@ -1,6 +1,7 @@
 """What a command found, as tables on standard output."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,20 +101,23 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
 def print_analysis(analysis: "Analysis") -> None:
     """Slopes over eps, then the two passes' KV layer by layer, on standard output."""
     console = plain_console()
-    table = Table("eps", "|slope|", "error with reused KV", "same sign", "curvature", "moves", "|dK|/|K|", "|dV|/|V|")
-    for row in analysis.rows:
-        table.add_row(
-            f"{row.epsilon:g}", f"{row.slope_size:.4f}", f"{row.reused_error:.1%}", f"{row.sign_agreement:.0%}",
-            f"{row.curvature:.3g}", f"{row.change:.2%}", f"{row.key_difference:.1e}", f"{row.value_difference:.1e}",
-        )  # fmt: skip
+    of_reuse = ("error with reused KV", "same sign", "|dK|/|K|", "|dV|/|V|") if analysis.reuse else ()
+    table = Table("eps", "|slope|", "curvature", "moves", *of_reuse)
+    for row, reuse in zip_longest(analysis.rows, analysis.reuse):
+        found = [
+            f"{reuse.error:.1%}", f"{reuse.sign_agreement:.0%}", f"{reuse.key_difference:.1e}",
+            f"{reuse.value_difference:.1e}",
+        ] if reuse else []  # fmt: skip
+        table.add_row(f"{row.epsilon:g}", f"{row.slope_size:.4f}", f"{row.curvature:.3g}", f"{row.change:.2%}", *found)
     console.print(table)
-    layers = Table("layer", "cosine K+, K-", "|dK|/|K|", "cosine V+, V-", "|dV|/|V|")
-    for number, layer in enumerate(analysis.layers):
-        layers.add_row(
-            str(number), f"{layer['key_cosine']:.8f}", f"{layer['key_difference']:.1e}",
-            f"{layer['value_cosine']:.8f}", f"{layer['value_difference']:.1e}",
-        )  # fmt: skip
-    console.print(layers)
+    if analysis.layers:
+        layers = Table("layer", "cosine K+, K-", "|dK|/|K|", "cosine V+, V-", "|dV|/|V|")
+        for number, layer in enumerate(analysis.layers):
+            layers.add_row(
+                str(number), f"{layer['key_cosine']:.8f}", f"{layer['key_difference']:.1e}",
+                f"{layer['value_cosine']:.8f}", f"{layer['value_difference']:.1e}",
+            )  # fmt: skip
+        console.print(layers)
     console.print(
         f"recommended eps: {analysis.recommended_epsilon:g} (the exact slope moves least to its neighbours); "
         f"rounding error of the loss: about {analysis.rounding_error:.0e}",

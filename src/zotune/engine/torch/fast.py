@@ -154,12 +154,15 @@ class TorchEngine:
     def gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True
     ) -> tuple[Scores, Theta]:
-        """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta."""
-        if self.scope == "everywhere" or self.plain_reason or not all(map(self._fits, batch)):
+        """By backpropagation: in scope activated through the suffixes alone, since prompts do not change with theta; of
+        a masked model's head through the mask's state alone."""
+        whole = self.scope == "everywhere" and not sees_all(self.model)
+        if whole or self.plain_reason or not all(map(self._fits, batch)):
             return self.plain.gradient(theta, batch, cotangents)
         self._set_normalized(normalized, batch)
         score = partial(self.score, theta, [AT_THETA], batch, normalized)
-        return scores_and_gradient(self.model, self.layers, theta, self.activated.parts(batch), score, cotangents)
+        parts = (self.activated if self.scope == "activated" else self.everywhere).parts(batch)
+        return scores_and_gradient(self.model, self.layers, theta, parts, score, cotangents)
 
     def lens_gradient(
         self, theta: Theta, batch: Sequence[Example], cotangents: Cotangents, normalized: bool = True

@@ -99,9 +99,12 @@ def load_model(
             output_loading_info=True, ignore_mismatched_sizes=True, **labels, **options,
         )  # fmt: skip
         loaded: PreTrainedModel = result[0]
-        check_weights(
-            model, type(loaded).__name__, result[1] if num_labels is None else without_head(loaded, result[1])
-        )
+        found, remedy = result[1], ""
+        if num_labels is not None:
+            found = without_head(loaded, found)
+        elif is_masked_config(config):
+            remedy = ": an encoder alone is trained with --head classification"
+        check_weights(model, type(loaded).__name__, found, remedy)
         keep_dtype(loaded, dtype)
         if not options:
             loaded.to(torch.device(device))  # type: ignore[arg-type]  # the library's decorator hides the signature
@@ -120,13 +123,14 @@ def _quiet(quiet: bool) -> Iterator[None]:
         transformers.utils.logging.set_verbosity(before)
 
 
-def check_weights(model: str, kind: str, found: dict[str, Any]) -> None:
+def check_weights(model: str, kind: str, found: dict[str, Any], remedy: str = "") -> None:
     """transformers fills what a checkpoint lacks with random numbers, and says so in a warning."""
     lacking = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise InputError(
             f"--model: {model} has no weights of the right shape for {', '.join(lacking[:3])}{more}, which {kind} needs"
+            f"{remedy}"
         )
     if unused := sorted(found["unexpected_keys"]):
         logger.warning("--model: %s has weights that %s has no use for: %s", model, kind, ", ".join(unused[:3]))

@@ -1,10 +1,11 @@
 """Which kind of model a model is: a causal language model, or one whose tokens see the whole text, that is, a masked
-language model, also with a classification head in place of its own."""
+language model, also with a classification head in place of its own, or its encoder alone."""
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 _PRETRAINED = ("ForMaskedLM", "ForPreTraining")  # how the classes of masked models end
@@ -12,14 +13,17 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def is_masked_config(config: PretrainedConfig) -> bool:
-    """Whether a configuration is that of a masked language model. Many kinds have both: a folder's says which it is."""
+    """Whether a configuration is that of a masked language model, or of an encoder alone. Many kinds have causal models
+    too: a folder's configuration says which it is."""
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):
         return False
-    named = tuple(config.architectures or ())
+    named, encoder = tuple(config.architectures or ()), MODEL_MAPPING_NAMES.get(config.model_type)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     known = (*_PRETRAINED, _CLASSIFIER)
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(name.endswith(known) for name in named)
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(
+        name.endswith(known) or name == encoder for name in named
+    )
 
 
 def sees_all(model: PreTrainedModel) -> bool:

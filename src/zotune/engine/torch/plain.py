@@ -258,7 +258,7 @@ class PlainEngine:
             self.alone_above = 0
             logger.info("rows go through the model one at a time: %s does not score the same with padding", name)
         else:
-            self.noise = distance(padded, reference)
+            self.noise = max(self.noise, distance(padded, reference))
             if limit and (context is None or context > limit + LONGER):
                 self.alone_above = limit
                 if limit <= MOST_TRIED:
@@ -271,7 +271,8 @@ class PlainEngine:
         vars(self.stats).update(stats)
 
     def _differ_in_float32(self, trial: Trial) -> bool:
-        """Whether padded rows of a model of half precision score otherwise for another reason than rounding."""
+        """Whether padded rows of a model of half precision score otherwise for another reason than rounding; `noise` is
+        set to what rounding does."""
         probes = trial.probes[-1:] if self.spec else trial.probes[:1]  # a probe of all parameters is in their precision
         try:
             inside = self.in_float32()
@@ -283,6 +284,8 @@ class PlainEngine:
             if not same(Scores(padded.log_probs[:, 1:], padded.num_tokens[1:]), alone):
                 return True
             self.padded_float32 = padded
+            # Of a masked model's head in half precision more than texts of rare tokens differ by.
+            self.noise = distance(self.score(trial.theta, probes, trial.batch), padded)
             return False
         except Exception:  # whatever a model's own code raises over a dtype that it does not expect
             return False
