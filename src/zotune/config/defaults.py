@@ -82,7 +82,7 @@ def shared_settings(config: Fields, made: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) is not None}
 
 
-def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, tuning: str) -> float:
+def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, tuning: str, head: str = "lm") -> float:
     """By the method and the size of the base model: what docs/results.md found with models of 4 and of 135 million
     parameters; for larger ones, which nobody has searched, a fifth of that. Above the small ones, other optimizers than
     Adam have MeZO's range for OPT with LoRA, 5e-5 .. 1e-4; all parameters have its 1e-7 .. 1e-6."""
@@ -91,7 +91,7 @@ def default_learning_rate(num_parameters: int, estimator: str, optimizer: str, t
     if estimator == "backprop":
         return 1e-3 if num_parameters < SMALL_MODEL else 3e-3 if num_parameters < LARGE_MODEL else 2e-4
     if estimator == "lens":
-        return 3e-3
+        return 3e-3 if head == "lm" else 1e-3  # a new head stood still at more (docs/decisions.md)
     if optimizer not in ("adam", "adamw"):
         return 2e-3 if num_parameters < SMALL_MODEL else 1e-4
     if num_parameters < SMALL_MODEL:

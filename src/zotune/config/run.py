@@ -147,7 +147,9 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
             f"--tuning full: {config.model} is quantised ({facts.quantization}), and such weights stay as they are"
         )
     size = f"{method['optimizer']} on a model of {facts.num_parameters / 1e6:.3g} million parameters"
-    rate = default_learning_rate(facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"])
+    rate = default_learning_rate(
+        facts.num_parameters, method["estimator"], method["optimizer"], method["tuning"], config.head
+    )
     targets, why_these = facts.usual_targets, "those of LoRA's paper, or PEFT's for this kind of model"
     if method["estimator"] == "lens" and facts.writers:
         own = facts.activated_writers if scope == "activated" else None

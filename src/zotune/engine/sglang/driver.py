@@ -137,11 +137,11 @@ class Driver:
         """So many jobs at a time that SGLang's limit of tokens in a pass cuts none in two."""
         most, some, size = self.most_in_pass, list[Job](), 0
         for job in jobs:
-            if some and size + len(job.tokens) > most:
+            if some and size + job.most_computed > most:
                 yield some
                 some, size = [], 0
             some.append(job)
-            size += len(job.tokens)
+            size += job.most_computed
         yield some
 
     @torch.inference_mode()

@@ -57,6 +57,11 @@ class Job:
     log_probs: list[list[float]] = field(default_factory=list)  # [scored position][token of token_ids]
     new_tokens: TokenIds = ()
 
+    @property
+    def most_computed(self) -> int:
+        """How many of its tokens a pass has to compute, at most."""
+        return len(self.tokens) - ((self.max_cached or 0) if self.exact else 0)
+
 
 @dataclass(frozen=True)
 class Text:

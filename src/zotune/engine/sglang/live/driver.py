@@ -62,7 +62,7 @@ class LiveDriver(Driver):
 
     def run(self, jobs: Sequence[Job]) -> Passes[None]:
         # Tokens that a gradient comes back to must be of one pass, however few it may have.
-        self._longest = max((len(job.tokens) for job in jobs), default=0) if self.before_pass else 0
+        self._longest = max((job.most_computed for job in jobs), default=0) if self.before_pass else 0
         yield from super().run(jobs)
 
     @property
