@@ -219,6 +219,9 @@ class Fields:
     """The data's fields that hold the options of each record: one with a list of texts, such as choices, or one for
     each option, such as choice1 choice2. The label says which is right, by number or text. Default: the task's."""
 
+    chat_template: str | None = None
+    """A file with the chat template, in Jinja, that makes texts of messages. Default: the tokenizer's own."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, e.g. "". Default: a space where one belongs: not behind a
     space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""

@@ -174,6 +174,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "adapter": absolute(config.adapter),
         "train_data": absolute(config.train_data),
         "eval_data": absolute(config.eval_data),
+        "chat_template": absolute(config.chat_template),
     }
     names = [method["estimator"], method["optimizer"], chosen["noise"], method["tuning"]]
     full = replace(config, **chosen, tables={**config.tables, **_tables_in_use(config, names)})
