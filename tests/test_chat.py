@@ -121,7 +121,7 @@ def test_an_answer_ends_as_the_template_ends_a_turn_or_else_with_the_end_token(e
 )  # fmt: skip
 def test_chosen_and_rejected_are_two_candidates_of_which_the_first_is_right(fields):
     task, (text,) = chats_of(fields)
-    assert (task.name, task.objective, text.label) == ("chat_preference", "cross_entropy", 0)
+    assert (task.name, task.objective, text.label) == ("chat_pair", "cross_entropy", 0)
     assert text.choices == ("warm and clever</s>", "cold</s>")
     assert text.prompt + task.invocation == "<system>Be kind.</s>\n<user>a great film?</s>\n<assistant>"
     tokenizer = tokenizer_with()

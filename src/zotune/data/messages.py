@@ -98,9 +98,9 @@ def template_arguments(record: Record) -> dict[str, Any]:
     """
     tools: Any = record.fields.get("tools")
     others: Any = record.fields.get("chat_template_kwargs")
-    if isinstance(tools, str) and tools.strip():
+    if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
+            tools = json.loads(tools or "null")
         except ValueError as error:
             raise InputError(f"{record.where}: field 'tools' is not JSON: {error}") from error
     if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):

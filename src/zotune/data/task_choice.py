@@ -100,7 +100,7 @@ def _detect(sample: Mapping[str, Any]) -> Task:
         return any(alias in sample for alias in ALIASES[role])
 
     if "chosen" in sample and "rejected" in sample:
-        return TASKS["chat_preference" if isinstance(sample["chosen"], list) else "preference"]
+        return TASKS["chat_pair" if isinstance(sample["chosen"], list) else "preference"]
     if any(_has_messages(sample.get(alias)) for alias in ALIASES["messages"]):
         return TASKS["chat"]
     if "prompt" in sample and "completion" in sample:

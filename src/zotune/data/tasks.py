@@ -311,7 +311,7 @@ TASKS: dict[str, Task] = {
             rows=rows.preference,
             whole_answers=True,
         ),
-        Task("chat_preference", template="{messages}", choice_fields=_PAIR, is_chat=True, whole_answers=True),
+        Task("chat_pair", template="{messages}", choice_fields=_PAIR, is_chat=True, whole_answers=True),
     )
 }
 
