@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from runs.page import put
+
 from zotune import mezo_finetune
 
 PAGE = Path(__file__).parents[1] / "docs" / "chat.md"

@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def known_flags() -> set[str]:
     """Every flag that some command takes, as it is written on a command line."""
-    names = {"help", "version"}
+    names = {"help", "version", "config"}
     for file, name, _ in COMMANDS.values():
         names |= {field.name for field in fields(getattr(import_module(f"zotune.commands.{file}"), name))}
     names |= {f"{table}.{name}" for table, settings in METHOD_TABLES.items() for name in settings}

@@ -143,7 +143,8 @@ def start_run(
     """
     callbacks = checked_callbacks(callbacks, tokenizer)
     check_installed(config)
-    given = RunFolder(Path(config.output_dir)) if config.output_dir else None
+    named = config.output_dir or (Path("output") / config.run_name if config.run_name else None)
+    given = RunFolder(Path(named)) if named else None
     with ExitStack() as held:  # the folder, until the journal is open
         if given:
             held.enter_context(given.claim(config.overwrite))

@@ -78,6 +78,10 @@ def evaluate(
     if not reward_funcs:
         config = reopened(config, None, f"as in --reward {' '.join(config.reward)}")
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
+    if source is None and config.eval_strategy == "no":
+        raise InputError(
+            "--eval-data: the adapter's run held nothing out (--eval-strategy no); name data to evaluate it on"
+        )
     if source is None and adapter is not None and not _says_task(config) and not config.train_data:
         raise InputError(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"

@@ -16,7 +16,7 @@ from zotune.assemble.data import Data
 from zotune.assemble.encoding import AnyEncoder, make_encoder
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
-from zotune.config.run import Run, resolve
+from zotune.config.run import Run, paced, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
 from zotune.data.digest import columns_digest, examples_digest
@@ -104,6 +104,11 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
     )  # fmt: skip
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
+    of_model = len(run.choices)
+    run = paced(run, len(train))
+    for choice in run.choices[of_model:]:
+        logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
+    settings = run.config
     spec = prompt or _lora(settings, encoder, model, begun)
     measured = _measured(run, begun)
     opened = partial(

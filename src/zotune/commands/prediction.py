@@ -42,6 +42,9 @@ class Inference:
     choice_fields: tuple[str, ...] | None = None
     """The data's fields that hold the options of each record, as in train. Default: the task's."""
 
+    chat_template: str | None = None
+    """A file with the chat template, as in train. Default: that of the adapter's run, else the tokenizer's own."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, as in train. Default: that of the adapter's run, else a
     space where one belongs."""

@@ -33,6 +33,7 @@ def check(config: Fields) -> None:
         raise InputError(
             "--num-per-class does not go with --max-train-samples: both say how many to train on; take one"
         )
+    _check_pace(config)
     method = choose_method(config, config.scope)
     check_tables(config, {**method, "noise": config.noise or "gaussian"})
     _check_method(config, method)
@@ -46,6 +47,20 @@ def check(config: Fields) -> None:
         role, equals, name = pair.partition("=")
         if not (role and equals and name):
             raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
+
+
+def _check_pace(config: Fields) -> None:
+    """Refuse what says twice how long a run is, and what nothing would be done by."""
+    if config.num_train_epochs is not None and config.num_steps != config.__dataclass_fields__["num_steps"].default:
+        raise InputError("--num-train-epochs does not go with --num-steps: both say how long to train; take one")
+    if config.save_total_limit is not None and config.save_steps is None:
+        raise InputError("--save-total-limit has no effect without --save-steps")
+    if config.eval_strategy == "no":
+        for name in ("eval_data", "early_stopping_patience"):
+            if getattr(config, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} has no effect with --eval-strategy no; leave it out")
+    if config.run_name is not None and ("/" in config.run_name or config.run_name in ("", ".", "..")):
+        raise InputError(f"--run-name: {config.run_name!r} is no name of a folder")
 
 
 def _check_method(config: Fields, method: Mapping[str, Any]) -> None:

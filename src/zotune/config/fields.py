@@ -67,6 +67,10 @@ class Fields:
     output_dir: str | None = None
     """The run folder. It must not exist yet. Default: output/TASK-MODEL-DATE-TIME."""
 
+    run_name: str | None = None
+    """The name of the run: that of its folder in output/, where no --output-dir is given. Default: as --output-dir has
+    it."""
+
     overwrite: bool = False
     """Delete the run that --output-dir holds, and start anew."""
 
@@ -82,6 +86,9 @@ class Fields:
 
     num_steps: int = 600
     """The number of training steps."""
+
+    num_train_epochs: float | None = None
+    """Train for this many passes over the training examples, instead of --num-steps. Default: as --num-steps says."""
 
     batch_size: int = 16
     """The number of examples in a step."""
@@ -179,8 +186,23 @@ class Fields:
     """The most tokens that an example may have; longer prompts lose tokens at their beginning, and those of masked
     models at the end of their longest field. Default: the model's context, at most 2048."""
 
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to evaluate: `steps`, every --eval-steps; `epoch`, after every pass over the training examples; `no`, never,
+    and then nothing is held out."""
+
     eval_steps: int = 100
     """The number of steps from one evaluation to the next."""
+
+    logging_steps: int | None = None
+    """Print the loss every so many steps, where there is no terminal for a progress bar; metrics.jsonl has every step.
+    Default: twenty times in a run."""
+
+    save_steps: int | None = None
+    """Keep what is trained every so many steps, as checkpoint-STEP in the run folder. Default: no such folders;
+    adapter/ and best/ are from evaluations, and `zotune replay` gives the adapter after other steps."""
+
+    save_total_limit: int | None = None
+    """Keep only the last so many of the folders checkpoint-STEP. Default: all."""
 
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row without a lower evaluation loss. Default: never."""

@@ -4,6 +4,7 @@
 model that are known before its weights are read.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +183,30 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, make_objective(full, task),
         make_schedule(full.lr_scheduler_type, chosen["learning_rate"], full.num_steps, full.warmup_steps),
     )  # fmt: skip
+
+
+def paced(run: Run, num_examples: int) -> Run:
+    """The run, where epochs say how long it is or when it evaluates: in steps, now that its examples are known.
+
+    Raises:
+        InputError: it is shorter than its warm-up.
+    """
+    config, choices = run.config, list(run.choices)
+    per_epoch = num_examples / (config.batch_size * config.batches_per_step)
+    changes: dict[str, Any] = {}
+    if config.num_train_epochs is not None:
+        changes |= {"num_steps": math.ceil(config.num_train_epochs * per_epoch), "num_train_epochs": None}
+        choices.append(Choice("num_steps", changes["num_steps"], f"--num-train-epochs {config.num_train_epochs:g}"))
+    if config.eval_strategy == "epoch":
+        changes |= {"eval_steps": math.ceil(per_epoch), "eval_strategy": "steps"}
+        choices.append(Choice("eval_steps", changes["eval_steps"], "--eval-strategy epoch"))
+    if not changes:
+        return run
+    full = replace(config, **changes)
+    rate = full.learning_rate
+    assert rate is not None
+    schedule = make_schedule(full.lr_scheduler_type, rate, full.num_steps, full.warmup_steps)
+    return replace(run, config=full, choices=tuple(choices), schedule=schedule)
 
 
 def objective_name(config: Config, task: Task) -> str:

@@ -112,7 +112,7 @@ def template_arguments(record: Record) -> dict[str, Any]:
 
 def _messages(record: Record, field: str, of_text: str) -> tuple[Message, ...]:
     """The messages of a field; a text is one message, of the role `of_text`."""
-    messages = record.fields.get(field)
+    messages: Any = record.fields.get(field)
     if _is_text(messages) and messages.strip():
         messages = [{"role": of_text, "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:

@@ -38,6 +38,8 @@ class Callback:
 
     def on_evaluate(self, event: EvalEvent) -> None: ...
 
+    def on_save(self, trainer: "MeZOTrainer") -> None: ...
+
     def on_train_end(self, trainer: "MeZOTrainer") -> None: ...
 
 
@@ -45,7 +47,8 @@ class Callback:
 class TrainingPlan:
     """How long to train, on how much at a time, and when to look; `model` and `task` are what its summary calls it.
 
-    `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong.
+    `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong, and
+    `logging_steps` for those who show a run. Every `save_steps` theta is kept, the last `save_total_limit` times.
     """
 
     num_steps: int
@@ -58,6 +61,9 @@ class TrainingPlan:
     task: str = ""
     epsilon: float = math.inf
     dtype: str | None = None
+    logging_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +144,12 @@ class MeZOTrainer:
         """
         for callback in self.callbacks:
             callback.on_train_begin(self)
+        self._save_if_due()
         self._evaluate_if_due()
         while not self._is_done():
             self.train_step()
             self._checkpoint_if_due()
+            self._save_if_due()
             self._evaluate_if_due()
         with self._watch.writing(self.step):
             self.save(self.exported)
@@ -238,9 +246,24 @@ class MeZOTrainer:
 
     def _checkpoint_if_due(self) -> None:
         """Keep theta where the journal cannot rebuild it."""
-        if self._is_due and not self.estimator.seeded:
+        if (self._is_due or self._is_kept) and not self.estimator.seeded:
             with self._watch.writing(self.step):
                 write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether theta after this step is to be kept for the user."""
+        return self.plan.save_steps is not None and self.step > 0 and self.step % self.plan.save_steps == 0
+
+    def _save_if_due(self) -> None:
+        if not self._is_kept:
+            return
+        with self._watch.writing(self.step):
+            self.save(self.folder.kept(self.step))
+            if self.plan.save_total_limit is not None:
+                self.folder.drop_kept(self.plan.save_total_limit)
+        for callback in self.callbacks:
+            callback.on_save(self)
 
     def _evaluate_if_due(self) -> None:
         if not self._is_due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
