@@ -62,6 +62,7 @@ def trainer_of(
         step=point.step,
         noise=header.noise,
         callbacks=callbacks,
+        own_metrics=parts.own_metrics,
     )
 
 

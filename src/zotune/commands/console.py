@@ -87,6 +87,7 @@ class ConsoleProgress(Callback):
             print_samples(self.console, [line for line in read_samples(self.samples) if line["step"] == event.step])
             return
         accuracy = "" if event.accuracy is None else f"accuracy {event.accuracy:.1%}, "
+        accuracy += "".join(f"{name} {value:.4g}, " for name, value in event.scores.items())
         self.console.print(
             f"evaluation after {event.step} steps: {accuracy}loss {event.loss:.4f} ({event.num_examples} examples)"
         )

@@ -73,7 +73,8 @@ def _in_our_names(words: Sequence[str]) -> list[str]:
     from zotune.config.settings import Config
 
     known = {item.name for item in fields(Config)}
-    result, given = [], {}
+    result: list[str] = []
+    given: dict[str, str] = {}
     for word in words:
         flag, equals, value = word.partition("=")
         name = flag[2:].replace("-", "_")

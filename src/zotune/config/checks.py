@@ -110,6 +110,11 @@ def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
 def _check_reward(config: Fields) -> None:
     """Refuse what means nothing with rewards, or nothing without."""
     if config.judges_texts:
+        if config.metrics:
+            raise InputError(
+                f"--metrics {config.metrics[0]} does not go with --reward, which measures what the model writes; name "
+                "one more reward, with a weight of 0"
+            )
         if "accuracy" in config.reward:
             raise InputError(
                 "--reward accuracy judges the scores of label words, the others what the model writes; take one of them"
@@ -124,6 +129,8 @@ def _check_reward(config: Fields) -> None:
             raise InputError("--top-p has no effect without --temperature, which draws tokens")
     else:
         for name in _WITH_REWARD:
+            if name in ("max_new_tokens", "stop_strings") and config.metrics:
+                continue
             if getattr(config, name) != config.__dataclass_fields__[name].default:
                 raise InputError(
                     f"--{name.replace('_', '-')} has no effect without --reward on what the model writes; leave it out"

@@ -258,6 +258,11 @@ class Fields:
     tokens; `accuracy`, the share of wrong answers over the label words, or `f1`, 1 - the macro F1 of a batch's answers
     over the label words, both without a gradient; or `reward`, minus that of --reward. Default: the task's."""
 
+    metrics: tuple[str, ...] = ()
+    """Measure these at evaluations, beside the loss: of label words accuracy, f1 (macro); of what the model writes
+    behind the prompts exact_match, f1 (of the words), rouge, bleu, chrf, the last three by pip install
+    "zotune[metrics]"."""
+
     reward: tuple[str, ...] = ()
     """Train on rewards of what the model writes, with no gradient needed: one or more of FILE.py:function or
     package.module:function, with the signature of TRL's reward functions (your code, run with your rights); or a
@@ -277,7 +282,7 @@ class Fields:
     """How many texts each probe writes for a prompt, with --reward. Default: 1."""
 
     max_new_tokens: int | None = None
-    """The most tokens that the model writes behind a prompt, with --reward. Default: 64."""
+    """The most tokens that the model writes behind a prompt, with --reward or --metrics of texts. Default: 64."""
 
     temperature: float | None = None
     """How texts are written, with --reward: 0 always takes the most likely token; above 0, tokens are drawn. All probes
@@ -289,7 +294,8 @@ class Fields:
     among all."""
 
     stop_strings: tuple[str, ...] = ()
-    """End a text before the first of these, with --reward. Default: the model's end token alone."""
+    """End a text before the first of these, with --reward or --metrics of texts. Default: the model's end token
+    alone."""
 
     dtype: Dtype | None = None
     """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on

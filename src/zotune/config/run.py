@@ -26,6 +26,7 @@ from zotune.data.task_choice import check_has_labels
 from zotune.data.tasks import Task
 from zotune.errors import InputError
 from zotune.rewards.functions import full_name
+from zotune.run.own_metrics import ComputeMetrics, OwnMetrics, check_metrics
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
 from zotune.zo.objectives import OBJECTIVES, Objective, RewardObjective
@@ -33,6 +34,7 @@ from zotune.zo.protocol import Sampling
 from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
+DEFAULT_NEW_TOKENS = 64
 WORTHWHILE_SPEEDUP = 1.5  # of bfloat16 on a CPU
 # What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
 # run is computed is not among it, nor how long: a run may go on with another engine, device or number of steps.
@@ -219,7 +221,12 @@ def _writing(config: Config) -> dict[str, Any]:
     if not config.judges_texts:
         return {}
     several = (config.num_generations or 1) > 1
-    usual = {"num_generations": 1, "max_new_tokens": 64, "temperature": 1.0 if several else 0.0, "top_p": 1.0}
+    usual = {
+        "num_generations": 1,
+        "max_new_tokens": DEFAULT_NEW_TOKENS,
+        "temperature": 1.0 if several else 0.0,
+        "top_p": 1.0,
+    }
     return {name: value if getattr(config, name) is None else getattr(config, name) for name, value in usual.items()}
 
 
@@ -278,6 +285,26 @@ def make_objective(config: Config, task: Task) -> Objective:
     if config.estimator in ("lens", "backprop") and not objective.has_gradient:
         raise InputError(f"--estimator {config.estimator}: --objective {name} has no gradient; take another estimator")
     return objective
+
+
+def make_metrics(config: Config, task: Task, compute: ComputeMetrics | None = None) -> OwnMetrics:
+    """What evaluations measure beside the loss; the model that writes is still to be said.
+
+    Raises:
+        InputError: the task has not the metrics that were asked for.
+    """
+    of_labels = task.classifies
+    check_metrics(config.metrics, of_labels, task.name)
+    if not (config.metrics or compute):
+        return OwnMetrics()
+    if not of_labels and (config.judges_texts or not task.template):
+        raise InputError(
+            f"--metrics: task {task.name} has no prompts with an answer that a text could be compared with"
+        )
+    if of_labels and (config.max_new_tokens or config.stop_strings):
+        raise InputError(f"--max-new-tokens and --stop-strings have no effect on task {task.name}, which has labels")
+    sampling = Sampling(config.max_new_tokens or DEFAULT_NEW_TOKENS)
+    return OwnMetrics(config.metrics, compute, of_labels, task.answers_field, sampling, config.stop_strings)
 
 
 def _reward_objective(config: Config, task: Task) -> RewardObjective:

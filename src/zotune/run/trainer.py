@@ -16,6 +16,7 @@ from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.run.own_metrics import OwnMetrics
 from zotune.run.samples import write_samples
 from zotune.run.watch import Watch
 from zotune.zo.draws import derive_seed, permutation
@@ -89,6 +90,7 @@ class MeZOTrainer:
         folder, journal, metrics: where the run is kept; `journal` and `metrics` are open at `step`.
         theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
         noise: what the directions are drawn from.
+        own_metrics: what evaluations measure beside the loss.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class MeZOTrainer:
         step: int = 0,
         noise: Noise = GAUSSIAN,
         callbacks: Iterable[Callback] = (),
+        own_metrics: OwnMetrics | None = None,
     ) -> None:
         self.engine = engine
         self.estimator = estimator
@@ -129,6 +132,7 @@ class MeZOTrainer:
         self.step = step
         self.noise = noise
         self.callbacks = list(callbacks)
+        self.own_metrics = own_metrics
         self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
         sizes = f"--batch-size (now {plan.batch_size}), --directions (now {plan.directions}) or --max-length"
         self._watch = Watch(folder.path, metrics, schedule, plan.epsilon, plan.dtype, sizes)
@@ -211,7 +215,8 @@ class MeZOTrainer:
 
     def evaluate(self, examples: Sequence[Example] | None = None) -> Evaluation:
         """Loss and accuracy of theta on `examples` (default: the evaluation examples)."""
-        return evaluate(self.engine, self.theta, self.objective, self.eval_examples if examples is None else examples)
+        examples = self.eval_examples if examples is None else examples
+        return evaluate(self.engine, self.theta, self.objective, examples, metrics=self.own_metrics)
 
     @property
     def exported(self) -> Path:
@@ -281,6 +286,7 @@ class MeZOTrainer:
             time_s=time.perf_counter() - started,
             macro_f1=evaluation.macro_f1,
             measured=dict(evaluation.measured),
+            scores=dict(evaluation.scores),
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
         with self._watch.writing(self.step):
