@@ -13,7 +13,7 @@ import numpy as np
 
 from zotune.adapter.base import read_base
 from zotune.adapter.peft_files import base_model_of
-from zotune.adapter.spec import LoraSpec
+from zotune.adapter.spec import AdapterSpec, LoraSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, load_demonstrations, own_data, task_of
 from zotune.assemble.encoding import make_encoder
@@ -276,6 +276,40 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
             fields=(), train_data=None, eval_data=None, num_per_class=None,
         )  # fmt: skip
     return make_config(given, base)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that computes, with its adapter; `spec` is that of the bare model where there is none."""
+
+    engine: Engine
+    theta: Theta
+    spec: AdapterSpec
+    model: Model
+
+
+def open_adapter(adapter: str | Path | None, bare: AdapterSpec, settings: dict[str, Any]) -> Opened:
+    """An adapter, or the bare model, for whatever texts.
+
+    Args:
+        bare: the form of an adapter of nothing.
+        settings: model, engine, dtype, device, ... as for `evaluate`.
+
+    Raises:
+        InputError: something asked for cannot be done.
+    """
+    config = _config(adapter, settings)
+    check_installed(config)
+    given = Adapter.read(adapter) if adapter is not None else None
+    config = replace(config, device=choose_device(config.device))
+    model = find_model(config)
+    facts = facts_of(model, config)
+    config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)
+    spec = given.spec if given else bare
+    engine = open_engine(model, config, spec)
+    if given:
+        given.warn_of_other_weights(engine, config)
+    return Opened(engine, given.theta if given else {}, spec, model)
 
 
 def _load(
