@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zotune.config.settings import Config
+    from zotune.drop_in.trainer import ZerothOrderTrainer
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, resume
     from zotune.inference import evaluate, predict
@@ -16,12 +17,12 @@ _HOMES = {
     "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.evaluation", "InputError": "errors",
     "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors", "evaluate": "inference",
     "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay",
-    "resume": "finetune",
+    "resume": "finetune", "ZerothOrderTrainer": "drop_in.trainer",
 }  # fmt: skip
 
 __all__ = [
-    "Callback", "Config", "Evaluation", "InputError", "MeZOTrainer", "Result", "TrainingError", "evaluate",
-    "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
+    "Callback", "Config", "Evaluation", "InputError", "MeZOTrainer", "Result", "TrainingError", "ZerothOrderTrainer",
+    "evaluate", "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
 ]  # fmt: skip
 
 

@@ -273,9 +273,14 @@ def reopen(
 def run(trainer: MeZOTrainer) -> Result:
     """Train to the end, sum up in summary.json, and close the trainer."""
     with trainer:
-        trainer.train()
-        summary = summarize(trainer)
-        write_json(trainer.folder.summary, summary)
+        return finished(trainer)
+
+
+def finished(trainer: MeZOTrainer) -> Result:
+    """Train to the end, and sum up in summary.json; the trainer stays open."""
+    trainer.train()
+    summary = summarize(trainer)
+    write_json(trainer.folder.summary, summary)
     initial, best, final = (
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )

@@ -73,6 +73,7 @@ def _plan(run: Run) -> TrainingPlan:
         eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience, model=config.model,
         task=run.task.name, epsilon=config.epsilon, dtype=config.dtype, logging_steps=config.logging_steps,
         save_steps=config.save_steps, save_total_limit=config.save_total_limit,
+        evaluates=config.eval_strategy != "no",
     )  # fmt: skip
 
 

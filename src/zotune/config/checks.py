@@ -55,10 +55,8 @@ def _check_pace(config: Fields) -> None:
         raise InputError("--num-train-epochs does not go with --num-steps: both say how long to train; take one")
     if config.save_total_limit is not None and config.save_steps is None:
         raise InputError("--save-total-limit has no effect without --save-steps")
-    if config.eval_strategy == "no":
-        for name in ("eval_data", "early_stopping_patience"):
-            if getattr(config, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} has no effect with --eval-strategy no; leave it out")
+    if config.eval_strategy == "no" and config.early_stopping_patience is not None:
+        raise InputError("--early-stopping-patience has no effect with --eval-strategy no; leave it out")
     if config.run_name is not None and ("/" in config.run_name or config.run_name in ("", ".", "..")):
         raise InputError(f"--run-name: {config.run_name!r} is no name of a folder")
 

@@ -187,8 +187,8 @@ class Fields:
     models at the end of their longest field. Default: the model's context, at most 2048."""
 
     eval_strategy: Literal["no", "steps", "epoch"] = "steps"
-    """When to evaluate: `steps`, every --eval-steps; `epoch`, after every pass over the training examples; `no`, never,
-    and then nothing is held out."""
+    """When to evaluate: `steps`, every --eval-steps; `epoch`, after every pass over the training examples; `no`, never
+    in training, and then nothing is held out."""
 
     eval_steps: int = 100
     """The number of steps from one evaluation to the next."""

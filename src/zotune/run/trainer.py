@@ -50,6 +50,7 @@ class TrainingPlan:
 
     `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong, and
     `logging_steps` for those who show a run. Every `save_steps` theta is kept, the last `save_total_limit` times.
+    `evaluates` is whether training stops for evaluations, where there are examples for them.
     """
 
     num_steps: int
@@ -65,6 +66,7 @@ class TrainingPlan:
     logging_steps: int | None = None
     save_steps: int | None = None
     save_total_limit: int | None = None
+    evaluates: bool = True
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,12 @@ class MeZOTrainer:
             callback.on_save(self)
 
     def _evaluate_if_due(self) -> None:
-        if not self._is_due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
+        if (
+            not self.plan.evaluates
+            or not self._is_due
+            or not self.eval_examples
+            or any(event.step == self.step for event in self.evaluations)
+        ):
             return
         started = time.perf_counter()
         with self._watch.computing(self.step):
