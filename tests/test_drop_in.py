@@ -20,7 +20,7 @@ PAIRS = [
     {"prompt": f"{text}, said", "completion": f" {answer}"}
     for text, answer in (("a great film", "my sister"), ("a bore", "the cast"), ("warm", "again and again")) * 4
 ]
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 OURS: dict[str, Any] = {"estimator": "one_sided", "directions": 2, "num_threads": 1}
 
 
@@ -230,3 +230,24 @@ def test_shares_of_steps_are_counted(opt_dir, tmp_path):
     args = arguments(tmp_path / "out", max_steps=-1, num_train_epochs=4, warmup_steps=0.25, logging_steps=0.5)
     trainer = ZerothOrderTrainer(str(opt_dir), args, train_dataset=PAIRS, peft_config=LoraConfig(**LORA), **OURS)
     assert (trainer.settings["warmup_steps"], trainer.settings["logging_steps"]) == (3, 6)  # of 12
+
+
+def test_arguments_of_trl_are_taken(opt_dir, tmp_path):
+    trl = pytest.importorskip("trl")
+    tokenizer = AutoTokenizer.from_pretrained(opt_dir)
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    talk = [{"role": "user", "content": "a film?"}, {"role": "assistant", "content": "great"}]
+    args = trl.SFTConfig(
+        str(tmp_path / "out"), max_steps=2, use_cpu=True, bf16=False, report_to="none", max_length=60,
+        per_device_train_batch_size=2, chat_template_path=str(tmp_path / "chat.jinja"), save_strategy="no",
+    )  # fmt: skip
+    with ZerothOrderTrainer(
+        str(opt_dir), args, train_dataset=[{"messages": talk}] * 4, processing_class=tokenizer,
+        peft_config=LoraConfig(**LORA), **OURS,
+    ) as trainer:  # fmt: skip
+        assert trainer.train().global_step == 2
+    config = read_toml(tmp_path / "out" / "config.toml")
+    assert (config.task, config.max_length, config.scope) == ("chat", 60, "everywhere")
+    with pytest.raises(InputError, match="args.packing: examples never share a row"):
+        packed = trl.SFTConfig(str(tmp_path / "x"), use_cpu=True, bf16=False, packing=True)
+        ZerothOrderTrainer(str(opt_dir), packed, train_dataset=PAIRS, peft_config=LoraConfig(**LORA))
