@@ -151,9 +151,24 @@ def test_a_classification_has_metrics_and_predictions(opt_dir, tmp_path):
         found = trainer.evaluate()
         assert found["eval_right"] == pytest.approx(found["eval_accuracy"])
         predicted = trainer.predict(REVIEWS[:6])
-    assert predicted.predictions.shape == (6, 2)
-    assert predicted.label_ids.tolist() == [review["label"] for review in REVIEWS[:6]]
+    assert np.shape(predicted.predictions) == (6, 2)
+    assert np.asarray(predicted.label_ids).tolist() == [review["label"] for review in REVIEWS[:6]]
+    assert predicted.metrics is not None
     assert predicted.metrics["test_accuracy"] == pytest.approx(found["eval_accuracy"])
+    assert predicted.metrics["test_right"] == pytest.approx(found["eval_right"])
+
+
+def test_predictions_of_completions_are_texts(opt_dir, tmp_path):
+    with ZerothOrderTrainer(
+        str(opt_dir), arguments(tmp_path / "out", max_steps=1), train_dataset=PAIRS, peft_config=LoraConfig(**LORA),
+        metrics=["f1"], max_new_tokens=4, **OURS,
+    ) as trainer:  # fmt: skip
+        trainer.train()
+        predicted = trainer.predict(PAIRS[:2])
+    assert [type(text) for text in np.asarray(predicted.predictions).tolist()] == [str, str]
+    assert np.asarray(predicted.label_ids).tolist() == ["my sister", "the cast"]
+    assert predicted.metrics is not None
+    assert 0 <= predicted.metrics["test_f1"] <= 1
 
 
 def test_chats_and_an_activated_adapter_of_peft(opt_dir, tmp_path):
@@ -248,6 +263,6 @@ def test_arguments_of_trl_are_taken(opt_dir, tmp_path):
         assert trainer.train().global_step == 2
     config = read_toml(tmp_path / "out" / "config.toml")
     assert (config.task, config.max_length, config.scope) == ("chat", 60, "everywhere")
-    with pytest.raises(InputError, match="args.packing: examples never share a row"):
-        packed = trl.SFTConfig(str(tmp_path / "x"), use_cpu=True, bf16=False, packing=True)
+    packed = trl.SFTConfig(str(tmp_path / "x"), use_cpu=True, bf16=False, packing=True)
+    with pytest.raises(InputError, match=r"args\.packing: examples never share a row"):
         ZerothOrderTrainer(str(opt_dir), packed, train_dataset=PAIRS, peft_config=LoraConfig(**LORA))

@@ -11,7 +11,7 @@ from zotune import mezo_finetune
 lm_eval = pytest.importorskip("lm_eval", reason='needs pip install "zotune[lm-eval]"')
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-TASKS = {  # of each kind of request one
+TASKS: dict[str, dict[str, Any]] = {  # of each kind of request one
     "choice": {
         "output_type": "multiple_choice", "doc_to_text": "{{text}} It was", "doc_to_target": "label",
         "doc_to_choice": ["terrible", "great and fine"], "num_fewshot": 1, "fewshot_split": "test",

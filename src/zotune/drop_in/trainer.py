@@ -181,7 +181,12 @@ class ZerothOrderTrainer:
         examples, task = self._encoded(test_dataset)
         seen: list[Any] = []
         config = read_run_config(run.folder.config)
-        metrics = make_metrics(config, task, lambda prediction: (seen.append(prediction), {})[1])
+
+        def look(prediction: Any) -> Mapping[str, Any]:
+            seen.append(prediction)
+            return {} if self.compute_metrics is None else self.compute_metrics(prediction)
+
+        metrics = make_metrics(config, task, look)
         stop = find_model(config, self._loaded, self.processing_class, task).stop_token_ids
         found = evaluate(run.engine, run.theta, run.objective, examples,
                          metrics=metrics.prepared(self.processing_class, stop))  # fmt: skip
