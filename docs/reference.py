@@ -17,6 +17,7 @@ import griffe
 
 import zotune
 from zotune.cli import COMMANDS
+from zotune.config.elsewhere import NO_SETTING, SAME
 from zotune.config.fields import Fields
 from zotune.config.settings import Config
 from zotune.config.tables import ENGINE_TABLES, METHOD_TABLES
@@ -73,9 +74,25 @@ def api() -> str:
     return "\n".join(f"::: zotune.{name}\n" for name in sorted(zotune.__all__, key=str.lower))
 
 
+def same_elsewhere() -> str:
+    """Names from elsewhere that stand for settings."""
+    rows = (
+        f"| {', '.join(f'`{name}`' for name, setting in SAME.items() if setting == ours)} | "
+        f"[`--{ours.replace('_', '-')}`](settings.md#{ours}) |"
+        for ours in dict.fromkeys(SAME.values())
+    )
+    return "\n".join(["| elsewhere | here |", "|---|---|", *rows])
+
+
+def instead_of() -> str:
+    """Names from elsewhere that mean nothing here."""
+    rows = (f"| `{name}` | {instead} |" for name, instead in NO_SETTING.items())
+    return "\n".join(["| elsewhere | instead |", "|---|---|", *rows])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "home": home, "changelog": changelog, "contributing": contributing, "settings": settings, "commands": commands,
-    "api": api,
+    "api": api, "same_elsewhere": same_elsewhere, "instead_of": instead_of,
 }  # fmt: skip
 
 

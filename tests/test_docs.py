@@ -25,7 +25,8 @@ SOURCES = sorted((ROOT / "src" / "zotune").rglob("*.py"))
 # Flags of other programs that pages name: test.sh, mkdocs, and a server of SGLang.
 FOREIGN = {
     "--admin-api-key", "--all", "--fast", "--strict", "--attention-backend", "--disable-cuda-graph", "--enable-lora",
-    "--grammar-backend", "--lora-backend", "--lora-paths", "--max-loras-per-batch", "--model-path", "--no-deps",
+    "--grammar-backend", "--lora-backend", "--lora-paths", "--max-loras-per-batch", "--model-path", "--model_args",
+    "--no-deps",
     "--sampling-backend",
 }  # fmt: skip
 ENGINE_FLAGS = tuple(f"--{name}." for name in ENGINE_TABLES)
@@ -70,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def known_flags() -> set[str]:
     """Every flag that some command takes, as it is written on a command line."""
-    names = {"help", "version"}
+    names = {"help", "version", "config"}
     for file, name, _ in COMMANDS.values():
         names |= {field.name for field in fields(getattr(import_module(f"zotune.commands.{file}"), name))}
     names |= {f"{table}.{name}" for table, settings in METHOD_TABLES.items() for name in settings}

@@ -61,6 +61,7 @@ def test_every_command_explains_itself_and_its_flags(command, capsys):
         "run_folder": "RUN",
         "run_folders": "RUN",
         "study": "STUDY.toml",
+        "source": "DATA",
     }
     file, name, _ = COMMANDS[command]
     for field in fields(getattr(import_module(f"zotune.commands.{file}"), name)):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zotune.config.settings import Config
+    from zotune.drop_in.trainer import ZerothOrderTrainer
     from zotune.engine.sglang.live.attach import attach
     from zotune.errors import InputError, TrainingError
     from zotune.finetune import Result, make_trainer, mezo_finetune, resume
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Callback": "run.trainer", "Config": "config.settings", "Evaluation": "run.evaluation", "InputError": "errors",
     "JobsClient": "jobs.client", "MeZOTrainer": "run.trainer", "Result": "finetune", "TrainingError": "errors",
-    "evaluate": "inference", "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference",
-    "attach": "engine.sglang.live.attach", "replay_run": "replay", "resume": "finetune",
+    "ZerothOrderTrainer": "drop_in.trainer", "attach": "engine.sglang.live.attach", "evaluate": "inference",
+    "make_trainer": "finetune", "mezo_finetune": "finetune", "predict": "inference", "replay_run": "replay",
+    "resume": "finetune",
 }  # fmt: skip
 
 __all__ = [
     "Callback", "Config", "Evaluation", "InputError", "JobsClient", "MeZOTrainer", "Result", "TrainingError",
-    "attach", "evaluate", "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
+    "ZerothOrderTrainer", "attach", "evaluate", "make_trainer", "mezo_finetune", "predict", "replay_run", "resume",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from zotune.errors import InputError, TrainingError
 from zotune.values import text_of
 
 COMMANDS = {
+    "init": ("starting", "Init", "Write settings for your own data, to begin with."),
     "train": ("training", "Train", "Fine-tune a model."),
     "resume": ("training", "Resume", "Go on with a run that was stopped."),
     "evaluate": ("prediction", "Evaluate", "Accuracy and loss of an adapter, or of the bare model."),

@@ -35,6 +35,7 @@ from zotune.run.journal import Journal, Point
 from zotune.run.locks import LOCK_FILE
 from zotune.run.lost import Evaluator, Lost
 from zotune.run.metrics import MetricsFile, write_json
+from zotune.run.own_metrics import ComputeMetrics
 from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
 from zotune.run.trainer import Callback, MeZOTrainer
@@ -67,6 +68,7 @@ def mezo_finetune(
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
     **settings: Any,
 ) -> Result:
     """Fine-tune a causal or masked LM with forward passes only (MeZO, arXiv 2305.17333, and its kin), and export an
@@ -80,6 +82,8 @@ def mezo_finetune(
         callbacks: told of steps and evaluations; see `Callback`.
         reward_funcs: what judges the texts that the model writes, where there is nothing to differentiate: functions
             with the signature of TRL's GRPOTrainer, or names as of --reward.
+        compute_metrics: what evaluations measure beside the loss, as transformers' Trainer has it; `ComputeMetrics`
+            says what it is given. For names see the setting `metrics`.
         settings: all others by their names, as in `Config` and on the command line; the settings of a single method
             as a dict, e.g. `adam={"beta1": 0.95}`.
 
@@ -91,7 +95,7 @@ def mezo_finetune(
         TrainingError: training had to stop; the run folder holds all steps before.
     """
     return run(make_trainer(model, train_data, eval_data, task=task, tokenizer=tokenizer, callbacks=callbacks,
-                            reward_funcs=reward_funcs, **settings))  # fmt: skip
+                            reward_funcs=reward_funcs, compute_metrics=compute_metrics, **settings))  # fmt: skip
 
 
 def make_trainer(
@@ -103,6 +107,7 @@ def make_trainer(
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
     **settings: Any,
 ) -> MeZOTrainer:
     """As `mezo_finetune`, but returns the trainer before its first step, with its run folder made.
@@ -124,7 +129,7 @@ def make_trainer(
     config = make_config(named)
     if loaded is not None:
         config = replace(config, model=loaded.name_or_path or "")
-    return start_run(config, in_memory, loaded, tokenizer, callbacks, reward_funcs)
+    return start_run(config, in_memory, loaded, tokenizer, callbacks, reward_funcs, compute_metrics)
 
 
 def start_run(
@@ -134,6 +139,7 @@ def start_run(
     tokenizer: Tokenizer | None = None,
     callbacks: Iterable[Callback] | None = (),
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
 ) -> MeZOTrainer:
     """The trainer of a new run.
 
@@ -143,7 +149,8 @@ def start_run(
     """
     callbacks = checked_callbacks(callbacks, tokenizer)
     check_installed(config)
-    given = RunFolder(Path(config.output_dir)) if config.output_dir else None
+    named = config.output_dir or (Path("output") / config.run_name if config.run_name else None)
+    given = RunFolder(Path(named)) if named else None
     with ExitStack() as held:  # the folder, until the journal is open
         if given:
             held.enter_context(given.claim(config.overwrite))
@@ -159,7 +166,7 @@ def start_run(
         config = replace(config, output_dir=str(folder.path.resolve()), overwrite=False, **kept)
         found = find_model(config, model, tokenizer, data.task)
         check_bounds(config, data)
-        parts = assemble(config, data, found, judge=judge)
+        parts = assemble(config, data, found, judge=judge, compute_metrics=compute_metrics)
         if not given:
             held.enter_context(folder.claim(overwrite=False))
         folder.clear()
@@ -185,6 +192,7 @@ def resume(
     callbacks: Iterable[Callback] | None = (),
     trust_remote_code: bool = False,
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
 ) -> Result:
     """Go on with a run from the last step of its journal; the rest is bit for bit what it would have been.
 
@@ -192,13 +200,14 @@ def resume(
         model, tokenizer: needed only where the run was started with a loaded model that has no name.
         trust_remote_code: run Python code that comes with the model; never taken from the run folder.
         reward_funcs: the run's rewards once more, where they are code and not built in: for the same reason.
+        compute_metrics: as for `mezo_finetune`; a run does not keep it.
 
     Raises:
         InputError: not a run folder, a damaged journal, or data that has changed since the run began.
     """
     trainer = reopen(
         run_folder, model=model, tokenizer=tokenizer, callbacks=callbacks, trust_remote_code=trust_remote_code,
-        reward_funcs=reward_funcs,
+        reward_funcs=reward_funcs, compute_metrics=compute_metrics,
     )  # fmt: skip
     return run(trainer)
 
@@ -211,6 +220,7 @@ def reopen(
     callbacks: Iterable[Callback] | None = (),
     trust_remote_code: bool = False,
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
 ) -> MeZOTrainer:
     """The trainer of a run that was stopped, where it stopped; `resume` trains it to the end."""
     folder = RunFolder(Path(path_of(run_folder, "run_folder")))
@@ -237,11 +247,13 @@ def reopen(
         judge = open_rewards(config, reward_funcs)
         data = load_data(config)
         found = find_model(config, loaded, tokenizer, data.task)
-        parts = assemble(_as_begun(config, header.lora), data, found, header.lora, judge)
+        parts = assemble(_as_begun(config, header.lora), data, found, header.lora, judge, compute_metrics)
         if changed := header.changes(header_of(parts, header.examples_version)):
             parts.engine.close()
             raise _started_with_other(folder, changed)
-        evaluator = Evaluator(parts.engine, parts.run.objective, parts.evaluation, parts.run.config.eval_steps)
+        evaluator = Evaluator(
+            parts.engine, parts.run.objective, parts.evaluation, parts.run.config.eval_steps, parts.own_metrics
+        )
         lost = Lost(folder, evaluator, export_of(parts, header), len(entries))
         point, estimator = rebuild(header, entries, parts.run.estimator, parts.engine.weights, folder.checkpoints, lost)
         logger.info("resuming %s after step %d", folder.path, point.step)
@@ -261,9 +273,14 @@ def reopen(
 def run(trainer: MeZOTrainer) -> Result:
     """Train to the end, sum up in summary.json, and close the trainer."""
     with trainer:
-        trainer.train()
-        summary = summarize(trainer)
-        write_json(trainer.folder.summary, summary)
+        return finished(trainer)
+
+
+def finished(trainer: MeZOTrainer) -> Result:
+    """Train to the end, and sum up in summary.json; the trainer stays open."""
+    trainer.train()
+    summary = summarize(trainer)
+    write_json(trainer.folder.summary, summary)
     initial, best, final = (
         Evaluation(**summary[name]) if summary[name] else None for name in ("initial", "best", "final")
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from zotune.adapter.base import read_base
 from zotune.adapter.peft_files import base_model_of
-from zotune.adapter.spec import LoraSpec
+from zotune.adapter.spec import AdapterSpec, LoraSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.data import check_used, load_data, load_demonstrations, own_data, task_of
 from zotune.assemble.encoding import make_encoder
@@ -22,7 +22,7 @@ from zotune.assemble.parts import encode_texts
 from zotune.assemble.rewards import RewardFuncs, names_of, open_rewards, reopened
 from zotune.config.ranges import MANY, checked_temperature
 from zotune.config.reading import make_config, read_run_config
-from zotune.config.run import choose_max_length, default_dtype, make_objective
+from zotune.config.run import choose_max_length, default_dtype, make_metrics, make_objective
 from zotune.config.settings import Config
 from zotune.data.chat import in_words
 from zotune.data.records import load_records, sample_records
@@ -35,6 +35,7 @@ from zotune.errors import InputError
 from zotune.rewards.weighted import Rewards
 from zotune.run.evaluation import Evaluation
 from zotune.run.evaluation import evaluate as evaluate_examples
+from zotune.run.own_metrics import ComputeMetrics
 from zotune.run.scores import exact_match, mean_best, token_f1
 from zotune.run.watch import remedy
 from zotune.values import path_of, whole_of
@@ -53,6 +54,7 @@ def evaluate(
     adapter: str | Path | None = None,
     max_eval_samples: int | None = None,
     reward_funcs: RewardFuncs | None = None,
+    compute_metrics: ComputeMetrics | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Loss and scores of an adapter (or of the bare model) on labelled data, with the predictions.
@@ -66,6 +68,7 @@ def evaluate(
         adapter: an adapter folder. Beside a run's config.toml, its settings are the defaults.
         reward_funcs: what judges the texts that the model writes, as of `mezo_finetune`; where the adapter's run has
             rewards that are code, they are named again.
+        compute_metrics: as for `mezo_finetune`.
         settings: model, task, template, invocation, labels, fields, max_length, dtype, device, ... as in `Config`.
 
     Raises:
@@ -78,12 +81,16 @@ def evaluate(
     if not reward_funcs:
         config = reopened(config, None, f"as in --reward {' '.join(config.reward)}")
     source = config.eval_data if eval_data is None else _checked_path(eval_data, "--eval-data")
+    if source is None and config.eval_strategy == "no":
+        raise InputError(
+            "--eval-data: the adapter's run held nothing out (--eval-strategy no); name data to evaluate it on"
+        )
     if source is None and adapter is not None and not _says_task(config) and not config.train_data:
         raise InputError(
             f"--eval-data: the adapter {adapter} lies outside its run, so name the data to evaluate it on, or a --task"
         )
     with open_rewards(config, reward_funcs) or nullcontext() as judge:
-        return _evaluated(config, source, adapter, max_eval_samples, settings, judge)
+        return _evaluated(config, source, adapter, max_eval_samples, settings, judge, compute_metrics)
 
 
 def _evaluated(
@@ -93,6 +100,7 @@ def _evaluated(
     max_eval_samples: int | None,
     settings: dict[str, Any],
     judge: Rewards | None,
+    compute_metrics: ComputeMetrics | None = None,
 ) -> Evaluation:
     task, texts = _labelled(config, source, max_eval_samples)
     demonstrations = _demonstrations(config, task, adapter, settings)
@@ -100,12 +108,15 @@ def _evaluated(
     room = MOST_ANSWER_TOKENS if task.answers_field else 0
     if isinstance(objective, RewardObjective):
         room = objective.sampling.max_new_tokens
+    metrics = make_metrics(config, task, compute_metrics)
+    room = max(room, metrics.num_new_tokens)
     predictor = _load(config, task, adapter, texts, demonstrations, num_new_tokens=room)
     with _using(predictor, config):
         objective = objective.prepared(predictor.model.tokenizer)
         if isinstance(objective, RewardObjective):
             objective = objective.judged_by(judge, predictor.model.stop_token_ids)
-        found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples)
+        metrics = metrics.prepared(predictor.model.tokenizer, predictor.model.stop_token_ids)
+        found = evaluate_examples(predictor.engine, predictor.theta, objective, predictor.examples, metrics=metrics)
         if not math.isfinite(found.loss):
             raise FloatingPointError(f"the loss is {found.loss}")
         if task.answers_field is None or judge:
@@ -265,6 +276,40 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
             fields=(), train_data=None, eval_data=None, num_per_class=None,
         )  # fmt: skip
     return make_config(given, base)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that computes, with its adapter; `spec` is that of the bare model where there is none."""
+
+    engine: Engine
+    theta: Theta
+    spec: AdapterSpec
+    model: Model
+
+
+def open_adapter(adapter: str | Path | None, bare: AdapterSpec, settings: dict[str, Any]) -> Opened:
+    """An adapter, or the bare model, for whatever texts.
+
+    Args:
+        bare: the form of an adapter of nothing.
+        settings: model, engine, dtype, device, ... as for `evaluate`.
+
+    Raises:
+        InputError: something asked for cannot be done.
+    """
+    config = _config(adapter, settings)
+    check_installed(config)
+    given = Adapter.read(adapter) if adapter is not None else None
+    config = replace(config, device=choose_device(config.device))
+    model = find_model(config)
+    facts = facts_of(model, config)
+    config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)
+    spec = given.spec if given else bare
+    engine = open_engine(model, config, spec)
+    if given:
+        given.warn_of_other_weights(engine, config)
+    return Opened(engine, given.theta if given else {}, spec, model)
 
 
 def _load(

@@ -46,7 +46,8 @@ def check_bounds(config: Config, data: Data) -> None:
             f"{examples:,} training examples"
         )
     looks = (config.num_steps - 1) // config.eval_steps
-    if config.early_stopping_patience is not None and config.early_stopping_patience > looks:
+    known = config.num_train_epochs is None and config.eval_strategy == "steps"
+    if known and config.early_stopping_patience is not None and config.early_stopping_patience > looks:
         logger.warning(
             "--early-stopping-patience %d has no effect: --eval-steps %d leaves %d evaluations before the last step",
             config.early_stopping_patience, config.eval_steps, looks,

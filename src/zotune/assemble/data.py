@@ -58,13 +58,13 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
         if own_train is None:
             raise InputError(f"--train-data: task {task.name} has no data set of its own; name a file or data set")
         train = load_records(own_train, "--train-data", task.hub.train if task.hub else "train")
-        if eval_source is None and config.num_per_class is None:
+        if eval_source is None and _holds_out(config):
             eval_source = own_eval
     evaluation: list[Record] = []
     if eval_source is not None:
         split = task.hub.evaluation if task.hub and eval_source is own_eval else "test"
         evaluation = load_records(eval_source, "--eval-data", split)
-    elif config.num_per_class is None:
+    elif _holds_out(config):
         if len(train) < 2:
             raise InputError("--train-data: one record cannot be split; give --eval-data too")
         train, evaluation = split_records(train, HELD_OUT_SHARE, config.data_seed)
@@ -80,12 +80,17 @@ def load_data(config: Config, train_data: Any = None, eval_data: Any = None) -> 
     return Data(task, to_texts(train, task, names), to_texts(evaluation, task, names), demonstrations)
 
 
+def _holds_out(config: Config) -> bool:
+    """Whether a part of the training data is evaluated on, where there are no other data for that."""
+    return config.num_per_class is None and config.eval_strategy != "no"
+
+
 def _drawn(
     train: list[Record], evaluation: list[Record], task: Task, config: Config
 ) -> tuple[list[Record], list[Record]]:
     """What is trained on and what is evaluated on; where there is nothing for that yet, some of `train` are."""
     if (num := config.num_per_class) is not None:
-        labels, hold_out = labels_of(train, task, config.field_names), not evaluation
+        labels, hold_out = labels_of(train, task, config.field_names), not evaluation and config.eval_strategy != "no"
         train, others = draw_per_class(train, labels, num, config.data_seed, task, hold_out)
         if hold_out:
             evaluation = others
@@ -109,7 +114,7 @@ def load_demonstrations(config: Config, task: Task) -> str:
     if source is None:
         raise InputError("--train-data: name the data that --num-demonstrations are to be drawn from")
     records = load_records(source, "--train-data", task.hub.train if task.hub else "train")
-    if config.train_data is not None and config.eval_data is None and config.num_per_class is None:
+    if config.train_data is not None and config.eval_data is None and _holds_out(config):
         records, _ = split_records(records, HELD_OUT_SHARE, config.data_seed)
     records = expand(records, task, config.field_names)
     shown, _ = draw_demonstrations(records, config.num_demonstrations, config.data_seed, task)

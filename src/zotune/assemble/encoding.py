@@ -35,6 +35,8 @@ def make_encoder(
         return Encoder(
             model.tokenizer, task, max_length, activated, virtual_tokens, model.num_embeddings, demonstrations
         )
+    if task.is_chat:
+        raise InputError(f"--train-data: {config.model} is a masked model, which takes no chats; take a causal model")
     if activated:
         raise InputError(
             f"--scope activated: {config.model} is a masked model, whose tokens see the whole text, so that no part of "

@@ -19,6 +19,7 @@ from zotune.config.defaults import SMALL_MODEL
 from zotune.config.machine import free_cores
 from zotune.config.run import Facts
 from zotune.config.settings import Config
+from zotune.data.chat import with_template
 from zotune.data.demo import demo_path
 from zotune.data.tasks import Task
 from zotune.engine import ENGINES
@@ -140,7 +141,7 @@ def find_model(
         raise InputError(
             f"--engine {config.engine} loads the model itself: give its folder or hub id, not the loaded model"
         )
-    tokenizer = tokenizer or load_tokenizer(path, trust)
+    tokenizer = with_template(tokenizer or load_tokenizer(path, trust), config.chat_template)
     found = load_config(path, trust) if loaded is None else loaded.config
     if ENGINES[config.engine].loads_model and is_masked_config(found):
         raise InputError(

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -17,7 +17,7 @@ from zotune.assemble.encoding import AnyEncoder, make_encoder
 from zotune.assemble.model import Model, facts_of, open_engine
 from zotune.assemble.precision import slopes_hold
 from zotune.assemble.stream import RecordStream
-from zotune.config.run import Run, resolve
+from zotune.config.run import Run, make_metrics, paced, resolve
 from zotune.config.settings import Config
 from zotune.config.tables import settings_for
 from zotune.data.digest import columns_digest, examples_digest
@@ -27,6 +27,7 @@ from zotune.engine.kind import Measured
 from zotune.engine.torch.model_kind import head_modules
 from zotune.engine.torch.targets import check_targets
 from zotune.errors import InputError, NoLens
+from zotune.run.own_metrics import ComputeMetrics, OwnMetrics
 from zotune.zo.noise import layer_of
 from zotune.zo.objectives import RewardObjective
 from zotune.zo.objectives.reward import Judge
@@ -46,6 +47,7 @@ class Parts:
     evaluation: list[Example]
     demonstrations: str = ""
     stream: RecordStream | None = None
+    own_metrics: OwnMetrics = field(default_factory=OwnMetrics)
 
     def digests(self, version: int) -> dict[str, str]:
         """What a journal knows the examples by."""
@@ -57,28 +59,36 @@ class Parts:
 
 
 def assemble(
-    config: Config, data: Data, model: Model, begun: AdapterSpec | None = None, judge: Judge | None = None
+    config: Config,
+    data: Data,
+    model: Model,
+    begun: AdapterSpec | None = None,
+    judge: Judge | None = None,
+    compute_metrics: ComputeMetrics | None = None,
 ) -> Parts:
     """The parts of a run; with `begun`, of one that began with an adapter of this form. `judge` has its rewards.
 
     Raises:
         InputError: what was asked for cannot be done with this task, model or engine.
     """
+    metrics = make_metrics(config, data.task, compute_metrics).prepared(model.tokenizer, model.stop_token_ids)
+    if model.is_masked and not metrics.of_labels:
+        raise InputError(f"--metrics: {config.model} is a masked model, which writes no texts")
     data = data.in_words(model.tokenizer)
     try:
-        parts = _assembled(config, data, model, begun)
+        parts = _assembled(config, data, model, begun, metrics.num_new_tokens)
     except NoLens as error:
         if config.estimator is not None:
             raise
         logger.info("estimator: one_sided (%s)", error)
-        parts = _assembled(replace(config, estimator="one_sided"), data, model, begun)
+        parts = _assembled(replace(config, estimator="one_sided"), data, model, begun, metrics.num_new_tokens)
     objective = parts.run.objective.prepared(model.tokenizer)
     if isinstance(objective, RewardObjective):
         objective = objective.judged_by(judge, model.stop_token_ids)
-    return replace(parts, run=replace(parts.run, objective=objective))
+    return replace(parts, run=replace(parts.run, objective=objective), own_metrics=metrics)
 
 
-def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | None) -> Parts:
+def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | None, num_new_tokens: int) -> Parts:
     adapter = Adapter.read(config.adapter) if config.adapter is not None and begun is None else None
     if adapter:
         config = adapter.settings_of(config)
@@ -100,12 +110,17 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
         prompt = replace(prompt, task_type="FEATURE_EXTRACTION" if model.is_masked else "CAUSAL_LM")
     assert settings.max_length
     encoder = make_encoder(
-        model, data.task, settings, room_for_prompts(settings, settings.max_length),
+        model, data.task, settings, room_for_prompts(settings, settings.max_length, num_new_tokens),
         activated=settings.scope == "activated",
         virtual_tokens=prompt.virtual_tokens if prompt else (), demonstrations=data.demonstrations,
     )  # fmt: skip
     train = encode_texts(encoder, data.train, "training")
     evaluation = encode_texts(encoder, data.evaluation, "evaluation")
+    of_model = len(run.choices)
+    run = paced(run, len(train))
+    for choice in run.choices[of_model:]:
+        logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
+    settings = run.config
     spec = prompt or _lora(settings, encoder, model, begun)
     measured = _measured(run, begun)
     opened = partial(
@@ -134,17 +149,17 @@ def _encoded(data: Data, model: Model, encoder: AnyEncoder, texts: list[TextExam
     return encoder.encode(replace(data, train=texts, evaluation=[]).in_words(model.tokenizer).train).examples
 
 
-def room_for_prompts(settings: Config, max_length: int) -> int:
-    """The most tokens of a prompt: `max_length`, less what is written behind it.
+def room_for_prompts(settings: Config, max_length: int, num_new_tokens: int = 0) -> int:
+    """The most tokens of a prompt: `max_length`, less what is written behind it for rewards or metrics.
 
     Raises:
         InputError: that leaves none.
     """
-    room = max_length - ((settings.max_new_tokens or 0) if settings.judges_texts else 0)
+    num_new_tokens = num_new_tokens or settings.max_new_tokens or 0
+    room = max_length - num_new_tokens
     if room < 2:
         raise InputError(
-            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a prompt within {max_length} tokens "
-            "(--max-length)"
+            f"--max-new-tokens {num_new_tokens} leaves no room for a prompt within {max_length} tokens (--max-length)"
         )
     return room
 

@@ -63,6 +63,7 @@ def trainer_of(
         step=point.step,
         noise=header.noise,
         callbacks=callbacks,
+        own_metrics=parts.own_metrics,
     )
 
 
@@ -71,7 +72,9 @@ def _plan(run: Run) -> TrainingPlan:
     return TrainingPlan(
         num_steps=config.num_steps, batch_size=config.batch_size, directions=config.directions or 0, seed=config.seed,
         eval_steps=config.eval_steps, early_stopping_patience=config.early_stopping_patience, model=config.model,
-        task=run.task.name, epsilon=config.epsilon, dtype=config.dtype,
+        task=run.task.name, epsilon=config.epsilon, dtype=config.dtype, logging_steps=config.logging_steps,
+        save_steps=config.save_steps, save_total_limit=config.save_total_limit,
+        evaluates=config.eval_strategy != "no",
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class ConsoleProgress(Callback):
 
     def on_train_begin(self, trainer: MeZOTrainer) -> None:
         self.num_steps, self.samples = trainer.plan.num_steps, trainer.folder.samples
+        self.pace = trainer.plan.logging_steps or max(1, self.num_steps // PLAIN_LINES)
         self.name = "reward" if isinstance(trainer.objective, RewardObjective) else "loss"
         self.console.print(f"run folder: {trainer.folder.path}", soft_wrap=True)
         for event in trainer.evaluations:
@@ -74,7 +75,7 @@ class ConsoleProgress(Callback):
             pace = f"{event.tokens_computed / event.step_time_s:,.0f} tokens/s"
         if self.progress:
             self.progress.update(self.bar, completed=event.step, shown=self.shown, pace=pace)
-        elif event.step % max(1, self.num_steps // PLAIN_LINES) == 0:
+        elif event.step % self.pace == 0:
             self.console.print(f"step {event.step}/{self.num_steps}  {self.name} {self.shown:.4f}  {pace}")
 
     def on_evaluate(self, event: EvalEvent) -> None:
@@ -86,6 +87,7 @@ class ConsoleProgress(Callback):
             print_samples(self.console, [line for line in read_samples(self.samples) if line["step"] == event.step])
             return
         accuracy = "" if event.accuracy is None else f"accuracy {event.accuracy:.1%}, "
+        accuracy += "".join(f"{name} {value:.4g}, " for name, value in event.scores.items())
         self.console.print(
             f"evaluation after {event.step} steps: {accuracy}loss {event.loss:.4f} ({event.num_examples} examples)"
         )

@@ -28,19 +28,19 @@ METAVARS = {
 def parse_command(command: Any, name: str, words: list[str]) -> Any:
     """A command of the dataclass `command`, from the words behind its name.
 
-    A command whose dataclass has `from_toml` takes a TOML file as its first word, whose settings flags win over.
+    A command whose dataclass has `from_file` takes a file of settings, TOML or YAML, as its first word or behind
+    --config; flags win over it. Flags may have the names that people know from elsewhere.
     """
     default = None
-    if hasattr(command, "from_toml") and words and not words[0].startswith("-"):
-        default = Path(path_of(words.pop(0), "TOML file"))
-    if hasattr(command, "from_toml") and any(word.partition("=")[0] == "--config" for word in words):
-        raise InputError(f"--config: a TOML file stands first, without a flag: zotune {name} run.toml --seed 3")
+    if hasattr(command, "from_file"):
+        default, words = _settings_file(words)
+        words = _in_our_names(words)
     options: dict[str, dict[str, Any]] = {}
     if "tables" in command.__dataclass_fields__:
         options, words = _engine_options(words)
         command = _with_tables(command)
     _refuse_old_names(words)
-    given = {} if default is None else {"default": command.from_toml(default)}
+    given = {} if default is None else {"default": command.from_file(default)}
     parsed = tyro.cli(
         _with_plain_help(command), args=words, prog=f"zotune {name}", config=(tyro.conf.FlagCreatePairsOff,),
         description=inspect.cleandoc(command.__doc__), **given,
@@ -50,13 +50,56 @@ def parse_command(command: Any, name: str, words: list[str]) -> Any:
     return replace(parsed, tables=_merged(parsed, options))
 
 
+def _settings_file(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The file of settings that a command line names, and the rest of it."""
+    files, rest = [], list(words)
+    if rest and not rest[0].startswith("-"):
+        files.append(path_of(rest.pop(0), "settings file"))
+    for index, word in reversed(list(enumerate(rest))):
+        if word.partition("=")[0] != "--config":
+            continue
+        end = index + (1 if "=" in word else 2)
+        (value,) = [word.partition("=")[2]] if "=" in word else rest[index + 1 : end] or [""]
+        files.append(path_of(value, "--config"))
+        del rest[index:end]
+    if len(files) > 1:
+        raise InputError(f"--config: one file of settings can be read, got {', '.join(files)}")
+    return (Path(files[0]) if files else None), rest
+
+
+def _in_our_names(words: Sequence[str]) -> list[str]:
+    """The command line with flags under the names that they have here."""
+    from zotune.config.elsewhere import SAME
+    from zotune.config.settings import Config
+
+    known = {item.name for item in fields(Config)}
+    result: list[str] = []
+    given: dict[str, str] = {}
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_")
+        ours = SAME.get(name, name)
+        if word.startswith("--") and ours in known:
+            if given.setdefault(ours, flag) != flag and SAME.keys() & {name, given[ours][2:].replace("-", "_")}:
+                raise InputError(f"{flag} and {given[ours]} are the same here; give one of the two")
+            word = word if ours == name else f"--{ours.replace('_', '-')}{equals}{value}"
+        result.append(word)
+    return result
+
+
 def _refuse_old_names(words: Sequence[str]) -> None:
+    from zotune.config.elsewhere import why_no_setting
     from zotune.config.renamed import new_name
 
     for word in words:
         flag = word.partition("=")[0]
-        if word.startswith("--") and (now := new_name(flag[2:].replace("-", "_"))) is not None:
+        name = flag[2:].replace("-", "_")
+        if not word.startswith("--"):
+            continue
+        if (now := new_name(name)) is not None:
             raise InputError(f"{flag} is no option any more; use {now}")
+        if (instead := why_no_setting(name)) is not None:
+            raise InputError(f"{flag} is no option here: {instead}")
 
 
 def _engine_options(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -42,6 +42,9 @@ class Inference:
     choice_fields: tuple[str, ...] | None = None
     """The data's fields that hold the options of each record, as in train. Default: the task's."""
 
+    chat_template: str | None = None
+    """A file with the chat template, as in train. Default: that of the adapter's run, else the tokenizer's own."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, as in train. Default: that of the adapter's run, else a
     space where one belongs."""
@@ -94,6 +97,9 @@ class Evaluate(Inference):
     max_eval_samples: int | None = None
     """Evaluate on at most this many records. Default: all."""
 
+    metrics: tuple[str, ...] | None = None
+    """Measure these beside the loss, as in train. Default: those of the adapter's run."""
+
     reward: tuple[str, ...] | None = None
     """Judge what the model writes by these rewards, as in train. Default: those of the adapter's run; where they are
     code, they must be named again."""
@@ -102,11 +108,12 @@ class Evaluate(Inference):
     """The weight of each --reward. Default: those of the adapter's run, else all 1."""
 
     max_new_tokens: int | None = None
-    """The most tokens that the model writes behind a prompt, with --reward. Default: that of the adapter's run, else
-    64."""
+    """The most tokens that the model writes behind a prompt, with --reward or --metrics of texts. Default: that of the
+    adapter's run, else 64."""
 
     stop_strings: tuple[str, ...] | None = None
-    """End a text before the first of these, with --reward. Default: those of the adapter's run."""
+    """End a text before the first of these, with --reward or --metrics of texts. Default: those of the adapter's
+    run."""
 
     output_file: str | None = None
     """Also write the metrics and the predictions to this JSON file."""
@@ -127,7 +134,10 @@ class Evaluate(Inference):
                 max_eval_samples=self.max_eval_samples,
                 reward_funcs=self.reward,
                 **self.settings(),
-                **{name: getattr(self, name) for name in ("reward_weights", "max_new_tokens", "stop_strings")},
+                **{
+                    name: getattr(self, name)
+                    for name in ("metrics", "reward_weights", "max_new_tokens", "stop_strings")
+                },
             )
         )
         print_evaluation(evaluation)

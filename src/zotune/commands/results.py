@@ -34,6 +34,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
                 table.add_row("gain, prompt by prompt", "", what)
         else:
             table.add_row("held-out loss", f"{initial['loss']:.4f}", f"{final['loss']:.4f}")
+        for name, value in final.get("scores", {}).items():
+            before = initial.get("scores", {}).get(name)
+            table.add_row(name, "" if before is None else f"{before:.4g}", f"{value:.4g}")
         table.add_row("held-out examples", "", f"{final['num_examples']:,}")
         table.add_section()
     table.add_row("steps/s", "", f"{summary['steps_per_s']:.2f}")
@@ -91,6 +94,8 @@ def print_evaluation(metrics: dict[str, Any]) -> None:
             table.add_row(title, f"{metrics[name]:.1%}")
     for name, value in metrics["measured"].items():
         table.add_row(name, f"{value:.4f}")
+    for name, value in metrics["scores"].items():
+        table.add_row(name, f"{value:.4g}")
     if not metrics["measured"]:
         table.add_row("loss", f"{metrics['loss']:.4f}")
     table.add_row("examples", f"{metrics['num_examples']:,}")

@@ -6,20 +6,21 @@ from typing import Annotated, Any, Self
 
 import tyro
 
-from zotune.config.reading import make_config, read_toml
+from zotune.config.reading import make_config, read_settings
 from zotune.config.settings import Config
 
 
 @dataclass(frozen=True)
 class Train(Config):
-    """Fine-tune a model. A TOML file with the same settings may stand first: zotune train run.toml --seed 3"""
+    """Fine-tune a model. A file with the same settings, in TOML or YAML, may stand first, or behind --config: zotune
+    train run.toml --seed 3"""
 
     def __post_init__(self) -> None:
         """Checked in `config`: an error raised here would reach the user in the parser's words."""
 
     @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        return cls(**vars(read_toml(path)))
+    def from_file(cls, path: Path) -> Self:
+        return cls(**vars(read_settings(path)))
 
     @property
     def config(self) -> Config:

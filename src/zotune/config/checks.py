@@ -33,6 +33,7 @@ def check(config: Fields) -> None:
         raise InputError(
             "--num-per-class does not go with --max-train-samples: both say how many to train on; take one"
         )
+    _check_pace(config)
     method = choose_method(config, config.scope)
     check_tables(config, {**method, "noise": config.noise or "gaussian"})
     _check_method(config, method)
@@ -46,6 +47,18 @@ def check(config: Fields) -> None:
         role, equals, name = pair.partition("=")
         if not (role and equals and name):
             raise InputError(f"--fields takes pairs such as text=body, got {pair!r}")
+
+
+def _check_pace(config: Fields) -> None:
+    """Refuse what says twice how long a run is, and what nothing would be done by."""
+    if config.num_train_epochs is not None and config.num_steps != config.__dataclass_fields__["num_steps"].default:
+        raise InputError("--num-train-epochs does not go with --num-steps: both say how long to train; take one")
+    if config.save_total_limit is not None and config.save_steps is None:
+        raise InputError("--save-total-limit has no effect without --save-steps")
+    if config.eval_strategy == "no" and config.early_stopping_patience is not None:
+        raise InputError("--early-stopping-patience has no effect with --eval-strategy no; leave it out")
+    if config.run_name is not None and ("/" in config.run_name or config.run_name in ("", ".", "..")):
+        raise InputError(f"--run-name: {config.run_name!r} is no name of a folder")
 
 
 def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
@@ -95,6 +108,11 @@ def _check_method(config: Fields, method: Mapping[str, Any]) -> None:
 def _check_reward(config: Fields) -> None:
     """Refuse what means nothing with rewards, or nothing without."""
     if config.judges_texts:
+        if config.metrics:
+            raise InputError(
+                f"--metrics {config.metrics[0]} does not go with --reward, which measures what the model writes; name "
+                "one more reward, with a weight of 0"
+            )
         if "accuracy" in config.reward:
             raise InputError(
                 "--reward accuracy judges the scores of label words, the others what the model writes; take one of them"
@@ -109,6 +127,8 @@ def _check_reward(config: Fields) -> None:
             raise InputError("--top-p has no effect without --temperature, which draws tokens")
     else:
         for name in _WITH_REWARD:
+            if name in ("max_new_tokens", "stop_strings") and config.metrics:
+                continue
             if getattr(config, name) != config.__dataclass_fields__[name].default:
                 raise InputError(
                     f"--{name.replace('_', '-')} has no effect without --reward on what the model writes; leave it out"

@@ -72,6 +72,10 @@ class Fields:
     output_dir: str | None = None
     """The run folder. It must not exist yet. Default: output/TASK-MODEL-DATE-TIME."""
 
+    run_name: str | None = None
+    """The name of the run: that of its folder in output/, where no --output-dir is given. Default: as --output-dir has
+    it."""
+
     overwrite: bool = False
     """Delete the run that --output-dir holds, and start anew."""
 
@@ -87,6 +91,9 @@ class Fields:
 
     num_steps: int = 600
     """The number of training steps."""
+
+    num_train_epochs: float | None = None
+    """Train for this many passes over the training examples, instead of --num-steps. Default: as --num-steps says."""
 
     batch_size: int = 16
     """The number of examples in a step."""
@@ -184,8 +191,23 @@ class Fields:
     """The most tokens that an example may have; longer prompts lose tokens at their beginning, and those of masked
     models at the end of their longest field. Default: the model's context, at most 2048."""
 
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to evaluate: `steps`, every --eval-steps; `epoch`, after every pass over the training examples; `no`, never
+    in training, and then nothing is held out."""
+
     eval_steps: int = 100
     """The number of steps from one evaluation to the next."""
+
+    logging_steps: int | None = None
+    """Print the loss every so many steps, where there is no terminal for a progress bar; metrics.jsonl has every step.
+    Default: twenty times in a run."""
+
+    save_steps: int | None = None
+    """Keep what is trained every so many steps, as checkpoint-STEP in the run folder. Default: no such folders;
+    adapter/ and best/ are from evaluations, and `zotune replay` gives the adapter after other steps."""
+
+    save_total_limit: int | None = None
+    """Keep only the last so many of the folders checkpoint-STEP. Default: all."""
 
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row without a lower evaluation loss. Default: never."""
@@ -224,6 +246,9 @@ class Fields:
     """The data's fields that hold the options of each record: one with a list of texts, such as choices, or one for
     each option, such as choice1 choice2. The label says which is right, by number or text. Default: the task's."""
 
+    chat_template: str | None = None
+    """A file with the chat template, in Jinja, that makes texts of messages. Default: the tokenizer's own."""
+
     label_separator: str | None = None
     """What stands between the invocation and a label word, e.g. "". Default: a space where one belongs: not behind a
     space, an opening bracket or quote, or one of = / _ # @ $ <, and not in a script without spaces, such as Chinese."""
@@ -237,6 +262,11 @@ class Fields:
     """The loss: `cross_entropy` over the label words; `token_nll`, the mean negative log-likelihood of the completion's
     tokens; `accuracy`, the share of wrong answers over the label words, or `f1`, 1 - the macro F1 of a batch's answers
     over the label words, both without a gradient; or `reward`, minus that of --reward. Default: the task's."""
+
+    metrics: tuple[str, ...] = ()
+    """Measure these at evaluations, beside the loss: of label words accuracy, f1 (macro); of what the model writes
+    behind the prompts exact_match, f1 (of the words), rouge, bleu, chrf, the last three by pip install
+    "zotune[metrics]"."""
 
     reward: tuple[str, ...] = ()
     """Train on rewards of what the model writes, with no gradient needed: one or more of FILE.py:function or
@@ -257,7 +287,7 @@ class Fields:
     """How many texts each probe writes for a prompt, with --reward. Default: 1."""
 
     max_new_tokens: int | None = None
-    """The most tokens that the model writes behind a prompt, with --reward. Default: 64."""
+    """The most tokens that the model writes behind a prompt, with --reward or --metrics of texts. Default: 64."""
 
     temperature: float | None = None
     """How texts are written, with --reward: 0 always takes the most likely token; above 0, tokens are drawn. All probes
@@ -269,7 +299,8 @@ class Fields:
     among all."""
 
     stop_strings: tuple[str, ...] = ()
-    """End a text before the first of these, with --reward. Default: the model's end token alone."""
+    """End a text before the first of these, with --reward or --metrics of texts. Default: the model's end token
+    alone."""
 
     dtype: Dtype | None = None
     """The precision of the model's weights; the adapter is always float32. Default: float32 on a CPU, bfloat16 on

@@ -17,6 +17,9 @@ WHOLE: dict[str, tuple[int, int]] = {
     "batch_size": (1, 10**6),
     "lora_rank": (1, 65_536),
     "eval_steps": (1, MANY),
+    "logging_steps": (1, MANY),
+    "save_steps": (1, MANY),
+    "save_total_limit": (1, MANY),
     "early_stopping_patience": (1, MANY),
     "max_train_samples": (1, MANY),
     "max_eval_samples": (1, MANY),
@@ -37,7 +40,13 @@ WHOLE: dict[str, tuple[int, int]] = {
 }
 """Least and most of whole numbers."""
 
-ABOVE_0: dict[str, float] = {"epsilon": 1e3, "learning_rate": 1e4, "lora_alpha": 1e6, "clip": 1e12}
+ABOVE_0: dict[str, float] = {
+    "epsilon": 1e3,
+    "learning_rate": 1e4,
+    "lora_alpha": 1e6,
+    "clip": 1e12,
+    "num_train_epochs": 1e6,
+}
 """The most of numbers that lie above 0."""
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3  # beyond, logits divided by it are no numbers, or all alike

@@ -1,8 +1,8 @@
-"""A Config from names and plain values, from a TOML file, and back into one."""
+"""A Config from names and plain values, from a TOML or YAML file, and back into TOML."""
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from zotune.config.checks import ADAPTER_OWN
+from zotune.config.elsewhere import in_our_names, why_no_setting
 from zotune.config.machine import check_machine
 from zotune.config.renamed import new_name, translated
 from zotune.config.settings import Config
 from zotune.config.tables import TABLES
 from zotune.config.typed import typed
+from zotune.config.yaml_text import parse_yaml
 from zotune.errors import InputError
 from zotune.files import write_whole
 from zotune.values import shown
@@ -39,7 +41,10 @@ def make_config(
     of_tables = values.get("tables", {})
     if not isinstance(of_tables, Mapping):
         raise InputError(f"{prefix}tables: expected tables of settings, got {shown(of_tables)}")
-    given = {**values, **of_tables}
+    try:
+        given = in_our_names({**values, **of_tables}, {**hints, **dict.fromkeys(TABLES)})
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
     for key, value in given.items():
         name = key.replace("-", "_") if isinstance(key, str) else shown(key)
         if name in TABLES:
@@ -53,10 +58,20 @@ def make_config(
             raise InputError(f"{prefix}{_unknown(key, name, [*names, *TABLES])}")
     try:
         if not elsewhere:
-            check_machine(merged, values)
+            check_machine(merged, given)
         return Config(**merged, tables={name: table for name, table in tables.items() if table})
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
+
+
+def read_settings(path: Path) -> Config:
+    """The settings of a TOML or YAML file that a user wrote; YAML by its name."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return read_toml(path)
+    values = _read(path, "YAML", parse_yaml)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path}: expected settings by their names, got {shown(values)}")
+    return make_config(values, where=str(path))
 
 
 def read_toml(path: Path) -> Config:
@@ -81,18 +96,23 @@ def read_run_config(path: Path) -> Config:
 
 def toml_values(path: Path) -> dict[str, Any]:
     """What a TOML file holds, unchecked."""
+    values: dict[str, Any] = _read(path, "TOML", tomllib.loads)
+    return values
+
+
+def _read(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
             raise InputError(f"cannot read {path}: it is no file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except RecursionError as error:
-        raise InputError(f"{path} is not TOML that can be read: it is nested too deeply") from error
+        raise InputError(f"{path} is not {kind} that can be read: it is nested too deeply") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not TOML: {error}") from error
+        raise InputError(f"{path} is not {kind}: {error}") from error
 
 
 def write_toml(config: Config, path: Path) -> None:
@@ -108,5 +128,7 @@ def write_toml(config: Config, path: Path) -> None:
 def _unknown(key: str, name: str, names: list[str]) -> str:
     if (now := new_name(name)) is not None:
         return f"{key} is no setting any more; use {now}"
+    if (instead := why_no_setting(name)) is not None:
+        return f"{key} is no setting here: {instead}"
     close = difflib.get_close_matches(name, names, n=1)
     return f"unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else "")

@@ -4,6 +4,7 @@
 model that are known before its weights are read.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from zotune.data.task_choice import check_has_labels
 from zotune.data.tasks import Task
 from zotune.errors import InputError
 from zotune.rewards.functions import full_name
+from zotune.run.own_metrics import ComputeMetrics, OwnMetrics, check_metrics
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
 from zotune.zo.objectives import OBJECTIVES, Objective, RewardObjective
@@ -32,6 +34,7 @@ from zotune.zo.protocol import Sampling
 from zotune.zo.schedules import Schedule, make_schedule
 
 MAX_DEFAULT_LENGTH = 2048
+DEFAULT_NEW_TOKENS = 64
 WORTHWHILE_SPEEDUP = 1.5  # of bfloat16 on a CPU
 # What decides the numbers of a run, beside the examples, the base weights and what the journal has of itself. Where a
 # run is computed is not among it, nor how long: a run may go on with another engine, device or number of steps.
@@ -177,6 +180,7 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         "train_data": absolute(config.train_data),
         "stream_data": absolute(config.stream_data),
         "eval_data": absolute(config.eval_data),
+        "chat_template": absolute(config.chat_template),
     }
     names = [method["estimator"], method["optimizer"], chosen["noise"], method["tuning"]]
     full = replace(config, **chosen, tables={**config.tables, **_tables_in_use(config, names)})
@@ -184,6 +188,30 @@ def resolve(config: Config, task: Task, facts: Facts) -> Run:
         full, tuple(choices), task, make_estimator(full), optimizer_arguments(full), noise, make_objective(full, task),
         make_schedule(full.lr_scheduler_type, chosen["learning_rate"], full.num_steps, full.warmup_steps),
     )  # fmt: skip
+
+
+def paced(run: Run, num_examples: int) -> Run:
+    """The run, where epochs say how long it is or when it evaluates: in steps, now that its examples are known.
+
+    Raises:
+        InputError: it is shorter than its warm-up.
+    """
+    config, choices = run.config, list(run.choices)
+    per_epoch = num_examples / (config.batch_size * config.batches_per_step)
+    changes: dict[str, Any] = {}
+    if config.num_train_epochs is not None:
+        changes |= {"num_steps": math.ceil(config.num_train_epochs * per_epoch), "num_train_epochs": None}
+        choices.append(Choice("num_steps", changes["num_steps"], f"--num-train-epochs {config.num_train_epochs:g}"))
+    if config.eval_strategy == "epoch":
+        changes |= {"eval_steps": math.ceil(per_epoch), "eval_strategy": "steps"}
+        choices.append(Choice("eval_steps", changes["eval_steps"], "--eval-strategy epoch"))
+    if not changes:
+        return run
+    full = replace(config, **changes)
+    rate = full.learning_rate
+    assert rate is not None
+    schedule = make_schedule(full.lr_scheduler_type, rate, full.num_steps, full.warmup_steps)
+    return replace(run, config=full, choices=tuple(choices), schedule=schedule)
 
 
 def objective_name(config: Config, task: Task) -> str:
@@ -196,7 +224,12 @@ def _writing(config: Config) -> dict[str, Any]:
     if not config.judges_texts:
         return {}
     several = (config.num_generations or 1) > 1
-    usual = {"num_generations": 1, "max_new_tokens": 64, "temperature": 1.0 if several else 0.0, "top_p": 1.0}
+    usual = {
+        "num_generations": 1,
+        "max_new_tokens": DEFAULT_NEW_TOKENS,
+        "temperature": 1.0 if several else 0.0,
+        "top_p": 1.0,
+    }
     return {name: value if getattr(config, name) is None else getattr(config, name) for name, value in usual.items()}
 
 
@@ -255,6 +288,26 @@ def make_objective(config: Config, task: Task) -> Objective:
     if config.estimator in ("lens", "backprop") and not objective.has_gradient:
         raise InputError(f"--estimator {config.estimator}: --objective {name} has no gradient; take another estimator")
     return objective
+
+
+def make_metrics(config: Config, task: Task, compute: ComputeMetrics | None = None) -> OwnMetrics:
+    """What evaluations measure beside the loss; the model that writes is still to be said.
+
+    Raises:
+        InputError: the task has not the metrics that were asked for.
+    """
+    of_labels = task.classifies
+    check_metrics(config.metrics, of_labels, task.name)
+    if not (config.metrics or compute):
+        return OwnMetrics()
+    if not of_labels and (config.judges_texts or not task.template):
+        raise InputError(
+            f"--metrics: task {task.name} has no prompts with an answer that a text could be compared with"
+        )
+    if of_labels and (config.max_new_tokens or config.stop_strings):
+        raise InputError(f"--max-new-tokens and --stop-strings have no effect on task {task.name}, which has labels")
+    sampling = Sampling(config.max_new_tokens or DEFAULT_NEW_TOKENS)
+    return OwnMetrics(config.metrics, compute, of_labels, task.answers_field, sampling, config.stop_strings)
 
 
 def _reward_objective(config: Config, task: Task) -> RewardObjective:

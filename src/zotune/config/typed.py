@@ -7,7 +7,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 from zotune.errors import InputError
 from zotune.values import is_flag, is_number, is_whole, number_of, path_of, shown, text_of
 
-PATHS = ("model", "adapter", "train_data", "eval_data", "stream_data", "output_dir")  # or ids of the hub
+PATHS = (  # or ids of the hub
+    "model",
+    "adapter",
+    "train_data",
+    "eval_data",
+    "stream_data",
+    "output_dir",
+    "chat_template",
+)
 
 
 def typed(value: Any, hint: Any, name: str, prefix: str = "") -> Any:

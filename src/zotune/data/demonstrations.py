@@ -23,6 +23,8 @@ def draw_demonstrations(examples: Sequence[T], num: int, seed: int, task: Task) 
     """
     if num == 0:
         return [], list(examples)
+    if task.is_chat:
+        raise InputError("--num-demonstrations does not go with chats: put them into the messages")
     if not task.template:
         raise InputError(f"--num-demonstrations: task {task.name} has no prompt that demonstrations could stand before")
     if num >= len(examples):

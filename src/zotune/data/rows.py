@@ -113,6 +113,24 @@ def squad(fields: Fields) -> Iterator[Fields]:
     yield {**changed, "answers": found, "answer": found[0]}
 
 
+def preference(fields: Fields) -> Iterator[Fields]:
+    """`prompt`, and behind it `chosen` and `rejected`, which may both begin with it; the first is right.
+
+    Where there is no prompt, it is what the two begin with, up to the last word of that.
+    """
+    prompt, chosen, rejected = (fields.get(name) for name in ("prompt", "chosen", "rejected"))
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        yield fields
+        return
+    if prompt is None:
+        shorter = min(len(chosen), len(rejected))
+        same = chosen[: next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)]
+        prompt = same[: max(same.rfind(" "), same.rfind("\n") + 1, 0)]
+    if isinstance(prompt, str) and chosen.startswith(prompt) and rejected.startswith(prompt):
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    yield {**fields, "prompt": prompt, "chosen": chosen, "rejected": rejected, "label": "chosen"}
+
+
 def labelled(fields: Fields) -> Iterator[Fields]:
     """Without the records of SNLI that its annotators did not agree on, whose label is -1."""
     if fields.get("label") != -1:

@@ -99,6 +99,10 @@ def _detect(sample: Mapping[str, Any]) -> Task:
     def has(role: str) -> bool:
         return any(alias in sample for alias in ALIASES[role])
 
+    if "chosen" in sample and "rejected" in sample:
+        return TASKS["chat_pair" if isinstance(sample["chosen"], list) else "preference"]
+    if any(_has_messages(sample.get(alias)) for alias in ALIASES["messages"]):
+        return TASKS["chat"]
     if "prompt" in sample and "completion" in sample:
         return TASKS["completion"]
     if "instruction" in sample and "output" in sample:
@@ -118,6 +122,10 @@ def _detect(sample: Mapping[str, Any]) -> Task:
     )
 
 
+def _has_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
+
+
 def _detect_prompts(sample: Mapping[str, Any]) -> Task:
     for name, kind in (("prompt", str), ("chat", list)):
         role = TASKS[name].prompt_fields[0]
@@ -130,9 +138,10 @@ def _detect_prompts(sample: Mapping[str, Any]) -> Task:
 
 
 def _check(task: Task) -> None:
-    if task.is_chat and (task.invocation or task.template != TASKS["chat"].template):
+    if task.is_chat and (task.invocation or task.template != TASKS["chat"].template or task.separator is not None):
         raise InputError(
-            "--template and --invocation have no effect on chats, whose words are those of the model's chat template"
+            "--template, --invocation and --label-separator have no effect on chats, whose words are those of the "
+            "chat template (--chat-template)"
         )
     for option, text in (
         ("template", task.template), ("invocation", task.invocation), ("label-separator", task.separator or ""),

@@ -38,8 +38,9 @@ class Task:
     the text to learn, with fields in braces. `separator` stands between the invocation and a label word or choice, by
     default a space where one belongs. `rows` makes the fields of the template out of a record as the data set has it.
     With `answers_field`, the field with all right answers, an evaluation generates texts and compares them with those.
-    A task without candidates and completion has prompts alone, whose answers a reward judges; where `is_chat`, they are
-    the messages of a chat, and the invocation is the model's own start of an answer.
+    A task without candidates and completion has prompts alone, whose answers a reward judges. Where `is_chat`, prompts
+    are the messages of a chat, the invocation is the model's own start of an answer, and what is learnt or compared are
+    turns of the assistant. Options that are `whole_answers` end in the end token.
 
     A masked model reads `masked`, with `{mask}` where the label word belongs, and `masked_words`, one for each label,
     where those differ. A template may have the mask itself; then the task is one for masked models alone. A field in
@@ -60,6 +61,7 @@ class Task:
     rows: Rows | None = None
     answers_field: str | None = None
     is_chat: bool = False
+    whole_answers: bool = False
     masked: str = ""
     masked_words: tuple[str, ...] = ()
 
@@ -154,6 +156,7 @@ def _reviews(name: str, hub: HubSource | None = None, classes: tuple[str, ...] =
 
 
 WORDS = ("terrible", "great")
+_PAIR = ("chosen", "rejected")
 _NLI = ("entailment=Yes", "neutral=Maybe", "contradiction=No")
 _INFERENCE = "{premise!o}? {mask}, {hypothesis!l}"  # MeZO's for RoBERTa
 _NO_OR_YES = ("False=No", "True=Yes")
@@ -300,7 +303,15 @@ TASKS: dict[str, Task] = {
         Task("alpaca", template=_ALPACA_INPUT, shorter=_ALPACA, completion="{output}"),
         Task("lm", template="", completion="{text}"),
         Task("prompt", template="{prompt}"),
-        Task("chat", template="{messages}", is_chat=True),
+        Task("chat", template="{messages}", completion="{completion}", is_chat=True),
+        Task(
+            "preference",
+            template="{prompt}",
+            choice_fields=_PAIR,
+            rows=rows.preference,
+            whole_answers=True,
+        ),
+        Task("chat_pair", template="{messages}", choice_fields=_PAIR, is_chat=True, whole_answers=True),
     )
 }
 
@@ -311,7 +322,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "coarse_label": ("coarse_label", "label", "labels"),
     "prompt": ("prompt", "instruction", "input", "question"),
     "completion": ("completion", "response", "output", "answer"),
-    "messages": ("messages", "prompt", "conversation"),
+    "messages": ("messages", "prompt", "conversation", "conversations"),
     "input": ("input", "context"),
     "output": ("output", "response", "completion"),
 }

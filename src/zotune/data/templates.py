@@ -140,7 +140,7 @@ class Encoder:
 
     def _completion(self, text: TextExample) -> TokenIds:
         token_ids = self.fragments.encode(text.completion, text.prompt + self.task.invocation)
-        if text.completion:
+        if text.completion and not self.task.is_chat:  # whose template has its own end
             token_ids = self._ended(token_ids)
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
             raise InputError(
@@ -153,6 +153,8 @@ class Encoder:
         token_ids = self.fragments.encode(self.task.spaced(choice, text.prompt), before)
         if not token_ids:
             raise InputError(f"{text.where}: the option {choice!r} is no token for this tokenizer")
+        if self.task.whole_answers and not self.task.is_chat:
+            token_ids = self._ended(token_ids)
         if self.activated and _last_start(self.invocation + token_ids, self.invocation) > 0:
             raise InputError(
                 f"{text.where}: the option {choice!r} contains the invocation {self.task.invocation!r} (--invocation)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zotune.data.class_names import ClassName
-from zotune.data.messages import Message, read_messages
+from zotune.data.messages import Message, read_messages, read_pair, read_turns, template_arguments
 from zotune.data.records import Record
 from zotune.data.tasks import ALIASES, MASK, Task
 from zotune.errors import InputError
@@ -22,7 +22,8 @@ class TextExample:
 
     `columns` are the record's own fields, and `where` is the place that it came from. `choices` are the options that
     the record brings; where several are right, `label` is the first and `also_right` has the others. `messages` are
-    those of a chat, whose prompt is written when the tokenizer is known (`chat.in_words`).
+    those of a chat and `replies` its answers, one to learn or two to compare; both are written when the tokenizer is
+    known (`chat.in_words`), by a template that is given `template_arguments`.
     """
 
     prompt: str
@@ -33,6 +34,8 @@ class TextExample:
     choices: tuple[str, ...] = ()
     also_right: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
+    replies: tuple[Message, ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def said(self) -> Any:
@@ -66,7 +69,8 @@ def expand(records: Sequence[Record], task: Task, names: Mapping[str, str]) -> l
 def to_texts(
     records: Sequence[Record], task: Task, names: Mapping[str, str], need_labels: bool = True
 ) -> list[TextExample]:
-    """Records in the words of `task`; `names` maps a task's field to the data's where they differ.
+    """Records in the words of `task`; `names` maps a task's field to the data's where they differ. A chat from which
+    answers are learnt becomes one example for each.
 
     Raises:
         InputError: a field is missing, empty or of the wrong type, or a label is not among the task's.
@@ -80,6 +84,8 @@ def to_texts(
             )
     if task.rows is not None:  # whose records have the task's own names
         names = {}
+    if task.is_chat:
+        return [text for record in records for text in _to_chats(record, task, names, need_labels)]
     return [_to_text(record, task, names, need_labels) for record in records]
 
 
@@ -93,9 +99,6 @@ def labels_of(records: Sequence[Record], task: Task, names: Mapping[str, str]) -
 
 
 def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> TextExample:
-    if task.is_chat:
-        messages, columns = read_messages(record, _find(record, "messages", names))
-        return TextExample("", None, "", record.where, columns, messages=messages)
     values = prompt_values(record, task, names)
     shorter = not all(values[name] for name in task.optional_fields)
     prompt = (task.shorter if shorter else task.template).format_map(values | {MASK: MASK})
@@ -110,6 +113,31 @@ def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: 
         return TextExample(prompt, None, text, record.where, record.fields)
     label = _label(record, task, names) if need_labels else None
     return TextExample(prompt, label, "", record.where, record.fields)
+
+
+def _to_chats(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> list[TextExample]:
+    arguments = template_arguments(record)
+    if task.choice_fields:
+        renamed = Record(
+            {**record.fields, **{name: record.fields[_find(record, name, names)] for name in task.choice_fields}},
+            record.where,
+        )
+        before, replies = read_pair(renamed, find_field(record, "messages", names))
+        return [TextExample("", 0, "", record.where, record.fields, (), (), before, replies, arguments)]
+    field = _find(record, "messages", names)
+    if not (task.completion and need_labels):
+        before, columns = read_messages(record, field)
+        return [TextExample("", None, "", record.where, columns, messages=before, template_arguments=arguments)]
+    return [
+        TextExample("", None, "", record.where, record.fields, (), (), before, (reply,), arguments)
+        for before, reply in read_turns(record, field, _completion_field(record, names))
+    ]
+
+
+def _completion_field(record: Record, names: Mapping[str, str]) -> str | None:
+    """The field with the messages that follow a prompt of messages, which other names do not stand for."""
+    name = names.get("completion", "completion")
+    return name if name in record.fields else None
 
 
 def prompt_values(record: Record, task: Task, names: Mapping[str, str]) -> dict[str, str]:
@@ -145,6 +173,10 @@ def used_fields(record: Record, task: Task, names: Mapping[str, str]) -> set[str
         names = {}
     roles = (*task.fields, *task.choice_fields, *([task.answers_field] if task.answers_field else ()))
     found = {find_field(record, role, names) for role in roles}
+    if task.is_chat:
+        found = {find_field(record, role, names) for role in ("messages", *task.choice_fields)}
+        found |= {_completion_field(record, names), "tools", "chat_template_kwargs"}
+        return {name for name in found if name is not None}
     if task.classifies:
         found.add(find_field(record, task.label_field, _label_name(task, names)))
     return {name for name in found if name is not None}

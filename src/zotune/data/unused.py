@@ -55,7 +55,7 @@ def unused_fields(records: Sequence[Record], task: Task, names: Mapping[str, str
         f"field{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} of {next(iter(found.values()))} "
         f"{'are' if len(found) > 1 else 'is'} not used"
     )
-    if not task.template:
+    if not task.template or task.is_chat:
         return sentence
     named = ", ".join(f"{{{name}}}" for name in found if str(name).isidentifier())
     return f"{sentence} by the template; add {named or 'them'} to --template, or ignore this"
@@ -73,6 +73,11 @@ def _refuse(record: Record, name: str, task: Task, names: Mapping[str, str]) -> 
     read = find_field(record, role, names) or role
     if not task.template and read == "text":
         return
+    if task.is_chat:
+        raise InputError(
+            f"{record.where}: field {name!r} would be left out of the chat; put it into the messages, or say that it "
+            f"is not needed: --fields {role}={read}"
+        )
     what = "the prompt" if task.template else "the text"
     raise InputError(
         f"{record.where}: field {name!r} would be left out, since {what} is made of {read!r}; say what it is to be "

@@ -51,10 +51,10 @@ def end_orphan(job: JobFolder) -> None:
             process.wait(10)
 
 
-def last_words(job: JobFolder) -> str:
-    """The last line that it wrote."""
+def last_words(job: JobFolder, before: int) -> str:
+    """The last line that it wrote, behind so many bytes of the log, which others wrote."""
     try:
-        lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = job.log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
     said = [line for line in lines if line.startswith("zotune: ")] or lines

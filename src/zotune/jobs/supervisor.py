@@ -61,7 +61,7 @@ class Supervisor:
         self.events = {name: Events(job.run.metrics) for name, job in self.jobs.items()}
         self._running: tuple[JobFolder, subprocess.Popen[bytes]] | None = None
         self._deaths = 0
-        self._step = 0  # when the running job's process began
+        self._step = self._said = 0  # the step, and the size of the log, when the running job's process began
 
     # ---- what owners ask for -----------------------------------------------------------------------------------------
 
@@ -160,6 +160,7 @@ class Supervisor:
             waiting = (job for job in self.jobs.values() if self.state(job) == "queued")
             if (first := next(waiting, None)) is not None:
                 self._step = self._last_step(first)
+                self._said = first.log.stat().st_size if first.log.exists() else 0
                 self._running = first, process.start(first, self.environment)
 
     def _ended(self, job: JobFolder, code: int) -> None:
@@ -169,7 +170,7 @@ class Supervisor:
             return
         self._deaths = 0 if self._last_step(job) > self._step else self._deaths + 1
         if code in (0, 1, 2) or self._deaths >= MAX_DEATHS:  # it said why; another end is a death
-            job.change(error=process.last_words(job))
+            job.change(error=process.last_words(job, self._said))
             self._deaths = 0
 
     def _last_step(self, job: JobFolder) -> int:

@@ -1,11 +1,12 @@
 """Evaluation: the mean loss of theta on examples, and where every example has a label, accuracy and macro F1."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from zotune.run.own_metrics import OwnMetrics
 from zotune.zo.objectives import Losses, Objective, Sample, macro_f1, means
 from zotune.zo.protocol import AT_THETA, Engine, Example, Theta
 
@@ -29,12 +30,29 @@ class Evaluation:
     token_f1: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     samples: Sequence[Sample] = field(default=(), repr=False)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """The metrics that were asked for by --metrics or `compute_metrics`."""
 
 
 def evaluate(
-    engine: Engine, theta: Theta, objective: Objective, examples: Sequence[Example], batch_size: int = 256
+    engine: Engine,
+    theta: Theta,
+    objective: Objective,
+    examples: Sequence[Example],
+    batch_size: int = 256,
+    metrics: OwnMetrics | None = None,
 ) -> Evaluation:
-    """Mean objective, and accuracy and macro F1 where every example has a label, at theta."""
+    """Mean objective, and accuracy and macro F1 where every example has a label, at theta; and `metrics`."""
+    found = _evaluated(engine, theta, objective, examples, batch_size)
+    if metrics is None:
+        return found
+    scores, texts = metrics(engine, theta, examples)
+    return replace(found, scores=scores, predictions=found.predictions if texts is None else texts)
+
+
+def _evaluated(
+    engine: Engine, theta: Theta, objective: Objective, examples: Sequence[Example], batch_size: int
+) -> Evaluation:
     objective = objective.for_evaluation()
     found: list[Losses] = []
     for start in range(0, len(examples), batch_size):

@@ -4,6 +4,7 @@ Only `claim` and `clear` make and empty one, and never another's: what is no run
 """
 
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.path / "best"
+
+    def kept(self, step: int) -> Path:
+        """What was trained after a step, where the user wants it kept."""
+        return self.path / f"checkpoint-{step}"
+
+    def drop_kept(self, limit: int) -> None:
+        """Delete all but the last `limit` of these."""
+        names = [path.name for path in self.path.iterdir() if path.is_dir()]
+        steps = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"checkpoint-(\d+)", name)))
+        for step in steps[:-limit]:
+            shutil.rmtree(self.kept(step))
 
     @property
     def samples(self) -> Path:

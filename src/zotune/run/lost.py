@@ -11,6 +11,7 @@ from zotune.run.evaluation import evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Entry
 from zotune.run.metrics import EvalEvent, StepEvent, best_of, read_metrics, write_metrics
+from zotune.run.own_metrics import OwnMetrics
 from zotune.run.trainer import Export
 from zotune.zo.objectives import Objective
 from zotune.zo.protocol import Engine, Example, Theta
@@ -24,6 +25,7 @@ class Evaluator:
     objective: Objective
     examples: Sequence[Example]
     eval_steps: int
+    metrics: OwnMetrics | None = None
 
 
 class Lost:
@@ -62,9 +64,10 @@ class Lost:
         """Evaluate theta again where that was lost, and keep it where it is the best and `best/` is something else."""
         if self.has_evaluation(step):
             made = self.evaluator
-            found = evaluate(made.engine, theta, made.objective, made.examples)
+            found = evaluate(made.engine, theta, made.objective, made.examples, metrics=made.metrics)
             event = EvalEvent(step, "eval", found.accuracy, found.loss, found.num_examples, 0.0)
-            self.events.append(replace(event, macro_f1=found.macro_f1, measured=dict(found.measured)))
+            event = replace(event, measured=dict(found.measured), scores=dict(found.scores))
+            self.events.append(replace(event, macro_f1=found.macro_f1))
             self._changed = True
         evaluations = sorted(self._evaluations, key=lambda event: event.step)
         if evaluations and best_of(evaluations).step == step and not self.export.is_saved(self.folder.best, theta):

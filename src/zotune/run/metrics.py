@@ -47,13 +47,15 @@ class EvalEvent:
     event: str = "eval"
     macro_f1: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
         values = {
             "accuracy": self.accuracy, "loss": self.loss, "num_examples": self.num_examples, "macro_f1": self.macro_f1
         }  # fmt: skip
-        return values | ({"measured": self.measured} if self.measured else {})
+        more = {"measured": self.measured, "scores": self.scores}
+        return values | {name: each for name, each in more.items() if each}
 
 
 class MetricsFile:
@@ -141,5 +143,5 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _line(event: StepEvent | EvalEvent) -> bytes:
-    value = {name: each for name, each in asdict(event).items() if name != "measured" or each}
+    value = {name: each for name, each in asdict(event).items() if name not in ("measured", "scores") or each}
     return (json.dumps({"event": value.pop("event"), **value}) + "\n").encode()

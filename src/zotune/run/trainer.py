@@ -16,6 +16,7 @@ from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
 from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
+from zotune.run.own_metrics import OwnMetrics
 from zotune.run.samples import write_samples
 from zotune.run.watch import Watch
 from zotune.zo.draws import derive_seed, permutation
@@ -38,6 +39,8 @@ class Callback:
 
     def on_evaluate(self, event: EvalEvent) -> None: ...
 
+    def on_save(self, trainer: "MeZOTrainer") -> None: ...
+
     def on_train_end(self, trainer: "MeZOTrainer") -> None: ...
 
 
@@ -45,7 +48,9 @@ class Callback:
 class TrainingPlan:
     """How long to train, on how much at a time, and when to look; `model` and `task` are what its summary calls it.
 
-    `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong.
+    `epsilon` and `dtype`, the precision of the model, are there to say what helps when training goes wrong, and
+    `logging_steps` for those who show a run. Every `save_steps` theta is kept, the last `save_total_limit` times.
+    `evaluates` is whether training stops for evaluations, where there are examples for them.
     """
 
     num_steps: int
@@ -58,6 +63,10 @@ class TrainingPlan:
     task: str = ""
     epsilon: float = math.inf
     dtype: str | None = None
+    logging_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int | None = None
+    evaluates: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class MeZOTrainer:
         theta, optimizer_state, step: where to start: the initial point, or what a replay gave.
         noise: what the directions are drawn from.
         stream: where batches come from, in the place of the training examples.
+        own_metrics: what evaluations measure beside the loss.
     """
 
     def __init__(
@@ -115,6 +125,7 @@ class MeZOTrainer:
         noise: Noise = GAUSSIAN,
         callbacks: Iterable[Callback] = (),
         stream: Stream | None = None,
+        own_metrics: OwnMetrics | None = None,
     ) -> None:
         self.engine = engine
         self.estimator = estimator
@@ -134,6 +145,7 @@ class MeZOTrainer:
         self.step = step
         self.noise = noise
         self.callbacks = list(callbacks)
+        self.own_metrics = own_metrics
         self.should_stop = False  # a callback may ask for it; the step it was told of is the last one
         sizes = f"--batch-size (now {plan.batch_size}), --directions (now {plan.directions}) or --max-length"
         self._watch = Watch(folder.path, metrics, schedule, plan.epsilon, plan.dtype, sizes)
@@ -149,10 +161,12 @@ class MeZOTrainer:
         """
         for callback in self.callbacks:
             callback.on_train_begin(self)
+        self._save_if_due()
         self._evaluate_if_due()
         while not self._is_done():
             self.train_step()
             self._checkpoint_if_due()
+            self._save_if_due()
             self._evaluate_if_due()
         with self._watch.writing(self.step):
             self.save(self.exported)
@@ -223,7 +237,8 @@ class MeZOTrainer:
 
     def evaluate(self, examples: Sequence[Example] | None = None) -> Evaluation:
         """Loss and accuracy of theta on `examples` (default: the evaluation examples)."""
-        return evaluate(self.engine, self.theta, self.objective, self.eval_examples if examples is None else examples)
+        examples = self.eval_examples if examples is None else examples
+        return evaluate(self.engine, self.theta, self.objective, examples, metrics=self.own_metrics)
 
     @property
     def exported(self) -> Path:
@@ -257,7 +272,7 @@ class MeZOTrainer:
         return self.step % self.plan.eval_steps == 0 or self.step == self.plan.num_steps or self.should_stop
 
     def _checkpoint_if_due(self) -> None:
-        if self._is_due:
+        if self._is_due or self._is_kept:
             self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -266,8 +281,28 @@ class MeZOTrainer:
             with self._watch.writing(self.step):
                 write_checkpoint(self.folder.checkpoints, self.step, self.theta, self.optimizer_state)
 
+    @property
+    def _is_kept(self) -> bool:
+        """Whether theta after this step is to be kept for the user."""
+        return self.plan.save_steps is not None and self.step > 0 and self.step % self.plan.save_steps == 0
+
+    def _save_if_due(self) -> None:
+        if not self._is_kept:
+            return
+        with self._watch.writing(self.step):
+            self.save(self.folder.kept(self.step))
+            if self.plan.save_total_limit is not None:
+                self.folder.drop_kept(self.plan.save_total_limit)
+        for callback in self.callbacks:
+            callback.on_save(self)
+
     def _evaluate_if_due(self) -> None:
-        if not self._is_due or not self.eval_examples or any(event.step == self.step for event in self.evaluations):
+        if (
+            not self.plan.evaluates
+            or not self._is_due
+            or not self.eval_examples
+            or any(event.step == self.step for event in self.evaluations)
+        ):
             return
         started = time.perf_counter()
         with self._watch.computing(self.step):
@@ -282,6 +317,7 @@ class MeZOTrainer:
             time_s=time.perf_counter() - started,
             macro_f1=evaluation.macro_f1,
             measured=dict(evaluation.measured),
+            scores=dict(evaluation.scores),
         )
         # Adapters first: an evaluation that is in metrics.jsonl has its adapters, and a missing one is done again.
         with self._watch.writing(self.step):
