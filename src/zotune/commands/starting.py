@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from zotune.errors import InputError
-from zotune.values import file_of
+from zotune.values import file_of, path_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Init:
     """The model to train: whatever --model of train takes."""
 
     def run(self) -> None:
-        file = file_of(self.output, "--output")
+        file, model = file_of(self.output, "--output"), path_of(self.model, "--model")
         if file.exists() and not self.overwrite:
             raise InputError(f"--output: {file} is there; name another, or replace it with --overwrite")
 
@@ -37,7 +37,7 @@ class Init:
         from zotune.tools.first_settings import first_settings
 
         found = demo_path("train.jsonl") if self.source == "demo" and not Path(self.source).exists() else self.source
-        text = first_settings(str(absolute(found)), self.model)
+        text = first_settings(str(absolute(found)), model)
         write_whole(file, text.encode())
         print(text)
         print(f"written to {file}; train with: zotune train {file}")
