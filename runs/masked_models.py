@@ -52,7 +52,7 @@ RATES = {
         "backpropagation": (3e-3, 1e-3),
     },
     "classification": {
-        "MeZO": (2e-3, 2e-4), "4 one-sided probes": (4e-3,), "lens": (3e-3,), "backpropagation": (3e-3,),
+        "MeZO": (2e-3, 2e-4), "4 one-sided probes": (4e-3,), "lens": (1e-3, 3e-3), "backpropagation": (3e-3,),
     },
 }  # fmt: skip
 PROBING = ("MeZO", "4 one-sided probes")  # those that need no gradient
