@@ -21,6 +21,7 @@ from zotune.zo.protocol import Example
 
 logger = logging.getLogger("zotune")
 PATIENCE_S = 30.0
+ALL_HERE_S = 60.0  # before the first piece
 NUM_TRIED = 2
 
 
@@ -78,13 +79,19 @@ class Joining:
             self._tried(member, said.value)
 
     def try_with(self, examples: Sequence[Example]) -> None:
-        """Examples to try workers with, once there are any."""
+        """Examples to try workers with, once there are any; then those are waited for that come soon."""
         if self._examples:
             return
         self._examples = [_scorable(example) for example in examples[:NUM_TRIED]]
         for member in self.crew.members:
             if member.about:
                 self.crew.ask(member, "trial", self._examples)
+        until = time.monotonic() + ALL_HERE_S
+        while not all(member.takes_part for member in self.crew.members) and time.monotonic() < until:
+            for said in self.crew.wait(1.0):
+                self.hear(said)
+        if late := [str(member.seat.number) for member in self.crew.members if not member.takes_part]:
+            logger.warning("beginning without %s; they may join at any step", "workers " + ", ".join(late))
 
     def lose(self, member: Member, why: str, failed: bool = False) -> None:
         """A worker is gone; another one is started in its seat, unless openings keep failing there."""
