@@ -95,6 +95,8 @@ class Joining:
 
     def lose(self, member: Member, why: str, failed: bool = False) -> None:
         """A worker is gone; another one is started in its seat, unless openings keep failing there."""
+        if member not in self.crew.members:  # another of its answers has said so
+            return
         seat = member.seat
         seat.lost += 1
         seat.num_failed += failed

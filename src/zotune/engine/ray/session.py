@@ -33,6 +33,7 @@ class Session:
                 if options.address is not None or "RAY_ADDRESS" in os.environ:
                     where = options.address or os.environ["RAY_ADDRESS"]
                     raise InputError(f"--ray.address {where}: no cluster of Ray answers ({first_line(error)})") from None
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for work that must not disturb; here it is the work
         needed = (options.num_workers or 1) * options.num_cpus_per_worker
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
 
