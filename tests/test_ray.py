@@ -62,7 +62,7 @@ def local_ray(quick_start: None) -> Iterator[Any]:
         patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 is for workers that must not disturb
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
             logging_level=logging.ERROR,
         )  # fmt: skip
         yield ray
@@ -93,9 +93,7 @@ def alone() -> TorchEngine:
 
 
 def pids(engine: Any) -> list[int]:
-    import ray
-
-    return [ray.get(member.actor.pid.remote()) for member in engine._workers.members]
+    return [member.about.pid for member in engine._workers.members if member.about]
 
 
 # ---- the engine

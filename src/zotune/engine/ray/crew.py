@@ -19,7 +19,7 @@ from zotune.engine.ray.worker import Worker
 from zotune.errors import TrainingError
 
 logger = logging.getLogger("zotune")
-MOST_FAILED = 3  # openings of a seat, one after the other
+MOST_FAILED = 5  # openings of a seat, one after the other
 ORDERS_AHEAD = 2  # of a worker, so that it need not wait for the driver
 PACE_MEMORY = 0.7
 

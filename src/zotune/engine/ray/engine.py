@@ -83,6 +83,7 @@ class RayEngine:
             room = min(size, self._session.room_on_a_node(options))
             resources = {"num_cpus": options.num_cpus_per_worker, "num_gpus": options.num_gpus_per_worker or 0}
             self._crew = Crew(size, resources)
+            self.seats = self._crew.seats
             # A configuration may be of a class that came with the model; the workers read it themselves.
             wire = replace(request, config=None, tables={}, options=request.tables.get(options.engine, {}))
             self._joining = Joining(self._crew, kind, wire, options, room)
@@ -189,10 +190,9 @@ class RayEngine:
     def close(self) -> None:
         """End the workers, and Ray where it was started here; the log says what they did."""
         if self._crew is not None:
-            seats, began = self._crew.seats, bool(self.traffic.received)
             self._crew.close()
-            if began:
-                logger.info("%s", table(seats, self.traffic))
+            if self.traffic.received:
+                logger.info("%s", table(self.seats, self.traffic))
             self._crew = None
         self._session.close()
 

@@ -44,7 +44,7 @@ class Joining:
         self._examples: list[Example] = []
         self._opener: Member | None = None
         for member in crew.members:
-            crew.ask(member, "pid")
+            crew.ask(member, "arrive")
         self.about: About | None = None
         self._wait_for_first()
 
@@ -71,7 +71,7 @@ class Joining:
                 raise said.error
             logger.warning("%s is left out: %s", member.name, said.error)
             self.leave_out(member)
-        elif what == "pid":
+        elif what == "arrive":
             self._open(member)
         elif what == "open":
             self._opened(member, said.value)
@@ -105,7 +105,7 @@ class Joining:
         self._gone(member)
         self.crew.lose(member, refill=again)
         if again:
-            self.crew.ask(self.crew.members[-1], "pid")
+            self.crew.ask(self.crew.members[-1], "arrive")
         self._check_any_left()
 
     def leave_out(self, member: Member) -> None:
@@ -119,7 +119,7 @@ class Joining:
             self._opener = None
             for other in self.crew.members:  # one that has arrived takes its place
                 if other is not member:
-                    self.crew.ask(other, "pid")
+                    self.crew.ask(other, "arrive")
                     break
 
     def _check_any_left(self) -> None:
@@ -146,7 +146,7 @@ class Joining:
             )
             for other in self.crew.members:  # those that had arrived by then
                 if other is not member:
-                    self.crew.ask(other, "pid")
+                    self.crew.ask(other, "arrive")
         elif about.identity != self.about.identity:
             logger.warning("%s is left out: its base weights are others", member.name)
             self.leave_out(member)

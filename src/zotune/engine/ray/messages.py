@@ -32,6 +32,7 @@ class About:
     identity: str | None
     has_float32: bool
     host: str
+    pid: int
     machine: str
 
 

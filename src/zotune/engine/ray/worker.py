@@ -66,16 +66,15 @@ class Worker:
         machine = f"{_processor()}, PyTorch {torch.__version__}"
         return About(
             engine.spec, dict(engine.tensor_shapes), engine.identity(), engine.in_float32() is not None,
-            socket.gethostname(), machine,
+            socket.gethostname(), os.getpid(), machine,
         )  # fmt: skip
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Another method of the engine."""
         return getattr(self.engine, method)(*arguments)
 
-    def pid(self) -> int:
-        """The process that this worker is."""
-        return os.getpid()
+    def arrive(self) -> None:
+        """Answered once this process is there."""
 
     def trial(self, examples: list[Example]) -> Trial:
         """Scores of examples at a point that every worker makes itself."""
