@@ -8,6 +8,7 @@ Two workers with an engine of constant scores; two-sided probes, SGD. The table 
 import os
 import time
 
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray

@@ -43,12 +43,16 @@ class Watched(Callback):
     def __init__(self) -> None:
         self.engine: Any = None
         self.step = 0
+        self.to_do: Callable[[], None] | None = None  # in the main thread, where Ray starts nodes
 
     def on_train_begin(self, trainer: Any) -> None:
         self.engine = trainer.engine
 
     def on_step_end(self, event: Any) -> None:
         self.step = event.step
+        if self.to_do:
+            self.to_do()
+            self.to_do = None
 
     def pids(self) -> list[int]:
         crew = self.engine and self.engine._crew
@@ -108,7 +112,7 @@ class Faults:
     def kill(self, most: int) -> Callable[[Watched, threading.Event], str]:
         def disturb(watched: Watched, over: threading.Event) -> str:
             done = 0
-            while done < most and not over.wait(self.draw.uniform(0.5, 6.0)):
+            while done < most and not over.wait(self.draw.uniform(1.0, 9.0)):
                 if pids := watched.pids():
                     try:
                         os.kill(self.draw.choice(pids), signal.SIGKILL)
@@ -132,7 +136,7 @@ class Faults:
     def remove(self, watched: Watched, over: threading.Event) -> str:
         self.cluster.remove_node(self.nodes.pop(0))
         over.wait(20)
-        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=10**8))
+        watched.to_do = lambda: self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=10**8))
         return "a node removed, and another one added 20 s later"
 
     def kill_driver(self) -> None:
@@ -170,7 +174,7 @@ def _steps(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--kills-a-run", type=int, default=13)
+    parser.add_argument("--kills-a-run", type=int, default=17)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

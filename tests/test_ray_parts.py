@@ -129,7 +129,7 @@ def test_a_piece_that_worker_after_worker_is_lost_with_ends_the_call():
         assert queue.take(worker, {worker: None}, 0.0)
         if worker < MOST_LOST - 1:
             queue.lose(worker)
-    with pytest.raises(PieceLost, match="3 workers were lost"):
+    with pytest.raises(PieceLost, match="8 workers were lost"):
         queue.lose(MOST_LOST - 1)
 
 

@@ -99,6 +99,7 @@ class RayEngine:
         self._numbers: dict[Example, int] = {}
         self._owners: dict[int, Member] = {}  # who has the prompt of an example
         self._num_calls = 0
+        self.num_orders_of_last_call = 0
         self._in_float32 = False
         self._obstacles: dict[Need, str | None] = {}
         self._peaks: dict[int, int] = {}
@@ -250,6 +251,7 @@ class RayEngine:
         self._num_calls += 1
         queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts])
         self._run(Task(call, parts, dict(zip(numbers, batch, strict=True)), queue))
+        self.num_orders_of_last_call = queue.num_handed
         return [queue.results[number] for number in range(len(parts))]
 
     def _owner(self, part: Part) -> Member | None:

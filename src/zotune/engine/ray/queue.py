@@ -14,7 +14,7 @@ from typing import Any
 LATE = 4.0  # times what the pieces should take
 LEAST_LATE_S = 1.0
 UNKNOWN_S = 60.0  # where nobody knows how long a piece takes
-MOST_LOST = 3
+MOST_LOST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class WorkQueue:
     def __init__(self, sizes: Sequence[int], owners: Sequence[Hashable | None]) -> None:
         self.sizes = sizes
         self.results: dict[int, Any] = {}
-        self.num_handed_again = 0
+        self.num_handed = 0
         self._waiting: dict[Hashable | None, deque[int]] = defaultdict(deque)
         for number, owner in enumerate(owners):
             self._waiting[owner].append(number)
@@ -72,6 +72,7 @@ class WorkQueue:
         lasts = UNKNOWN_S if pace is None else max(LEAST_LATE_S, LATE * (size + before) / pace)
         handed = Handed(worker, tuple(numbers), size, now, now + lasts)
         self._handed.append(handed)
+        self.num_handed += 1
         return handed
 
     def answer(self, handed: Handed, results: Mapping[int, Any]) -> None:
@@ -140,9 +141,7 @@ class WorkQueue:
         has = {number for handed in self._handed if handed.due > now for number in handed.numbers}
         has |= {number for handed in self._handed if handed.worker == worker for number in handed.numbers}
         late = {number for handed in self._handed if handed.due <= now for number in handed.numbers}
-        found = sorted(late - has - self.results.keys())
-        self.num_handed_again += len(found)
-        return found
+        return sorted(late - has - self.results.keys())
 
     def _wait_again(self, handed: Handed) -> None:
         held = {number for other in self._handed for number in other.numbers}
