@@ -26,7 +26,14 @@ STEPS = 3
 
 
 def main() -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**9, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=10**9,
+        logging_level="ERROR",
+    )
     rows = []
     for num_numbers in (300_000, 30_000_000):
         for num_probes in (2, 16, 64):
@@ -43,7 +50,12 @@ def main() -> None:
                 seeds = [1000 * step + number for number in range(num_probes // 2)]
                 estimate = estimator.estimate(cross_entropy, engine, theta, BATCH, seeds)
                 theta, state = moved(engine, theta, state, Move(optimizer, estimate.update, 1e-4))
-                counts.append([now - then for now, then in zip((traffic.sent, traffic.received, traffic.wholes), before, strict=True)])
+                counts.append(
+                    [
+                        now - then
+                        for now, then in zip((traffic.sent, traffic.received, traffic.wholes), before, strict=True)
+                    ]
+                )
             sent, received, wholes = (sum(count) / STEPS for count in zip(*counts[2:], strict=True))
             rows.append([
                 f"{sum(value.size for value in theta.values()):,}", str(num_probes), f"{sent / 1e3:.1f} kB",
@@ -52,8 +64,17 @@ def main() -> None:
             print(rows[-1], f"{time.monotonic() - began:.0f} s", flush=True)
             engine.close()
     ray.shutdown()
-    header = ["numbers of the adapter", "probes", "sent a step", "received a step", "tensors a step", "tensors at the start"]
-    publish("bytes", header, rows, f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled.")
+    header = [
+        "numbers of the adapter",
+        "probes",
+        "sent a step",
+        "received a step",
+        "tensors a step",
+        "tensors at the start",
+    ]
+    publish(
+        "bytes", header, rows, f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
+    )
 
 
 if __name__ == "__main__":

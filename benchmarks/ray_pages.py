@@ -19,7 +19,9 @@ def machine() -> str:
 
 def publish(name: str, header: list[str], rows: list[list[str]], note: str = "") -> None:
     """Keep a table under its name, and put it in the place of the page that has this name."""
-    kept = {line["name"]: line for line in map(json.loads, FIGURES.read_text().splitlines())} if FIGURES.is_file() else {}
+    kept = (
+        {line["name"]: line for line in map(json.loads, FIGURES.read_text().splitlines())} if FIGURES.is_file() else {}
+    )
     kept[name] = {"name": name, "header": header, "rows": rows, "note": note, "machine": machine()}
     FIGURES.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")

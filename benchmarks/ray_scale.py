@@ -1,4 +1,4 @@
-"""How many workers a driver feeds: measured with played workers up to 64, and simulated with the same queue up to 4,096.
+"""How many workers a driver feeds: measured with played workers, and simulated with the same queue up to 4,096.
 
     python benchmarks/ray_scale.py
 
@@ -76,7 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 8, 64, 512, 4096])
     options = parser.parse_args()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=10**8,
+        logging_level="ERROR",
+    )
     took, orders = measured(8, 256, 0.0, 64)  # nothing to compute: all is orders
     per_order_s = took / orders
     rows = []
@@ -91,7 +98,9 @@ def main() -> None:
             bounds = {
                 "computing": work_s / workers,
                 "the driver's messages": num_orders * per_order_s,
-                "pieces too large": max(p.size for p in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True)) * seconds * 3,
+                "pieces too large": max(p.size for p in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
+                * seconds
+                * 3,
             }
             rows.append([
                 f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1 / step_s:.3g}", real,
@@ -100,7 +109,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     ray.shutdown()
     header = ["work of a step", "workers", "pieces", "steps/s", "measured", "utilisation", "what bounds it"]
-    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver for an order, measured."
+    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver an order, measured."
     publish("scale", header, rows, note)
 
 

@@ -55,7 +55,8 @@ class InPieces(TorchEngine):
             for part in parts
         ]
         return Scores(
-            np.concatenate([each.log_probs for each in found], axis=1), np.concatenate([each.num_tokens for each in found])
+            np.concatenate([each.log_probs for each in found], axis=1),
+            np.concatenate([each.num_tokens for each in found]),
         )
 
 
@@ -84,17 +85,26 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     draw = np.random.default_rng(0)
-    batch = [Example(tuple(map(int, draw.integers(60, VOCABULARY, 48))), INVOCATION, ((52,), (53,)), n % 2) for n in range(16)]
+    batch = [
+        Example(tuple(map(int, draw.integers(60, VOCABULARY, 48))), INVOCATION, ((52,), (53,)), n % 2)
+        for n in range(16)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(options.shape)
         model.save_pretrained(folder)
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8, logging_level="ERROR")
-        opened = [
-            ENGINES["ray"].open(EngineRequest(
-                folder, None, SPEC, "float32", "cpu", kv_cache_gb=1.0, tables={"ray": {"num_workers": count, "pieces": PIECES}},
-            ))
-            for count in (1, 2)
-        ]  # fmt: skip
+        ray.init(
+            address="local",
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=10**8,
+            logging_level="ERROR",
+        )
+        opened = []
+        for count in (1, 2):
+            tables = {"ray": {"num_workers": count, "pieces": PIECES}}
+            request = EngineRequest(folder, model.config, SPEC, "float32", "cpu", kv_cache_gb=1.0, tables=tables)
+            opened.append(ENGINES["ray"].open(request))
         alone = InPieces(model, SPEC, PrefixCache(1e9))
         steps = {"alone": Steps(alone), "1": Steps(opened[0]), "2": Steps(opened[1])}
 

@@ -1,4 +1,4 @@
-"""What the Ray engine is made of, each by itself and without Ray: the cut, the queue, thetas by number, and a worker."""
+"""What the Ray engine is made of, each without Ray: the cut, the queue, thetas by number, and a worker."""
 
 import dataclasses
 import random
@@ -88,7 +88,9 @@ def test_the_first_answer_counts():
     slow = queue.take("slow", paces, 0.0)
     assert queue.take("quick", paces, 1.0) is None
     quick = queue.take("quick", paces, LATE + 1.0)
-    assert slow and quick and quick.numbers == (0,)
+    assert slow
+    assert quick
+    assert quick.numbers == (0,)
     queue.answer(quick, {0: "quick"})
     queue.answer(slow, {0: "slow"})
     assert queue.results == {0: "quick"}
@@ -112,7 +114,9 @@ def test_a_quick_worker_is_handed_more_at_a_time():
     queue = WorkQueue([1] * 100, [None] * 100)
     paces = {"quick": 9.0, "slow": 1.0}
     quick, slow = queue.take("quick", paces, 0.0), queue.take("slow", paces, 0.0)
-    assert quick and slow and len(quick.numbers) == 45 and len(slow.numbers) == 3
+    assert quick
+    assert slow
+    assert (len(quick.numbers), len(slow.numbers)) == (45, 3)
 
 
 def test_a_worker_gets_the_pieces_whose_prompts_it_has_and_steals_only_then():
@@ -189,7 +193,9 @@ def test_a_worker_that_follows_moves_has_the_drivers_theta_to_the_bit(worker, na
     worker.work(order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
     for step in range(3):
         curvature = 0.5 if name == "hizoo" else None
-        move = Move(optimizer, Slopes((Slope(step, 0.3, curvature=curvature), Slope(step + 9, -1.0, curvature=curvature))), 0.01)
+        move = Move(
+            optimizer, Slopes((Slope(step, 0.3, curvature=curvature), Slope(step + 9, -1.0, curvature=curvature))), 0.01
+        )
         following = Following(thetas.number(theta).number, thetas.announce(), move)
         worker.follow(following, state if step == 0 else None)
         theta, state = move.of(theta, state)
@@ -209,7 +215,9 @@ def test_a_worker_writes_texts_by_the_seeds_of_its_prompts(worker):
     thetas, theta, sampling = Thetas(), some_theta(worker.engine), Sampling(4, 1.0)
     order = order_of(thetas, theta, [AT_THETA, Probe(1, 0.5)], wholes=(0,), method="generate", sampling=sampling)
     (texts,) = worker.work(order, theta).results.values()
-    expected = worker.engine.generate(theta, [AT_THETA, Probe(1, 0.5)], BATCH, dataclasses.replace(sampling, seeds=(0, 1, 2, 3, 4)))
+    expected = worker.engine.generate(
+        theta, [AT_THETA, Probe(1, 0.5)], BATCH, dataclasses.replace(sampling, seeds=(0, 1, 2, 3, 4))
+    )
     assert texts == expected
 
 
@@ -219,7 +227,7 @@ def test_a_worker_writes_texts_by_the_seeds_of_its_prompts(worker):
 def test_options_are_refused_by_their_flag():
     kinds = tuple(ENGINES)
     assert RayOptions.of({"num-workers": 2, "address": "auto"}, kinds) == RayOptions(num_workers=2, address="auto")
-    for table, message in (
+    for options, message in (
         ({"num_workers": 0}, "--ray.num-workers must be a whole number, 1 or more"),
         ({"num_worker": 2}, "did you mean num_workers"),
         ({"engine": "vllm"}, "--ray.engine must be 'torch'"),
@@ -227,7 +235,7 @@ def test_options_are_refused_by_their_flag():
         ({"address": 5}, "--ray.address must be auto"),
     ):
         with pytest.raises(InputError, match=message):
-            RayOptions.of(table, kinds)
+            RayOptions.of(options, kinds)
     assert (parse_value("num_workers", ["4"]), parse_value("engine", ["plain"])) == (4, "plain")
     with pytest.raises(InputError, match=r"--ray.num-workers takes one value"):
         parse_value("num_workers", [])

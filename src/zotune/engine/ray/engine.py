@@ -1,6 +1,6 @@
 """The Ray engine, as the trainer's process sees it: it cuts each call into pieces, and hands them to workers until all
-are there. It keeps the engine contract, and makes the moves of theta (`zo.moves`), so that seeds and scalars are what is
-sent in a step.
+are there. It keeps the engine contract, and makes the moves of theta (`zo.moves`), so that seeds and scalars are what
+is sent in a step.
 """
 
 import logging
@@ -85,7 +85,12 @@ class RayEngine:
             self._crew = Crew(size, resources)
             self.seats = self._crew.seats
             # A configuration may be of a class that came with the model; the workers read it themselves.
-            wire = replace(request, config=None, tables={}, options=request.tables.get(options.engine, {}))
+            wire = replace(
+                request,
+                config=None,  # type: ignore[arg-type]
+                tables={},
+                options=request.tables.get(options.engine, {}),
+            )
             self._joining = Joining(self._crew, kind, wire, options, room)
         except BaseException:
             self.close()

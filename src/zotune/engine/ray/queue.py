@@ -55,7 +55,7 @@ class WorkQueue:
     def is_done(self) -> bool:
         return len(self.results) == len(self.sizes)
 
-    def take(self, worker: Hashable, paces: Mapping[Hashable, float | None], now: float) -> Handed | None:
+    def take(self, worker: Hashable, paces: Mapping[Any, float | None], now: float) -> Handed | None:
         """Pieces for a worker; None where there are none for it now.
 
         Args:
@@ -109,7 +109,7 @@ class WorkQueue:
         """When somebody will be late next."""
         return min((handed.due for handed in self._handed), default=math.inf)
 
-    def _share(self, pace: float | None, paces: Mapping[Hashable, float | None], usual: float | None) -> float:
+    def _share(self, pace: float | None, paces: Mapping[Any, float | None], usual: float | None) -> float:
         """Half of a fair share of what waits, so that all end together though paces change."""
         if pace is None or usual is None:
             return self._waiting_size / len(paces) / 2

@@ -18,7 +18,9 @@ class Traffic:
 
 def table(seats: Sequence[Seat], traffic: Traffic) -> str:
     """A line for each worker, and one for what was sent."""
-    lines = [f"{'worker':<24}{'pieces':>9}{'tokens/s':>10}{'idle':>7}{'late':>6}{'lost':>6}{'rejoined':>10}{'rebuilt':>9}"]
+    lines = [
+        f"{'worker':<24}{'pieces':>9}{'tokens/s':>10}{'idle':>7}{'late':>6}{'lost':>6}{'rejoined':>10}{'rebuilt':>9}"
+    ]
     for seat in seats:
         pace = seat.tokens / seat.busy_s if seat.busy_s else 0.0
         idle = 1 - seat.busy_s / seat.here_s if seat.here_s else 0.0

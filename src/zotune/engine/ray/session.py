@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
 
@@ -23,7 +24,7 @@ class Session:
         if not self.is_ours:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what Ray would report elsewhere
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
         if options.address != "local":
             try:
                 ray.init(address=options.address or "auto", **quiet)
@@ -32,8 +33,12 @@ class Session:
                 ray.shutdown()
                 if options.address is not None or "RAY_ADDRESS" in os.environ:
                     where = options.address or os.environ["RAY_ADDRESS"]
-                    raise InputError(f"--ray.address {where}: no cluster of Ray answers ({first_line(error)})") from None
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for work that must not disturb; here it is the work
+                    raise InputError(
+                        f"--ray.address {where}: no cluster of Ray answers ({first_line(error)})"
+                    ) from None
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # Ray's 15 is for work that must not disturb; here it is the work
         needed = (options.num_workers or 1) * options.num_cpus_per_worker
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
 
