@@ -4,8 +4,8 @@ The last bits of a score depend on what else is in the pass: a product of other 
 scored together is settled by the call alone, and a piece has the same bits whoever computes it, and when.
 
 In scope activated a piece has all probes of some examples: the prompts' KV that a worker keeps is then of those
-examples alone. In scope everywhere, where no prompt is kept, it has all examples under some probes. Where that gives too few
-pieces, both are cut.
+examples alone. In scope everywhere, where no prompt is kept, it has all examples under some probes. Where that gives
+too few pieces, both are cut.
 """
 
 from collections.abc import Sequence
