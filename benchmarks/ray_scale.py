@@ -38,7 +38,7 @@ def measured(num_workers: int, pieces: int, seconds: float, probes: int) -> tupl
         began = time.perf_counter()
         engine.score(theta, asked, BATCH)
         found.append(time.perf_counter() - began)
-    orders = engine.num_orders_of_last_call
+    orders = engine.sharing.num_orders_of_last_call
     engine.close()
     return sorted(found)[2], orders
 

@@ -93,7 +93,7 @@ def alone() -> TorchEngine:
 
 
 def pids(engine: Any) -> list[int]:
-    return [member.about.pid for member in engine._workers.members if member.about]
+    return [member.about.pid for member in engine._crew.members if member.about]
 
 
 # ---- the engine
@@ -157,7 +157,7 @@ def test_a_worker_that_is_killed_or_stopped_changes_no_bit_and_comes_back(engine
         assert engine.score(theta, probes, BATCH).log_probs.tobytes() == expected
     assert "is lost" in caplog.text
     until = time.monotonic() + 90
-    while len(engine._workers.at_work) < 2:
+    while len(engine._crew.at_work) < 2:
         assert engine.score(theta, probes, BATCH).log_probs.tobytes() == expected
         assert time.monotonic() < until
     os.kill(stopped, signal.SIGSTOP)
@@ -166,7 +166,7 @@ def test_a_worker_that_is_killed_or_stopped_changes_no_bit_and_comes_back(engine
             assert engine.score(theta, probes, BATCH).log_probs.tobytes() == expected
     finally:
         os.kill(stopped, signal.SIGCONT)
-    seats = engine._workers.seats
+    seats = engine._crew.seats
     assert sum(seat.lost for seat in seats) == sum(seat.rejoined for seat in seats) == 1
     assert sum(seat.late for seat in seats) >= 1
 

@@ -40,6 +40,7 @@ class Seat:
     rejoined: int = 0
     late: int = 0
     rebuilt: int = 0
+    peak_memory_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -52,6 +53,7 @@ class Member:
     since: float = 0.0
     takes_part: bool = False
     is_late: bool = False
+    is_opening: bool = False
     thetas: set[int] = field(default_factory=set)
     examples: set[int] = field(default_factory=set)
     has_state: bool = False
@@ -95,14 +97,12 @@ class Crew:
     Args:
         size: how many there are to be.
         resources: of an actor, by the words of Ray.
-        room_on_a_node: how many may find themselves on one machine.
     """
 
     def __init__(self, size: int, resources: dict[str, float]) -> None:
         self._name = f"zotune-{uuid.uuid4().hex[:6]}"
         self._resources = resources
         self._asked: dict[Any, Asked] = {}
-        self._took_seat = time.monotonic()
         self.seats = [Seat(number) for number in range(size)]
         self.members: list[Member] = [self._start(seat) for seat in self.seats]
 
@@ -159,6 +159,7 @@ class Crew:
             return
         self.members.remove(member)
         self._end(member)
+        member.takes_part = False
         for reference in [found for found, asked in self._asked.items() if asked.member is member]:
             del self._asked[reference]
         if refill:

@@ -129,7 +129,10 @@ class Joining:
     def _open(self, member: Member) -> None:
         if self._opener is None:
             self._opener = member
+        if member.is_opening:
+            return
         if member is self._opener or self.about is not None:
+            member.is_opening = True
             opening = Opening(self._kind, self._request, self._options.num_cpus_per_worker, self._here)
             self.crew.ask(member, "open", opening)
 

@@ -40,10 +40,6 @@ class RayOptions:
             raise InputError(f"--ray.address must be auto, local, or HOST:PORT of a cluster, got {shown(address)}")
         return cls(address=address, **checked("ray", given, _settings(engines)))
 
-    @property
-    def wants_gpu(self) -> bool:
-        return bool(self.num_gpus_per_worker)
-
 
 def _settings(engines: Sequence[str]) -> dict[str, Setting]:
     return {

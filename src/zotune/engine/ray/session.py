@@ -36,9 +36,8 @@ class Session:
                     raise InputError(
                         f"--ray.address {where}: no cluster of Ray answers ({first_line(error)})"
                     ) from None
-        os.environ.setdefault(
-            "RAY_worker_niceness", "0"
-        )  # Ray's 15 is for work that must not disturb; here it is the work
+        # Ray's default of 15 is for work that must not disturb others; here the workers are the work.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         needed = (options.num_workers or 1) * options.num_cpus_per_worker
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
 
