@@ -109,7 +109,8 @@ class Faults:
             what or "undisturbed", str(len(entries)), str(lost) if engine else "all",
             str(sum(seat.late for seat in seats)), "the same" if same else "ANOTHER", f"{took:.0f} s",
         ])  # fmt: skip
-        print(self.rows[-1], flush=True)
+        header = ["what was done to a run", "steps", "workers lost", "late", "its journal", "took"]
+        publish("faults", header, self.rows, "Two workers where nothing else is said.")
 
     def kill(self, most: int) -> Callable[[Watched, threading.Event], str]:
         def disturb(watched: Watched, over: threading.Event) -> str:
@@ -184,23 +185,16 @@ def main() -> None:
     faults = Faults(options, root)
     try:
         faults.run("reference")
-        faults.run("stopped", faults.stop)
-        faults.run("node", faults.remove, workers=3)
         number = 0
         while faults.num_kills < options.kills and number < 12:
             faults.run(f"kills-{number}", faults.kill(min(options.kills_a_run, options.kills - faults.num_kills)))
             number += 1
         faults.kill_driver()
+        faults.run("node", faults.remove, workers=3)
+        faults.run("stopped", faults.stop)
     finally:
         faults.close()
         shutil.rmtree(root, ignore_errors=True)
-    header = ["what was done to a run", "steps", "workers lost", "late", "its journal", "took"]
-    publish(
-        "faults",
-        header,
-        faults.rows,
-        f"{faults.num_kills} workers were killed in all. Two workers where nothing else is said.",
-    )
     print(json.dumps({"kills": faults.num_kills, "all the same": all(row[4] == "the same" for row in faults.rows)}))
 
 

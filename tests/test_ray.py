@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from zotune.adapter.peft_files import save_adapter
 from zotune.adapter.spec import LoraSpec
 from zotune.engine import ENGINES
 from zotune.engine.kind import EngineRequest
+from zotune.engine.ray.options import RayOptions
 from zotune.engine.torch.fast import TorchEngine
+from zotune.engine.torch.kind import TorchKind
 from zotune.engine.torch.prefix_cache import PrefixCache
 from zotune.run.journal import read_journal
 from zotune.run.metrics import StepEvent
 from zotune.zo.moves import Move
 from zotune.zo.optimizers import OPTIMIZERS
-from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling
+from zotune.zo.protocol import AT_THETA, Example, Probe, Sampling, Scores
 from zotune.zo.updates import Slope, Slopes
 
 __all__ = [
@@ -169,6 +172,50 @@ def test_a_worker_that_is_killed_or_stopped_changes_no_bit_and_comes_back(engine
     seats = engine._crew.seats
     assert sum(seat.lost for seat in seats) == sum(seat.rejoined for seat in seats) == 1
     assert sum(seat.late for seat in seats) >= 1
+
+
+class UnlikeKind(TorchKind):
+    """The engine that is opened first is torch's; the scores of the others are a little off, as on another processor.
+
+    Args:
+        opened: a folder that the first one makes.
+    """
+
+    def __init__(self, opened: Path) -> None:
+        self.opened = opened
+
+    def open(self, request: EngineRequest) -> Any:
+        engine: Any = super().open(request)
+        try:
+            self.opened.mkdir()
+        except FileExistsError:
+            score = engine.score
+
+            def off(*arguments: Any) -> Scores:
+                scores = score(*arguments)
+                return replace(scores, log_probs=scores.log_probs + np.float32(1e-3))
+
+            engine.score = off
+        return engine
+
+
+@pytest.mark.parametrize(("unequal", "num_at_work"), [("refuse", 1), ("tolerate", 2)])
+def test_a_worker_that_scores_otherwise_is_left_out_unless_it_is_tolerated(
+    local_ray, engine, opt_dir, tmp_path, caplog, unequal, num_at_work
+):
+    from zotune.engine.ray.engine import RayEngine
+
+    engine.close()  # its places are needed
+    request = EngineRequest(str(opt_dir), CONFIGS["opt"](), engine.spec, "float32", "cpu")
+    options = RayOptions(num_workers=2, unequal=unequal)
+    unlike = RayEngine(request, options, UnlikeKind(tmp_path / "opened"))
+    with caplog.at_level(logging.WARNING, "zotune"):
+        unlike.score(some_theta(unlike), [AT_THETA], BATCH)
+    at_work = len(unlike._crew.at_work)
+    unlike.close()
+    assert "scores otherwise than the first worker" in caplog.text
+    assert "by up to 0.001" in caplog.text
+    assert at_work == num_at_work
 
 
 # ---- runs

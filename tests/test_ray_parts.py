@@ -108,6 +108,9 @@ def test_a_worker_is_late_by_its_own_pace_and_patience_is_long_where_none_is_kno
     quick = WorkQueue([10], [None])
     quick.take("quick", {"quick": 1e6}, 0.0)
     assert quick.next_due() == LEAST_LATE_S
+    moving = WorkQueue([10], [None], least_late_s=9.0)
+    moving.take("quick", {"quick": 1e6}, 0.0)
+    assert moving.next_due() == 9.0
 
 
 def test_a_quick_worker_is_handed_more_at_a_time():

@@ -4,6 +4,7 @@ and scalars are what is sent in a step.
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,8 +131,9 @@ class RayEngine:
     def move(self, theta: Theta, state: Mapping[str, np.ndarray], move: Move) -> tuple[Theta, Tensors]:
         """Make a move here and in the workers. One whose update is a gradient is made here alone."""
         self.sharing.tell_of(theta, state, move)
+        began = time.perf_counter()
         next_theta, next_state = move.of(theta, state)
-        self.sharing.thetas.number(next_theta)
+        self.sharing.moved(next_theta, time.perf_counter() - began)
         return next_theta, next_state
 
     def why_not(self, need: Need) -> str | None:

@@ -38,10 +38,14 @@ class WorkQueue:
     Args:
         sizes: of each piece, in whatever unit paces are.
         owners: the worker that has the prompts of each piece, or None.
+        least_late_s: nobody is late sooner than this.
     """
 
-    def __init__(self, sizes: Sequence[int], owners: Sequence[Hashable | None]) -> None:
+    def __init__(
+        self, sizes: Sequence[int], owners: Sequence[Hashable | None], least_late_s: float = LEAST_LATE_S
+    ) -> None:
         self.sizes = sizes
+        self._least_late_s = least_late_s
         self.results: dict[int, Any] = {}
         self.num_handed = 0
         self._waiting: dict[Hashable | None, deque[int]] = defaultdict(deque)
@@ -69,7 +73,7 @@ class WorkQueue:
             return None
         size = sum(self.sizes[number] for number in numbers)
         before = sum(handed.size for handed in self._handed if handed.worker == worker)
-        lasts = UNKNOWN_S if pace is None else max(LEAST_LATE_S, LATE * (size + before) / pace)
+        lasts = UNKNOWN_S if pace is None else max(self._least_late_s, LATE * (size + before) / pace)
         handed = Handed(worker, tuple(numbers), size, now, now + lasts)
         self._handed.append(handed)
         self.num_handed += 1

@@ -17,7 +17,7 @@ from zotune.engine.ray.crew import ORDERS_AHEAD, Asked, Crew, Member
 from zotune.engine.ray.cut import Piece
 from zotune.engine.ray.joining import PATIENCE_S, Joining
 from zotune.engine.ray.messages import Answer, Call, Following, Method, Order, Part
-from zotune.engine.ray.queue import Handed, PieceLost, WorkQueue
+from zotune.engine.ray.queue import LATE, LEAST_LATE_S, Handed, PieceLost, WorkQueue
 from zotune.engine.ray.report import Traffic
 from zotune.engine.ray.thetas import Thetas
 from zotune.errors import TrainingError
@@ -55,6 +55,7 @@ class Sharing:
         self._numbers: dict[Example, int] = {}
         self._owners: dict[int, Member] = {}  # who has the prompt of an example
         self._num_calls = 0
+        self._least_late_s = LEAST_LATE_S
         self.num_orders_of_last_call = 0
 
     def tell_of(self, theta: Theta, state: Mapping[str, np.ndarray], move: Move) -> None:
@@ -74,6 +75,11 @@ class Sharing:
                 member.thetas.add(after)
                 self.traffic.sent += size
         self.traffic.moves += 1
+
+    def moved(self, theta: Theta, seconds: float) -> None:
+        """The theta of the move that workers were told of, which took so long here; it takes them as long or longer."""
+        self.thetas.number(theta)
+        self._least_late_s = LEAST_LATE_S + LATE * seconds
 
     def share(
         self, method: Method, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example],
@@ -97,7 +103,7 @@ class Sharing:
             **more,
         )  # fmt: skip
         self._num_calls += 1
-        queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts])
+        queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts], self._least_late_s)
         self._run(Task(call, parts, dict(zip(numbers, batch, strict=True)), queue))
         self.num_orders_of_last_call = queue.num_handed
         return [queue.results[number] for number in range(len(parts))]
