@@ -208,7 +208,7 @@ def test_a_worker_that_scores_otherwise_is_left_out_unless_it_is_tolerated(
     engine.close()  # its places are needed
     request = EngineRequest(str(opt_dir), CONFIGS["opt"](), engine.spec, "float32", "cpu")
     options = RayOptions(num_workers=2, unequal=unequal)
-    unlike = RayEngine(request, options, UnlikeKind(tmp_path / "opened"))
+    unlike: Any = RayEngine(request, options, UnlikeKind(tmp_path / "opened"))
     with caplog.at_level(logging.WARNING, "zotune"):
         unlike.score(some_theta(unlike), [AT_THETA], BATCH)
     at_work = len(unlike._crew.at_work)
