@@ -82,7 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
     parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=600, help="no turn begins after so many")
     options = parser.parse_args()
+    end = time.monotonic() + options.seconds
     torch.set_num_threads(1)
     draw = np.random.default_rng(0)
     batch = [
@@ -120,9 +122,12 @@ def main() -> None:
         for name in ("whole", "1", "2", "2"):
             turns[name](batch)
         times: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(options.turns):
+        for turn in range(options.turns):
+            if turn and time.monotonic() > end:
+                break
             for name, step in turns.items():
                 times[name].append(step(batch))
+            print({name: round(taken[-1], 2) for name, taken in times.items()}, flush=True)
         for engine in opened:
             engine.close()
         ray.shutdown()
@@ -138,7 +143,8 @@ def main() -> None:
         ["time of the engine alone in 8 pieces over one piece", ratio("pieces", "whole")],
         ["seconds a step of the engine alone, in one piece", f"{statistics.median(times['whole']):.2f}"],
     ]
-    note = f"Shape {options.shape}, {options.turns} turns, medians of pairs with their quartiles, one thread a worker."
+    num_turns = len(times["whole"])
+    note = f"Shape {options.shape}, {num_turns} turns, medians of pairs with their quartiles, one thread a worker."
     publish("speed", ["what", "figure"], rows, note)
 
 
