@@ -6,7 +6,6 @@ Two workers with an engine of constant scores; two-sided probes, SGD. The table 
 """
 
 import os
-import time
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -35,13 +34,17 @@ def main() -> None:
         logging_level="ERROR",
     )
     rows = []
+    header = [
+        "numbers of the adapter", "probes", "sent a step", "received a step", "tensors a step", "tensors at the start",
+    ]  # fmt: skip
+    note = f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
     for num_numbers in (300_000, 3_000_000):
         for num_probes in (2, 64):
             engine = constant_engine(num_numbers, 0.0, num_workers=2, pieces=8, num_stages=2)
             estimator, optimizer = ESTIMATORS["spsa"](1e-2), OPTIMIZERS["sgd"]()
             theta: Theta = initial_theta(engine.tensor_shapes, 0)
             state = optimizer.init(theta)
-            counts, began = [], time.monotonic()
+            counts = []
             for step in range(STEPS + 2):
                 traffic = engine.traffic
                 before = traffic.sent, traffic.received, traffic.wholes
@@ -59,20 +62,9 @@ def main() -> None:
                 f"{sum(value.size for value in theta.values()):,}", str(num_probes), f"{sent / 1e3:.1f} kB",
                 f"{received / 1e3:.1f} kB", f"{wholes:,.0f}", f"{counts[0][2] / 1e6:.1f} MB",
             ])  # fmt: skip
-            print(rows[-1], f"{time.monotonic() - began:.0f} s", flush=True)
+            publish("bytes", header, rows, note)
             engine.close()
     ray.shutdown()
-    header = [
-        "numbers of the adapter",
-        "probes",
-        "sent a step",
-        "received a step",
-        "tensors a step",
-        "tensors at the start",
-    ]
-    publish(
-        "bytes", header, rows, f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
-    )
 
 
 if __name__ == "__main__":
