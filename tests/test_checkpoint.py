@@ -13,9 +13,10 @@ from zotune import Callback, InputError, mezo_finetune, replay_run, resume
 from zotune.adapter.forms import lora_matrices
 from zotune.adapter.peft_files import load_adapter
 from zotune.finetune import reopen
-from zotune.run.checkpoint import Checkpoint, checkpoint_steps, digest, nearest, read_checkpoint, write_checkpoint
+from zotune.run.checkpoint import Checkpoint, checkpoint_steps, nearest, read_checkpoint, write_checkpoint
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, read_journal
+from zotune.zo.digest import digest
 
 THETA: dict[str, np.ndarray] = {
     "b": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),

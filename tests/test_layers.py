@@ -69,7 +69,7 @@ def test_there_is_no_circle_not_even_for_types():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("name", ["torch", "plain", "sglang"])
+@pytest.mark.parametrize("name", ["torch", "plain", "sglang", "ray"])
 def test_nothing_outside_an_engines_own_folder_decides_by_its_name(name):
     """A comparison with the name of an engine; that a default is `torch` is another thing."""
     pattern = re.compile(rf"""(engine\s*(==|!=|in)\s*[("']*{name})|(["']{name}["']\s*(==|!=)\s*\S*engine)""")

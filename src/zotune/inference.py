@@ -30,7 +30,6 @@ from zotune.data.tasks import Task
 from zotune.data.texts import TextExample, expand, to_texts
 from zotune.engine import ENGINES
 from zotune.engine.memory import is_out_of_memory
-from zotune.engine.torch.loading import choose_device
 from zotune.errors import InputError
 from zotune.rewards.weighted import Rewards
 from zotune.run.evaluation import Evaluation
@@ -262,13 +261,13 @@ def _config(adapter: str | Path | None, settings: dict[str, Any]) -> Config:
         del given["quantization"]
         base = base and replace(base, quantization=None)
     if base and given.get("engine", base.engine) != base.engine:
-        if base.quantization and ENGINES[given["engine"]].loads_model:
+        if base.quantization and ENGINES[given["engine"]].computing(given.get("tables", {})).loads_model:
             logger.warning(
                 "the run's --quantization %s is not for --engine %s, which has options of its own",
                 base.quantization, given["engine"],
             )  # fmt: skip
             base = replace(base, quantization=None)
-        tables = {name: table for name, table in base.tables.items() if name != base.engine}
+        tables = {name: table for name, table in base.tables.items() if name not in ENGINES}
         base = replace(base, engine=given["engine"], num_threads=None, kv_cache_gb=None, tables=tables)
     if base and given.get("task", base.task) != base.task:  # another task comes with texts and data of its own
         base = replace(
@@ -323,7 +322,7 @@ def _load(
     check_installed(config)
     given = Adapter.read(adapter) if adapter is not None else None
     theta, spec = (given.theta, given.spec) if given else ({}, BARE)
-    config = replace(config, device=choose_device(config.device))
+    config = replace(config, device=ENGINES[config.engine].device(config.device, config.tables))
     model = find_model(config, task=task)
     facts = facts_of(model, config)
     config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)

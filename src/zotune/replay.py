@@ -11,11 +11,11 @@ from zotune.engine.torch.weights import ModelWeights
 from zotune.errors import InputError
 from zotune.files import replace_folder
 from zotune.finetune import reopen
-from zotune.run.checkpoint import digest
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Header, NeedsModel, read_journal, replay
 from zotune.run.rebuild import check_journal_is_whole
 from zotune.values import is_whole, path_of, shown
+from zotune.zo.digest import digest
 from zotune.zo.protocol import Theta
 
 

@@ -11,7 +11,7 @@ from zotune.adapter.spec import LoraSpec
 from zotune.assemble.data import Data
 from zotune.assemble.model import Model
 from zotune.config.settings import Config
-from zotune.engine.torch.loading import choose_device
+from zotune.engine import ENGINES
 from zotune.engine.torch.lora import module_widths
 from zotune.errors import InputError
 
@@ -52,8 +52,8 @@ def check_bounds(config: Config, data: Data) -> None:
             "--early-stopping-patience %d has no effect: --eval-steps %d leaves %d evaluations before the last step",
             config.early_stopping_patience, config.eval_steps, looks,
         )  # fmt: skip
-    device = choose_device(config.device)
-    if config.kv_cache_gb is not None and device.startswith("cuda"):
+    device = ENGINES[config.engine].device(config.device, config.tables)
+    if config.kv_cache_gb is not None and device.startswith("cuda") and torch.cuda.is_available():
         memory = torch.cuda.mem_get_info(device)[1] / 1e9
         if config.kv_cache_gb > memory:
             raise InputError(f"--kv-cache-gb must be at most {memory:.1f}, the memory of {device}")

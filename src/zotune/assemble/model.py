@@ -27,7 +27,6 @@ from zotune.engine.kind import EngineRequest, Measured
 from zotune.engine.torch.blocks import attention_names, writer_names
 from zotune.engine.torch.gguf import converted, is_gguf, smollm2_file
 from zotune.engine.torch.loading import (
-    choose_device,
     context_length,
     empty_model,
     load_config,
@@ -143,7 +142,7 @@ def find_model(
         )
     tokenizer = with_template(tokenizer or load_tokenizer(path, trust), config.chat_template)
     found = load_config(path, trust) if loaded is None else loaded.config
-    if ENGINES[config.engine].loads_model and is_masked_config(found):
+    if ENGINES[config.engine].computing(config.tables).loads_model and is_masked_config(found):
         raise InputError(
             f"--engine {config.engine}: {config.model} is a masked model, which it has not; use --engine torch"
         )
@@ -171,9 +170,10 @@ def _num_labels(
 
 def facts_of(model: Model, config: Config) -> Facts:
     """What settings are chosen by."""
-    loaded, kind = model.loaded, ENGINES[config.engine]
+    loaded, opened = model.loaded, ENGINES[config.engine]
+    kind = opened.computing(config.tables)
     num_parameters = model.structure.num_parameters()
-    device = choose_device(config.device) if loaded is None else str(loaded.device)
+    device = opened.device(config.device, config.tables) if loaded is None else str(loaded.device)
     measured = config.dtype is None and loaded is None and not kind.loads_model and config.tuning != "full"
     writers = _writers(model, asked=config.estimator == "lens") if kind.has_lens else None
     return Facts(
@@ -182,7 +182,7 @@ def facts_of(model: Model, config: Config) -> Facts:
         quantization=quantization_method(model.config),
         device=device,
         dtype=None if loaded is None else str(loaded.dtype).removeprefix("torch."),
-        num_threads=None if kind.loads_model else config.num_threads or _choose_threads(device),
+        num_threads=None if opened.loads_model else config.num_threads or _choose_threads(device),
         half_speedup=half_speedup() if measured and device == "cpu" and num_parameters >= SMALL_MODEL else None,
         writers=writers,
         masked=model.is_masked,
@@ -251,7 +251,7 @@ def open_engine(
     request = EngineRequest(
         model.path, model.config, spec, settings.dtype, settings.device, num_probes, settings.trust_remote_code,
         settings.kv_cache_gb, settings.tables.get(settings.engine, {}), loaded, start_from, measured,
-        settings.seed, settings.quantization,
+        settings.seed, settings.quantization, model.num_labels, settings.tables,
     )  # fmt: skip
     try:
         return kind.open(request)

@@ -82,7 +82,8 @@ class Fields:
     engine: EngineName = "torch"
     """What computes the forward passes. `torch` runs transformers in this process and never computes the same thing
     twice. `plain` computes every token of every probe, one probe at a time, and is there to check `torch` against.
-    `sglang` runs SGLang. Both torch and plain give the same numbers."""
+    `sglang` runs SGLang. `ray` has workers on the machines of a Ray cluster, each with one of the others. Both torch
+    and plain give the same numbers."""
 
     scope: Scope | None = None
     """Where the adapter acts. `everywhere` is an ordinary LoRA. `activated` acts only from the invocation on, the fixed

@@ -33,7 +33,8 @@ def check_tables(config: Fields, method: Mapping[str, Any]) -> None:
     """
     for name, table in config.tables.items():
         if name in ENGINE_TABLES:
-            if config.engine != name:
+            kind = ENGINES[config.engine]
+            if ENGINES[name] not in (kind, kind.computing(config.tables)):
                 raise InputError(
                     f"--{name}.* options have no effect with --engine {config.engine}; add --engine {name}"
                 )

@@ -4,7 +4,9 @@
 """
 
 from zotune.engine.kind import EngineKind
+from zotune.engine.ray.kind import RayKind
 from zotune.engine.sglang.kind import SglangKind
 from zotune.engine.torch.kind import PlainKind, TorchKind
 
-ENGINES: dict[str, EngineKind] = {"torch": TorchKind(), "plain": PlainKind(), "sglang": SglangKind()}
+_HERE: dict[str, EngineKind] = {"torch": TorchKind(), "plain": PlainKind(), "sglang": SglangKind()}
+ENGINES: dict[str, EngineKind] = {**_HERE, "ray": RayKind(_HERE)}

@@ -53,7 +53,8 @@ class EngineRequest:
     where the kind does not load it. `spec` is the form of the adapter, None for the model's own parameters. A step has
     `num_probes` probes. `options` are the kind's own. `start_from` are examples that the run starts from, where it
     needs any: `measured` says what is, LoRA's A ("eva", `engine.torch.eva`) or a lens ("lens", `engine.torch.lens`).
-    `quantization` is how the model is quantised for that where the kind loads it itself.
+    `quantization` is how the model is quantised for that where the kind loads it itself, `num_labels` the labels of a
+    classification head that it is to have. `tables` are the settings of every method and engine, by its name.
     """
 
     model: str
@@ -70,6 +71,8 @@ class EngineRequest:
     measured: frozenset[Measured] = frozenset()
     seed: int = 0
     quantization: str | None = None
+    num_labels: int | None = None
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class EngineKind(ABC):
@@ -93,6 +96,20 @@ class EngineKind(ABC):
         Raises:
             InputError: in one sentence that names the option.
         """
+
+    def computing(self, tables: Mapping[str, Mapping[str, Any]]) -> "EngineKind":
+        """The kind that computes: this one, or the one that it passes everything on to, by the tables of settings."""
+        return self
+
+    def device(self, asked: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
+        """Where the model runs, for --device.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        from zotune.engine.torch.loading import choose_device
+
+        return choose_device(asked)
 
     def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse options that are not this kind's own, of those that were given.

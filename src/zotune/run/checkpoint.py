@@ -5,7 +5,6 @@ hold the step and a digest of each. A file is written whole, and is read only wh
 digest in the journal, of the same run.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file
 
 from zotune.errors import InputError
 from zotune.files import write_whole
+from zotune.zo.digest import digest
 from zotune.zo.optimizers import Tensors
 from zotune.zo.protocol import Theta
 
@@ -31,16 +31,6 @@ class Checkpoint:
     step: int
     theta: Theta
     state: Tensors
-
-
-def digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """64 bits of the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
-        found.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
-        found.update(value.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:16]
 
 
 def write_checkpoint(folder: Path, step: int, theta: Theta, state: Mapping[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from zotune.run.checkpoint import digest, write_checkpoint
+from zotune.run.checkpoint import write_checkpoint
 from zotune.run.evaluation import Evaluation, evaluate
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Checkpointed, Entry, Journal
@@ -19,8 +19,10 @@ from zotune.run.metrics import EvalEvent, MetricsFile, StepEvent, best_of
 from zotune.run.own_metrics import OwnMetrics
 from zotune.run.samples import write_samples
 from zotune.run.watch import Watch
+from zotune.zo.digest import digest
 from zotune.zo.draws import derive_seed, permutation
 from zotune.zo.estimators import Estimator
+from zotune.zo.moves import Move, moved
 from zotune.zo.noise import GAUSSIAN, Noise
 from zotune.zo.noise_ahead import AHEAD
 from zotune.zo.objectives import Objective
@@ -193,10 +195,9 @@ class MeZOTrainer:
         self._watch.check(self.step, estimate)
         self.estimator = self.estimator.after(self.theta, slopes)
         before = self.theta
+        move = Move(self.optimizer, estimate.update, learning_rate)
         with self._watch.computing(self.step):
-            self.theta, self.optimizer_state = self.optimizer.update(
-                before, self.optimizer_state, estimate.update, learning_rate
-            )
+            self.theta, self.optimizer_state = moved(self.engine, before, self.optimizer_state, move)
         self._watch.look_at_step(self.step + 1, before, self.theta)
         event = StepEvent(
             step=self.step + 1,

@@ -1,0 +1,71 @@
+"""The bytes of a training step on Ray: what is sent and received, by the size of the adapter and the number of probes.
+
+    python benchmarks/ray_bytes.py
+
+Two workers with an engine of constant scores; two-sided probes, SGD. The table goes into docs/ray.md.
+"""
+
+import os
+
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray_constant import BATCH, constant_engine
+from ray_pages import publish
+
+from zotune.adapter.forms import initial_theta
+from zotune.zo.estimators import ESTIMATORS
+from zotune.zo.moves import Move, moved
+from zotune.zo.objectives import cross_entropy
+from zotune.zo.optimizers import OPTIMIZERS
+from zotune.zo.protocol import Theta
+
+STEPS = 3
+
+
+def main() -> None:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=10**9,
+        logging_level="ERROR",
+    )
+    rows = []
+    header = [
+        "numbers of the adapter", "probes", "sent a step", "received a step", "tensors a step", "tensors at the start",
+    ]  # fmt: skip
+    note = f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
+    for num_numbers in (300_000, 3_000_000):
+        for num_probes in (2, 64):
+            engine = constant_engine(num_numbers, 0.0, num_workers=2, pieces=8, num_stages=2)
+            estimator, optimizer = ESTIMATORS["spsa"](1e-2), OPTIMIZERS["sgd"]()
+            theta: Theta = initial_theta(engine.tensor_shapes, 0)
+            state = optimizer.init(theta)
+            counts = []
+            for step in range(STEPS + 2):
+                traffic = engine.traffic
+                before = traffic.sent, traffic.received, traffic.wholes
+                seeds = [1000 * step + number for number in range(num_probes // 2)]
+                estimate = estimator.estimate(cross_entropy, engine, theta, BATCH, seeds)
+                theta, state = moved(engine, theta, state, Move(optimizer, estimate.update, 1e-4))
+                counts.append(
+                    [
+                        now - then
+                        for now, then in zip((traffic.sent, traffic.received, traffic.wholes), before, strict=True)
+                    ]
+                )
+            sent, received, wholes = (sum(count) / STEPS for count in zip(*counts[2:], strict=True))
+            rows.append([
+                f"{sum(value.size for value in theta.values()):,}", str(num_probes), f"{sent / 1e3:.1f} kB",
+                f"{received / 1e3:.1f} kB", f"{wholes:,.0f}", f"{counts[0][2] / 1e6:.1f} MB",
+            ])  # fmt: skip
+            publish("bytes", header, rows, note)
+            engine.close()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""How many workers a driver feeds: measured with played workers, and simulated with the same queue up to 4,096.
+
+    python benchmarks/ray_scale.py
+
+The driver's time for an order and its answer is measured on this machine; the simulation has a driver that does one
+thing at a time, workers that compute, and the queue of `zotune.engine.ray.queue`. The tables go into docs/ray.md.
+"""
+
+import argparse
+import heapq
+import os
+import time
+
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray_constant import BATCH, constant_engine
+from ray_pages import publish
+
+from zotune.adapter.forms import initial_theta
+from zotune.engine.ray.crew import ORDERS_AHEAD
+from zotune.engine.ray.cut import cut
+from zotune.engine.ray.queue import Handed, WorkQueue
+from zotune.zo.protocol import Probe
+
+NUM_PROBES, SECONDS = 512, 0.02
+
+
+def measured(num_workers: int, pieces: int, seconds: float, probes: int) -> tuple[float, int]:
+    """Seconds of a call, and how many orders it took; the median of three."""
+    engine = constant_engine(3000, seconds, num_workers, pieces, num_stages=1)
+    theta = initial_theta(engine.tensor_shapes, 0)
+    asked = [Probe(seed, 1e-2) for seed in range(probes)]
+    engine.score(theta, asked, BATCH)
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        engine.score(theta, asked, BATCH)
+        found.append(time.perf_counter() - began)
+    orders = engine.sharing.num_orders_of_last_call
+    engine.close()
+    return sorted(found)[1], orders
+
+
+def simulated(num_workers: int, pieces: int, seconds: float, per_order_s: float, probes: int) -> tuple[float, int]:
+    """Seconds of a step on workers whose pace is known, and its orders."""
+    sizes = [piece.size for piece in cut(probes, len(BATCH), pieces, by_examples=True)]
+    queue = WorkQueue(sizes, [None] * len(sizes))
+    paces: dict = dict.fromkeys(range(num_workers), 1 / seconds)
+    driver, orders, free = 0.0, 0, [0.0] * num_workers
+    answers: list[tuple[float, int, int, Handed]] = []
+
+    def hand(worker: int) -> None:
+        nonlocal driver, orders
+        handed = queue.take(worker, paces, driver)
+        if handed is None:
+            return
+        driver += per_order_s / 2
+        orders += 1
+        free[worker] = max(free[worker], driver) + seconds * handed.size
+        heapq.heappush(answers, (free[worker], orders, worker, handed))
+
+    for _ in range(ORDERS_AHEAD):
+        for worker in range(num_workers):
+            hand(worker)
+    while not queue.is_done:
+        at, _, worker, handed = heapq.heappop(answers)
+        driver = max(driver, at) + per_order_s / 2
+        queue.answer(handed, dict.fromkeys(handed.numbers, True))
+        hand(worker)
+    return driver, orders
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 8, 64, 512, 4096])
+    options = parser.parse_args()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=10**8,
+        logging_level="ERROR",
+    )
+    took, orders = measured(8, 256, 0.0, 64)  # nothing to compute: all is orders
+    per_order_s = took / orders
+    rows = []
+    for seconds in (0.02, 1.0):
+        work_s = NUM_PROBES * len(BATCH) * seconds
+        for workers in options.workers:
+            pieces = min(4 * workers, NUM_PROBES * len(BATCH))
+            step_s, num_orders = simulated(workers, pieces, seconds, per_order_s, NUM_PROBES)
+            real = "-"
+            if seconds < 1 and workers == 64:
+                real = f"{1 / measured(workers, pieces, seconds, NUM_PROBES)[0]:.3g}"
+            bounds = {
+                "computing": work_s / workers,
+                "the driver's messages": num_orders * per_order_s,
+                "pieces too large": max(p.size for p in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
+                * seconds
+                * 3,
+            }
+            rows.append([
+                f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1 / step_s:.3g}", real,
+                f"{work_s / workers / step_s:.0%}", max(bounds, key=bounds.__getitem__),
+            ])  # fmt: skip
+            print(rows[-1], flush=True)
+    ray.shutdown()
+    header = ["work of a step", "workers", "pieces", "steps/s", "measured", "utilisation", "what bounds it"]
+    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver an order, measured."
+    publish("scale", header, rows, note)
+
+
+if __name__ == "__main__":
+    main()

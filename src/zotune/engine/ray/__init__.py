@@ -1,0 +1,1 @@
+"""Many machines: an engine whose workers are actors of Ray, each with an engine of another kind."""
