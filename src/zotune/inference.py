@@ -300,7 +300,7 @@ def open_adapter(adapter: str | Path | None, bare: AdapterSpec, settings: dict[s
     config = _config(adapter, settings)
     check_installed(config)
     given = Adapter.read(adapter) if adapter is not None else None
-    config = replace(config, device=choose_device(config.device))
+    config = replace(config, device=ENGINES[config.engine].device(config.device, config.tables))
     model = find_model(config)
     facts = facts_of(model, config)
     config = replace(config, dtype=config.dtype or default_dtype(facts)[0], num_threads=facts.num_threads)
