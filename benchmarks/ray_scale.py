@@ -75,6 +75,7 @@ def simulated(num_workers: int, pieces: int, seconds: float, per_order_s: float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 8, 64, 512, 4096])
+    parser.add_argument("--measure", type=int, nargs="*", default=[64], help="play these numbers of workers, too")
     options = parser.parse_args()
     ray.init(
         address="local",
@@ -86,31 +87,29 @@ def main() -> None:
     )
     took, orders = measured(8, 256, 0.0, 64)  # nothing to compute: all is orders
     per_order_s = took / orders
+    header = ["work of a step", "workers", "pieces", "steps/s", "measured", "utilisation", "what bounds it"]
+    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver an order, measured."
     rows = []
-    for seconds in (0.02, 1.0):
-        work_s = NUM_PROBES * len(BATCH) * seconds
-        for workers in options.workers:
-            pieces = min(4 * workers, NUM_PROBES * len(BATCH))
+    for workers in options.workers:
+        pieces = min(4 * workers, NUM_PROBES * len(BATCH))
+        largest = max(piece.size for piece in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
+        for seconds in (0.02, 1.0):
+            work_s = NUM_PROBES * len(BATCH) * seconds
             step_s, num_orders = simulated(workers, pieces, seconds, per_order_s, NUM_PROBES)
             real = "-"
-            if seconds < 1 and workers == 64:
+            if seconds < 1 and workers in options.measure:
                 real = f"{1 / measured(workers, pieces, seconds, NUM_PROBES)[0]:.3g}"
             bounds = {
                 "computing": work_s / workers,
                 "the driver's messages": num_orders * per_order_s,
-                "pieces too large": max(p.size for p in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
-                * seconds
-                * 3,
+                "pieces too large": 3 * largest * seconds,
             }
             rows.append([
                 f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1 / step_s:.3g}", real,
                 f"{work_s / workers / step_s:.0%}", max(bounds, key=bounds.__getitem__),
             ])  # fmt: skip
-            print(rows[-1], flush=True)
+            publish("scale", header, rows, note)
     ray.shutdown()
-    header = ["work of a step", "workers", "pieces", "steps/s", "measured", "utilisation", "what bounds it"]
-    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver an order, measured."
-    publish("scale", header, rows, note)
 
 
 if __name__ == "__main__":
