@@ -30,8 +30,8 @@ from zotune.errors import InputError
 from zotune.jobs.client import JobsClient
 
 TARGETS = ("the scheduler", "the process that answers", "the job's own process", "all processes")
-STEPS = 240
-SETTINGS: dict[str, Any] = {**JOB, "num_steps": STEPS, "eval_steps": 40, "estimator": "spsa", "directions": 2,
+STEPS = 120
+SETTINGS: dict[str, Any] = {**JOB, "num_steps": STEPS, "eval_steps": 20, "estimator": "spsa", "directions": 2,
                             "init_lora_weights": "kaiming"}  # fmt: skip
 
 
