@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": ("prediction", "Evaluate", "Accuracy and loss of an adapter, or of the bare model."),
     "predict": ("prediction", "Predict", "A label or completion for each line of a file or of standard input."),
     "replay": ("runs", "Replay", "The adapter as it was after any step of a run."),
+    "merge": ("exporting", "Merge", "Put an adapter into the weights of its base model."),
+    "export": ("exporting", "Export", "Write an adapter, or the merged model, as a GGUF file for llama.cpp."),
     "plot": ("runs", "Plot", "Draw one run, or several over each other."),
     "compare": ("studies", "Compare", "Train several methods on several tasks and seeds, at equal budgets."),
     "sweep": ("studies", "Sweep", "Search settings by successive halving."),
