@@ -29,6 +29,7 @@ TEXTS = (
     "The committee will meet on 12 May to discuss a budget of 3,500 euros.",
     "def mean(values):\n    return sum(values) / len(values)\n",
 )
+MOST_TOKENS = 32  # of a text
 FLOAT32_LIMIT = 1e-3  # of a difference of log-probabilities; rounding gives about 1e-5
 HALF_SHARE = 0.1  # of what the adapter itself changes: what storing the weights in half precision may cost
 
@@ -118,7 +119,7 @@ def log_probs(model: Any, tokenizer: Any) -> Scores:
     """The log-probabilities that a model gives on TEXTS: of the next token at every place, or of the labels."""
     found = []
     for text in TEXTS:
-        tokens = tokenizer(text, return_tensors="pt")
+        tokens = tokenizer(text, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
         found.append(logits.float().log_softmax(-1)[0])
     return found
