@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("exporting", "Export", "Write a GGUF file for llama.cpp, or push to the HuggingFace hub."),
     "card": ("exporting", "Card", "A model card of a run: what it is, what was measured, how it was made."),
     "plot": ("runs", "Plot", "Draw one run, or several over each other."),
+    "board": ("board", "Board", "Show runs as a local web page, as they go."),
     "compare": ("studies", "Compare", "Train several methods on several tasks and seeds, at equal budgets."),
     "sweep": ("studies", "Sweep", "Search settings by successive halving."),
     "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
