@@ -1,11 +1,11 @@
-"""The page and what it asks for, over HTTP on this machine alone: no framework, and nothing is loaded from elsewhere."""
+"""The page and what it asks for, over HTTP on this machine alone: no framework, and nothing comes from elsewhere."""
 
 import json
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from zotune.board.reading import Runs
@@ -23,7 +23,7 @@ def open_board(runs: Runs, port: int) -> ThreadingHTTPServer:
     """
 
     class OfRuns(_Handler):
-        answers = {
+        answers: ClassVar = {
             "/api/runs": lambda query: runs.listed(),
             "/api/curves": lambda query: runs.curves(query),
             "/api/samples": lambda query: runs.samples(query),
@@ -36,7 +36,7 @@ def open_board(runs: Runs, port: int) -> ThreadingHTTPServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    answers: dict[str, Callable[[str], Any]]
+    answers: ClassVar[dict[str, Callable[[str], Any]]]
 
     def do_GET(self) -> None:
         # A page elsewhere whose name leads to this machine would have its own name here.
