@@ -3,6 +3,7 @@ what cannot be equal is refused."""
 
 import base64
 import hashlib
+import importlib.util
 import json
 import shutil
 import threading
@@ -17,6 +18,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard, constants
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import CONFIGS, REVIEWS, VOCABULARY, make_tokenizer
@@ -171,7 +173,7 @@ def test_a_merged_gguf_file_scores_as_the_adapter_does(kind, tmp_path):
 def test_the_precisions_of_a_file_and_what_is_in_it_beside_weights(runs, tmp_path):
     source, sizes = Source.of(str(runs["everywhere"])), []
     for outtype, limit in (("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)):
-        written = write_model(source, tmp_path / f"{outtype}.gguf", outtype)  # type: ignore[arg-type]
+        written = write_model(source, tmp_path / f"{outtype}.gguf", outtype)
         assert 0 < written.difference <= limit
         sizes.append((tmp_path / f"{outtype}.gguf").stat().st_size)
     assert sizes[2] < sizes[0] == sizes[1]
@@ -336,3 +338,26 @@ def test_a_push_that_cannot_be_is_refused(runs, monkeypatch, capsys):
             main([word.replace("RUN", str(runs["activated"])) for word in words])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="needs pip install llama-cpp-python")
+def test_llama_cpp_scores_as_the_adapter_does(runs, tmp_path):
+    """Both ways: the merged model, and the adapter beside the base model's own file."""
+    from llama_cpp import Llama
+
+    base = Source.of(str(runs["everywhere"].parent / "llama"))
+    source = Source.of(str(runs["everywhere"]))
+    write_model(base, tmp_path / "base.gguf", "f32")
+    write_model(source, tmp_path / "merged.gguf", "f32")
+    write_adapter(source, tmp_path / "lora.gguf")
+    adapted = PeftModel.from_pretrained(base.load(), str(source.path)).eval()
+    tokens = make_tokenizer()(REVIEWS[0]["text"]).input_ids
+    with torch.no_grad():
+        wanted = adapted(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
+    for given in ({"model_path": "merged.gguf"}, {"model_path": "base.gguf", "lora_path": "lora.gguf"}):
+        files = {name: str(tmp_path / file) for name, file in given.items()}
+        model = Llama(n_ctx=64, logits_all=True, verbose=False, n_threads=1, **files)
+        assert model.tokenize(REVIEWS[0]["text"].encode(), add_bos=False) == tokens
+        model.eval(tokens)
+        found = torch.tensor(np.array(model.scores[: len(tokens)])).log_softmax(-1).numpy()
+        assert np.allclose(found, wanted, atol=0.05)  # it keeps keys and values in float16
