@@ -1,5 +1,5 @@
-"""A chat model that answers in one word. Each question is put into the words of the model's own chat template, and the
-answer, with the template's end of a turn, is what shall follow. The picture: lengths of its answers before and after.
+"""A chat model learns to answer in one word. Each question is put into the model's own chat template, and the answer,
+with the template's end of a turn, is what shall follow. The picture: lengths of its answers before and after.
 
     python examples/chat.py --num-steps 60
 """
@@ -42,8 +42,8 @@ questions = [record["prompt"] for record in held_out]
 writing = {"task": "completion", "max_new_tokens": options.max_new_tokens}
 before = predict(questions, model=options.model, **writing)
 result = mezo_finetune(
-    options.model, training, held_out, num_steps=options.num_steps, batch_size=8, output_dir=options.output_dir,
-    overwrite=True,
+    options.model, training, held_out, num_steps=options.num_steps, batch_size=8, learning_rate=5e-4,
+    output_dir=options.output_dir, overwrite=True,
 )  # fmt: skip
 after = predict(questions, adapter=result.adapter, **writing)
 for question, first, last in zip(CAPITALS, before, after, strict=False):

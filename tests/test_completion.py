@@ -1,11 +1,12 @@
 """`zotune completion`: bash itself completes commands, options and choices by what is printed."""
 
+import shlex
 import shutil
 import subprocess
 
 import pytest
 
-from zotune.cli import main
+from zotune.cli import COMMANDS, main
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -37,6 +38,21 @@ def test_what_is_for_zsh_is_read_by_it_or_at_least_by_bash(capsys):
     assert "bashcompinit" in script
     shell = "zsh" if shutil.which("zsh") else "bash"
     subprocess.run([shell, "-n", "-c", script], check=True)
+
+
+def test_what_is_for_fish_names_the_same_commands_options_and_choices(capsys):
+    main(["completion", "fish"])
+    script = capsys.readouterr().out
+    lines = [shlex.split(line) for line in script.splitlines() if not line.startswith("#")]
+    assert all(line[:3] == ["complete", "-c", "zotune"] for line in lines)
+    commands = [line[line.index("-a") + 1] for line in lines if "__fish_use_subcommand" in line]
+    assert commands == list(COMMANDS)
+    train = [line for line in lines if "__fish_seen_subcommand_from train" in line]
+    options = {line[line.index("-l") + 1]: line[line.index("-a") + 1].split() if "-a" in line else [] for line in train}
+    assert options["num-steps"] == [] and "adam.beta1" in options
+    assert "lens" in options["estimator"]
+    if shutil.which("fish"):
+        subprocess.run(["fish", "--no-execute", "-c", script], check=True)
 
 
 def test_an_unknown_shell_is_refused():

@@ -30,7 +30,7 @@ COMMANDS = {
     "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
     "profile": ("analysis", "Profile", "Where the time of a training step goes."),
     "linear-probe": ("probing", "LinearProbe", "A logistic regression on hidden states, as a baseline."),
-    "completion": ("completion", "Completion", "What bash or zsh needs to complete commands and options."),
+    "completion": ("completion", "Completion", "What bash, zsh or fish needs to complete commands and options."),
     "tasks": ("tasks", "Tasks", "List the built-in tasks."),
 }
 """Name -> file of `commands`, class in it, and what it does."""

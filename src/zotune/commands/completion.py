@@ -1,5 +1,6 @@
 """`completion`: what a shell needs to complete commands, options and their choices."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -28,20 +29,22 @@ _zotune() {{
 complete -o default -F _zotune zotune
 """
 ZSH = "# Completes zotune in zsh, by its support of bash's completions.\nautoload -U +X bashcompinit && bashcompinit\n"
+FISH = "# Completes zotune in fish. Made by `zotune completion fish`; other options take files.\n"
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Print what a shell needs to complete commands, options and choices: eval "$(zotune completion bash)" """
+    """Print what a shell needs to complete commands, options and choices: eval "$(zotune completion bash)" in bash and
+    zsh, zotune completion fish | source in fish."""
 
-    shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh"]], tyro.conf.arg(metavar="{bash,zsh}")]
-    """The shell: bash or zsh."""
+    shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh", "fish"]], tyro.conf.arg(metavar="{bash,zsh,fish}")]
+    """The shell: bash, zsh or fish."""
 
     def run(self) -> None:
-        print((ZSH if self.shell == "zsh" else "") + script(), end="")
+        print({"bash": bash, "zsh": lambda: ZSH + bash(), "fish": fish}[self.shell](), end="")
 
 
-def script() -> str:
+def bash() -> str:
     """A function of bash that knows every command, its options and their choices."""
     from zotune.cli import COMMANDS
 
@@ -55,6 +58,19 @@ def script() -> str:
                 reply = f'COMPREPLY=($(compgen -W "{" ".join(values)}" -- "$word")); return'
                 choices.append(f'        "{name} {flag}") {reply} ;;')
     return BASH.format(commands=" ".join(COMMANDS), choices="\n".join(choices), flags="\n".join(flags))
+
+
+def fish() -> str:
+    """The same for fish: one `complete` of its own for each command and each option."""
+    from zotune.cli import COMMANDS
+
+    lines = []
+    for name, (_, _, what) in COMMANDS.items():
+        lines.append(f"complete -c zotune -n __fish_use_subcommand -f -a {name} -d {shlex.quote(what)}")
+        for flag, values in _options(name):
+            choices = f" -x -a {shlex.quote(' '.join(values))}" if values else ""
+            lines.append(f"complete -c zotune -n '__fish_seen_subcommand_from {name}' -l {flag[2:]}{choices}")
+    return FISH + "\n".join(lines) + "\n"
 
 
 def _options(command: str) -> Iterator[tuple[str, tuple[str, ...]]]:
