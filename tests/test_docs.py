@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "src" / "zotune").rglob("*.py"))
 FOREIGN = {
     "--all", "--fast", "--strict", "--attention-backend", "--disable-cuda-graph", "--enable-lora", "--grammar-backend",
     "--lora", "--logdir", "--lora-backend", "--lora-paths", "--max-loras-per-batch", "--model-path", "--no-deps",
-    "--sampling-backend",
+    "--sampling-backend", "--zotune-jobs",
 }  # fmt: skip
 ENGINE_FLAGS = tuple(f"--{name}." for name in ENGINE_TABLES)
 NO_NETWORK = """

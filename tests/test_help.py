@@ -54,7 +54,7 @@ def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_its_flags(command, capsys):
     text = help_of([command], capsys)
-    positional = {"run_folder": "RUN", "run_folders": "RUN", "study": "STUDY.toml"}
+    positional = {"run_folder": "RUN", "run_folders": "RUN", "study": "STUDY.toml", "shell": "{bash,zsh,fish}"}
     file, name, _ = COMMANDS[command]
     for field in fields(getattr(import_module(f"zotune.commands.{file}"), name)):
         if field.name != "tables":  # they have flags of their own

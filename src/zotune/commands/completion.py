@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from zotune.commands.names import COMMANDS
+
 BASH = """\
 # Completes zotune in bash. Made by `zotune completion bash`; other options take files.
 _zotune() {{
@@ -46,8 +48,6 @@ class Completion:
 
 def bash() -> str:
     """A function of bash that knows every command, its options and their choices."""
-    from zotune.cli import COMMANDS
-
     choices, flags = [], []
     for name in COMMANDS:
         known = dict(_options(name))
@@ -62,8 +62,6 @@ def bash() -> str:
 
 def fish() -> str:
     """The same for fish: one `complete` of its own for each command and each option."""
-    from zotune.cli import COMMANDS
-
     lines = []
     for name, (_, _, what) in COMMANDS.items():
         lines.append(f"complete -c zotune -n __fish_use_subcommand -f -a {name} -d {shlex.quote(what)}")
@@ -75,7 +73,6 @@ def fish() -> str:
 
 def _options(command: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The flags of a command, each with its choices where it has some."""
-    from zotune.cli import COMMANDS
     from zotune.config.tables import METHOD_TABLES
 
     file, name, _ = COMMANDS[command]
