@@ -48,7 +48,7 @@ try:
         with suppress(OSError), urllib.request.urlopen(f"{SERVER}/health", timeout=5):
             break
         time.sleep(1)
-    document = "The film follows a family through one long summer by the sea. " * 60
+    document = "The film follows a family through one long summer by the sea. " * 30
     found = {"base model": ask(document, None), "adapter": ask(document + " It was", "reviews")}
 finally:
     server.terminate()

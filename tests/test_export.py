@@ -31,7 +31,7 @@ from zotune.cli import main
 from zotune.errors import InputError
 from zotune.export import merge as merging
 from zotune.export.card import card
-from zotune.export.gguf_files import write_adapter, write_model
+from zotune.export.gguf_files import OutType, write_adapter, write_model
 from zotune.export.hub import push_adapter
 from zotune.export.merge import merge
 from zotune.export.source import Source
@@ -153,6 +153,7 @@ def test_a_masked_model_takes_an_adapter_and_its_head(family, tmp_path):
         answers = [int(found(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in REVIEWS]
     assert tuple(answers) == wanted
     assert found.config.num_labels == 2
+    assert "AutoModelForSequenceClassification.from" in card(Source.of(str(run.run_folder)), merged=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,7 +173,8 @@ def test_a_merged_gguf_file_scores_as_the_adapter_does(kind, tmp_path):
 
 def test_the_precisions_of_a_file_and_what_is_in_it_beside_weights(runs, tmp_path):
     source, sizes = Source.of(str(runs["everywhere"])), []
-    for outtype, limit in (("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)):
+    limits: dict[OutType, float] = {"f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}
+    for outtype, limit in limits.items():
         written = write_model(source, tmp_path / f"{outtype}.gguf", outtype)
         assert 0 < written.difference <= limit
         sizes.append((tmp_path / f"{outtype}.gguf").stat().st_size)

@@ -5,6 +5,7 @@ Everything in it is read off the run folder and the adapter. Paths of this machi
 """
 
 import hashlib
+import json
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path, PurePath
@@ -146,7 +147,7 @@ def _what_it_is(source: Source, base: str | None, adapter: bool) -> str:
 def _use(source: Source, base: str | None, adapter: bool, repo: str | None) -> str:
     place = repo or "DIR"
     if not adapter:
-        kind = "AutoModelForCausalLM"
+        kind = _auto_class(source)
         return f'```python\nfrom transformers import {kind}\n\nmodel = {kind}.from_pretrained("{place}")\n```'
     kind = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_CLS": "AutoPeftModelForSequenceClassification"}.get(
         str(source.adapter.spec.task_type), "AutoPeftModel"
@@ -156,6 +157,16 @@ def _use(source: Source, base: str | None, adapter: bool, repo: str | None) -> s
     if source.adapter.spec.invocation_tokens is not None and invocation:
         text += f"\n\nIt acts from its invocation on, the text `{invocation}` at the end of a prompt."
     return text
+
+
+def _auto_class(source: Source) -> str:
+    """The class of transformers that loads a whole model."""
+    if not source.is_adapter:
+        (architecture,) = json.loads((source.path / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return "AutoModelForMaskedLM" if architecture.endswith("ForMaskedLM") else "AutoModelForCausalLM"
+    return {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}.get(
+        str(source.adapter.spec.task_type), "AutoModelForMaskedLM"
+    )
 
 
 def _numbers(evaluations: list[EvalEvent]) -> str:
