@@ -62,6 +62,7 @@ def test_every_command_explains_itself_and_its_flags(command, capsys):
         "run_folders": "RUN",
         "study": "STUDY.toml",
         "source": "DATA",
+        "shell": "{bash,zsh,fish}",
     }
     file, name, _ = COMMANDS[command]
     for field in fields(getattr(import_module(f"zotune.commands.{file}"), name)):

@@ -11,28 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from zotune.commands.names import COMMANDS
 from zotune.errors import InputError, TrainingError
 from zotune.values import text_of
-
-COMMANDS = {
-    "init": ("starting", "Init", "Write settings for your own data, to begin with."),
-    "train": ("training", "Train", "Fine-tune a model."),
-    "resume": ("training", "Resume", "Go on with a run that was stopped."),
-    "evaluate": ("prediction", "Evaluate", "Accuracy and loss of an adapter, or of the bare model."),
-    "predict": ("prediction", "Predict", "A label or completion for each line of a file or of standard input."),
-    "replay": ("runs", "Replay", "The adapter as it was after any step of a run."),
-    "plot": ("runs", "Plot", "Draw one run, or several over each other."),
-    "compare": ("studies", "Compare", "Train several methods on several tasks and seeds, at equal budgets."),
-    "sweep": ("studies", "Sweep", "Search settings by successive halving."),
-    "analyze": ("analysis", "Analyze", "Which epsilon to use on your model and data."),
-    "profile": ("analysis", "Profile", "Where the time of a training step goes."),
-    "linear-probe": ("probing", "LinearProbe", "A logistic regression on hidden states, as a baseline."),
-    "submit": ("jobs", "Submit", "Train in a running SGLang server."),
-    "jobs": ("jobs", "Jobs", "Look after training jobs in a running SGLang server."),
-    "tasks": ("tasks", "Tasks", "List the built-in tasks."),
-}
-"""Name -> file of `commands`, class in it, and what it does."""
-
 
 REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -82,7 +63,8 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def usage() -> str:
     """What `zotune --help` prints."""
-    lines = [f"  {name:<10}{what}" for name, (_, _, what) in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{what}" for name, (_, _, what) in COMMANDS.items()]
     import zotune
 
     return "\n".join([

@@ -38,6 +38,7 @@ from zotune.run.metrics import MetricsFile, write_json
 from zotune.run.own_metrics import ComputeMetrics
 from zotune.run.rebuild import check_journal_is_whole, rebuild
 from zotune.run.summary import summarize
+from zotune.run.trackers import check_packages
 from zotune.run.trainer import Callback, MeZOTrainer
 from zotune.values import path_of
 
@@ -149,6 +150,7 @@ def start_run(
     """
     callbacks = checked_callbacks(callbacks, tokenizer)
     check_installed(config)
+    check_packages(config.report_to)
     named = config.output_dir or (Path("output") / config.run_name if config.run_name else None)
     given = RunFolder(Path(named)) if named else None
     with ExitStack() as held:  # the folder, until the journal is open
@@ -236,6 +238,7 @@ def reopen(
     config = replace(read_run_config(folder.config), trust_remote_code=trust_remote_code)
     config = reopened(config, reward_funcs, f"as in `zotune resume {folder.path} --reward {' '.join(config.reward)}`")
     check_installed(config)
+    check_packages(config.report_to)
     journal, header, entries = Journal.reopen(folder.journal)
     judge = None
     try:

@@ -11,6 +11,7 @@ from zotune.data.digest import EXAMPLES_VERSION
 from zotune.run.folder import RunFolder
 from zotune.run.journal import Header, Journal, Point
 from zotune.run.metrics import MetricsFile
+from zotune.run.reporting import reporters
 from zotune.run.trainer import Callback, Export, MeZOTrainer, TrainingPlan
 from zotune.zo.estimators import Estimator
 
@@ -62,7 +63,7 @@ def trainer_of(
         optimizer_state=point.state,
         step=point.step,
         noise=header.noise,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *reporters(parts.run.config.report_to)],
         own_metrics=parts.own_metrics,
     )
 

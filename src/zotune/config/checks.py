@@ -10,6 +10,7 @@ from zotune.config.ranges import check_ranges
 from zotune.config.tables import check_tables
 from zotune.engine import ENGINES
 from zotune.errors import InputError
+from zotune.run.trackers import check_names
 from zotune.zo.estimators import ESTIMATORS
 from zotune.zo.objectives import OBJECTIVES
 from zotune.zo.optimizers import OPTIMIZERS
@@ -28,6 +29,7 @@ def check(config: Fields) -> None:
         InputError: with the option as the command has it.
     """
     check_ranges(config)
+    check_names(config.report_to)
     _check_reward(config)
     if config.num_per_class is not None and config.max_train_samples is not None:
         raise InputError(

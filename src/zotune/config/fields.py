@@ -318,6 +318,10 @@ class Fields:
     """Memory for the kept keys and values of prompts in scope activated, in units of 1e9 bytes. Default: half of the
     memory that is free when the run starts."""
 
+    report_to: tuple[str, ...] = ("none",)
+    """Where to report losses, evaluations and samples as the run goes: tensorboard, wandb, trackio or mlflow, each from
+    its own package; or none."""
+
     num_threads: int | None = None
     """The number of CPU threads. Default: as PyTorch chooses."""
 

@@ -45,6 +45,9 @@ class Callback:
 
     def on_train_end(self, trainer: "MeZOTrainer") -> None: ...
 
+    def close(self) -> None:
+        """Called when the trainer is closed, also where training ended early."""
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -252,6 +255,8 @@ class MeZOTrainer:
 
     def close(self) -> None:
         """Release the journal and metrics files, and the model."""
+        for callback in self.callbacks:
+            callback.close()
         self.objective.close()
         self.engine.close()
         self.journal.close()

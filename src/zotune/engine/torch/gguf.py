@@ -76,6 +76,15 @@ def converted(file: Path) -> str:
     return str(folder)
 
 
+def source_of(folder: Path) -> Path | None:
+    """The GGUF file that a folder was made of, where it was made of one that is still there."""
+    try:
+        file = Path(json.loads((folder / _SOURCE_FILE).read_text(encoding="utf-8"))["file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return file if file.is_file() else None
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: $ZOTUNE_CACHE, or zotune in the user's cache folder."""
     if own := os.environ.get("ZOTUNE_CACHE"):
