@@ -1,7 +1,5 @@
 """An activated adapter on a server of SGLang, asked about a document that the base model has read already. Picture: the
-seconds of each request. Needs zotune[sglang].
-
-    python examples/serve_sglang.py
+seconds of each request. Needs zotune[sglang]:    python examples/serve_sglang.py
 """
 
 import argparse
@@ -28,9 +26,10 @@ SERVER = f"http://127.0.0.1:{options.port}"
 
 
 def ask(text: str, adapter: str | None) -> tuple[float, int]:
+    """Seconds, and how many tokens were kept from earlier requests."""
     body = {"text": text, "lora_path": adapter, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
-    content = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{SERVER}/generate", json.dumps(body).encode(), content)
+    request = urllib.request.Request(f"{SERVER}/generate", json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
     began = time.perf_counter()
     with urllib.request.urlopen(request, timeout=600) as answer:
         return time.perf_counter() - began, json.load(answer)["meta_info"]["cached_tokens"]
@@ -50,12 +49,12 @@ try:
             break
         time.sleep(1)
     document = "The film follows a family through one long summer by the sea. " * 30
-    ask("Hello", None)  # what the server does only once
     found = {"base model": ask(document, None), "adapter": ask(document + " It was", "reviews")}
 finally:
     server.terminate()
-for name, (seconds, kept) in found.items():  # kept from earlier requests
-    print(f"{name}: {seconds:.2f} s, {kept} tokens kept")
+    server.wait(60)
+for name, (seconds, kept) in found.items():
+    print(f"{name}: {seconds:.2f} s, {kept} tokens kept from earlier requests")
 plt.bar(list(found), [seconds for seconds, _ in found.values()])
 plt.ylabel("seconds of the request")
 plt.savefig(run.run_folder / "example.png", dpi=120)
