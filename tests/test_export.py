@@ -154,6 +154,7 @@ def test_a_masked_model_takes_an_adapter_and_its_head(family, tmp_path):
     assert tuple(answers) == wanted
     assert found.config.num_labels == 2
     assert "AutoModelForSequenceClassification.from" in card(Source.of(str(run.run_folder)), merged=True)
+    assert "AutoPeftModelForSequenceClassification.from" in card(Source.of(str(run.run_folder)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,7 +150,7 @@ def _use(source: Source, base: str | None, adapter: bool, repo: str | None) -> s
         kind = _auto_class(source)
         return f'```python\nfrom transformers import {kind}\n\nmodel = {kind}.from_pretrained("{place}")\n```'
     kind = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_CLS": "AutoPeftModelForSequenceClassification"}.get(
-        str(source.adapter.spec.task_type), "AutoPeftModel"
+        str(source.task_type), "AutoPeftModel"
     )
     text = f'```python\nfrom peft import {kind}\n\nmodel = {kind}.from_pretrained("{place}")\n```'
     invocation = source.config.invocation if source.config else None
@@ -165,7 +165,7 @@ def _auto_class(source: Source) -> str:
         (architecture,) = json.loads((source.path / "config.json").read_text(encoding="utf-8"))["architectures"]
         return "AutoModelForMaskedLM" if architecture.endswith("ForMaskedLM") else "AutoModelForCausalLM"
     return {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}.get(
-        str(source.adapter.spec.task_type), "AutoModelForMaskedLM"
+        str(source.task_type), "AutoModelForMaskedLM"
     )
 
 

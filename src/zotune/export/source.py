@@ -2,6 +2,7 @@
 by the run that it lies in.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,11 @@ class Source:
     def config(self) -> Config | None:
         """The settings of the run."""
         return read_run_config(self.run.config) if self.run else None
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's word for what the adapter's model does, as its folder says; there is none for masked models."""
+        return json.loads((self.path / CONFIG_FILE).read_text(encoding="utf-8")).get("task_type")
 
     @property
     def model_name(self) -> str:
