@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,16 @@ def test_a_request_brings_records_or_names_a_file_that_is_allowed(allowed: Path)
         ({"train_data": "a\0b"}, "train_data: "),
         ({"eval_data": "../secret.jsonl"}, "eval_data: "),
         ({"adapter": "/tmp"}, "adapter: /tmp is outside"),
+        ({"chat_template": "/etc/passwd"}, "chat_template: /etc/passwd is outside"),
+        ({"model_name_or_path": "other"}, "model is the server's"),
+        ({"base-model": "other"}, "model is the server's"),
+        ({"train_file": "/etc/passwd"}, "train_data: /etc/passwd is outside"),
+        ({"validation_file": "/etc/passwd"}, "eval_data: /etc/passwd is outside"),
+        ({"chat_template_path": "../secret.jsonl"}, "chat_template: ../secret.jsonl is outside"),
+        ({"reward_funcs": "os:system"}, "reward: 'os:system' is code"),
+        ({"tables": {"sglang": {"tp_size": 2}}}, "tables is the server's"),
+        ({"report_to": ["wandb"]}, "report_to is the server's"),
+        ({"report-to": "none", "run_name": "x"}, "run_name is the server's"),
         ({"records": []}, "records: expected a list"),
         ({"records": "text"}, "records: expected a list"),
         ({"records": [1]}, "records: record 1 is no object"),
@@ -155,6 +166,16 @@ def test_a_request_brings_records_or_names_a_file_that_is_allowed(allowed: Path)
 def test_what_no_job_may_ask_for_is_refused_by_name(body: Any, named: str, allowed: Path) -> None:
     with pytest.raises(InputError, match="^(?s:.*)" + named.replace("(", r"\(").replace(".", r"\.")):
         read(body, allowed)
+
+
+def test_every_setting_that_names_a_file_is_held_to_the_folder() -> None:
+    """A new one must be thought of: what is read from there is a path, or is known not to be one."""
+    from zotune.config.settings import Config
+    from zotune.config.typed import PATHS as ALL_PATHS
+    from zotune.jobs.request import PATHS, SERVER_OWN
+
+    assert set(ALL_PATHS) == set(PATHS) | (set(ALL_PATHS) & set(SERVER_OWN))
+    assert {"model", "output_dir"} <= set(SERVER_OWN) & {item.name for item in fields(Config)}
 
 
 def test_a_client_says_what_is_wrong_with_an_address() -> None:

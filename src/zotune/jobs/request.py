@@ -5,11 +5,13 @@ What a server decides is not a job's to set: the model and what it computes on, 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zotune.config.elsewhere import in_our_names
 from zotune.config.reading import make_config
+from zotune.config.settings import Config
 from zotune.data.records import json_lines
 from zotune.errors import InputError
 
@@ -17,9 +19,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_RECORDS = 1_000_000
 SERVER_OWN = (
     "model", "engine", "device", "dtype", "quantization", "kv_cache_gb", "num_threads", "output_dir", "overwrite",
-    "stream_data", "trust_remote_code", "sglang",
+    "stream_data", "trust_remote_code", "tables", "sglang", "ray", "run_name", "report_to",
 )  # fmt: skip
-PATHS = ("train_data", "eval_data", "adapter")
+PATHS = ("train_data", "eval_data", "adapter", "chat_template")
 RECORDS = {"records": "train_data", "eval_records": "eval_data"}
 
 
@@ -46,7 +48,8 @@ def read_request(body: Any, model: str, dtype: str, allowed: Path, default_name:
     """
     if not isinstance(body, Mapping):
         raise InputError('a job is an object of settings, such as {"task": "sst2", "num_steps": 100}')
-    settings = {str(key).replace("-", "_"): value for key, value in body.items() if value is not None}
+    given = {str(key).replace("-", "_"): value for key, value in body.items() if value is not None}
+    settings = in_our_names(given, {item.name: item for item in fields(Config)})
     name = settings.pop("name", None) or default_name
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise InputError(f"name: {name!r} is no name of a job; use letters, digits, '.', '_' and '-', 64 at most")
