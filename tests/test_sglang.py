@@ -19,6 +19,7 @@ from zotune.engine.sglang.kind import SglangKind
 from zotune.engine.sglang.models import check_config
 from zotune.engine.sglang.options import check_options
 from zotune.engine.sglang.rows import common_prefix, plan_rows
+from zotune.engine.torch.eva import principal_components
 from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.plain import PlainEngine
 from zotune.errors import InputError, NoLens
@@ -118,6 +119,15 @@ def test_more_than_fits_is_evicted_and_computed_again(pair):
     assert sum(len(example.prompt) for example in batch) > 2 * engine.capacity
     for _ in range(2):
         assert_same_scores(engine, plain, theta, PROBES[:3], batch)
+
+
+def test_a_starts_from_the_components_that_the_plain_engine_finds(pair):
+    engine, plain = pair
+    batch = [Example(tuple(range(60 + 7 * n, 68 + 8 * n)), INVOCATION, ((20 + n,),), 0) for n in range(8)]
+    found, expected = engine.principal_components(batch, seed=0), principal_components(plain, batch, seed=0)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, rows in expected.tensors.items():  # rows have either sign
+        np.testing.assert_allclose(found.tensors[name].T @ found.tensors[name], rows.T @ rows, atol=2e-3)
 
 
 # ---- texts

@@ -9,12 +9,17 @@ nothing is left behind however the process ends.
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PretrainedConfig
 
+from zotune.adapter.forms import initial_theta
 from zotune.adapter.spec import LoraSpec
+from zotune.adapter.start import Start
 from zotune.engine.sglang.live.arrival import Arrival
 from zotune.engine.sglang.live.server_rank import ServerRank
 from zotune.engine.sglang.models import check_config
@@ -24,10 +29,22 @@ from zotune.engine.sglang.plugin import cpu
 from zotune.engine.sglang.rank_process import RankProcess, free_port
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.visits import FORMS
+from zotune.engine.torch.eva import NUM_WRITTEN, components_of, some_of, start_with
 from zotune.engine.torch.loading import empty_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
-from zotune.zo.protocol import Cotangents, EngineStats, Example, Need, Probe, Sampling, Scores, Theta, TokenIds
+from zotune.zo.protocol import (
+    AT_THETA,
+    Cotangents,
+    EngineStats,
+    Example,
+    Need,
+    Probe,
+    Sampling,
+    Scores,
+    Theta,
+    TokenIds,
+)
 
 MAX_SLOTS = 32
 MAX_KV_SHARE = 0.25  # of a CPU's free memory, where the user sets no --sglang.max-total-tokens
@@ -152,6 +169,25 @@ class SglangEngine:
         texts: list[list[TokenIds]] = self._ask("generate", self._version, list(probes), list(prompts), sampling)
         self._count_what_ran()
         return texts
+
+    def principal_components(self, examples: Sequence[Example], seed: int, stop: TokenIds = ()) -> Start:
+        """A of each adapted module from the model that runs, as `engine.torch.eva` has it from transformers' model.
+
+        Args:
+            stop: what ends an answer, where examples are prompts alone.
+        """
+        theta, chosen = initial_theta(self.tensor_shapes, seed), some_of(examples)
+        if not any(map(len, chosen[0].candidates)):
+            (written,) = self.generate(theta, [AT_THETA], chosen, Sampling(NUM_WRITTEN, 0.0, 0, stop))
+            pairs = zip(chosen, written, strict=True)
+            chosen = [replace(prompt, candidates=(text or stop[:1] or (0,),)) for prompt, text in pairs]
+        self._give(theta)
+        shapes = {name: shape for name, shape in self._matrices.items() if name.endswith("lora_A.weight")}
+        components: dict[str, np.ndarray] = {}
+        for name in self._ask("watch_inputs", self._version, list(chosen)):
+            tokens = torch.from_numpy(self._ask("inputs_of", name))
+            components[name] = components_of(tokens, shapes[name][0], name.removesuffix(".lora_A.weight"))
+        return start_with(components, shapes, seed)
 
     def peak_memory_bytes(self) -> int:
         """Of one rank: the device's, or its process's resident set."""

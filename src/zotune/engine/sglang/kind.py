@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
@@ -69,16 +70,14 @@ class SglangKind(EngineKind):
             )
         if "lens" in request.measured:
             _check_lens(request)
-        if "eva" in request.measured:
+        server = os.environ.get(SOCKET)
+        if "eva" in request.measured and server is None:
             from zotune.engine.torch.measured_start import start_alone
 
             start = start_alone(replace(request, measured=frozenset({"eva"})))
             request = replace(request, spec=replace(request.spec, start=start), start_from=())
-        if server := os.environ.get(SOCKET):
-            return SglangEngine(
-                request.model, request.config, request.spec, dtype=request.dtype, device=request.device,
-                num_probes=request.num_probes, trust_remote_code=request.trust_remote_code, server=server,
-            )  # fmt: skip
+        if server is not None:
+            return _on_server(request, server)
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
@@ -97,6 +96,25 @@ class SglangKind(EngineKind):
                 engine.close()
             raise
         return engines[0] if num_engines == 1 else EnginePool(engines)
+
+
+def _on_server(request: EngineRequest, server: str) -> Engine:
+    """The engine whose model is a server's."""
+    from zotune.engine.sglang.engine import SglangEngine
+
+    opened = partial(
+        SglangEngine, request.model, request.config, dtype=request.dtype, device=request.device,
+        trust_remote_code=request.trust_remote_code, server=server,
+    )  # fmt: skip
+    spec = request.spec
+    if "eva" in request.measured:
+        engine, ends = opened(spec), request.config.eos_token_id
+        try:
+            stop = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+            spec = replace(spec, start=engine.principal_components(request.start_from, request.seed, stop))
+        finally:
+            engine.close()
+    return opened(spec, num_probes=request.num_probes)
 
 
 def _check_lens(request: EngineRequest) -> None:

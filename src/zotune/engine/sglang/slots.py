@@ -73,6 +73,9 @@ class Slots:
         self.slots = [lora.memory_pool.get_buffer_id(lora_id) for lora_id in lora_ids]
         modules = {name: module for layer in lora.lora_modules for name, module in layer.items()}
         self.places = {name: _place(name, shapes, modules, lora) for name in shapes}
+        self.modules: dict[str, Any] = {  # SGLang's, by the names of their matrices A
+            name: modules[_module_name(name)] for name in shapes if name.endswith("lora_A.weight")
+        }
         for place in self.places.values():
             place.buffer[self.slots] = 0
 
@@ -104,6 +107,14 @@ class Slots:
         whole = own.new_zeros((len(own), self.matrices[name][1]))
         whole[:, torch.from_numpy(place.share).to(own.device)] = own[:, place.columns]
         return whole
+
+    def whole_inputs(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """Inputs of the module of a matrix A [tokens, inputs], of which this rank has a part, and SGLang may have
+        padded them."""
+        from sglang.srt.distributed.communication_op import tensor_model_parallel_all_gather
+
+        whole = tensor_model_parallel_all_gather(own) if self.is_divided(name) else own
+        return whole[:, : self.matrices[name][1]]
 
     def is_divided(self, name: str) -> bool:
         """Whether the ranks have different columns of a matrix A."""
@@ -138,9 +149,8 @@ def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[st
     from sglang.srt.layers.utils import get_layer_id
     from sglang.srt.lora.utils import LoRAType, get_target_module_name
 
-    hugging_face, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
-    parent, _, part = hugging_face.rpartition(".")
-    module_name = f"{parent}.{STACKED.get(part, part)}"
+    part, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
+    part, module_name = part.rpartition(".")[2], _module_name(name)
     if module_name not in modules:
         raise InputError(
             f"--target-modules: SGLang has no module {module_name} to adapt; it has {', '.join(_kinds(modules))}"
@@ -161,6 +171,12 @@ def _place(name: str, shapes: Mapping[str, tuple[int, ...]], modules: Mapping[st
     own = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
     rows, share = _part(own, sum(sizes[: parts.index(part)]), shapes[name][0])
     return _Place(buffer, rows, slice(0, rank), share, axis=0)
+
+
+def _module_name(name: str) -> str:
+    """SGLang's module of a tensor of theta."""
+    parent, _, part = name.removeprefix("base_model.model.").partition(".lora_")[0].rpartition(".")
+    return f"{parent}.{STACKED.get(part, part)}"
 
 
 def _part(own: torch.Tensor, start: int, count: int) -> tuple[slice, np.ndarray]:

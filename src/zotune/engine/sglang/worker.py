@@ -15,10 +15,12 @@ from zotune.engine.scores import empty_scores
 from zotune.engine.sglang import models, slots
 from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.held_prompts import MIN_SHARED, HeldPrompts
+from zotune.engine.sglang.inputs import InputWatch
 from zotune.engine.sglang.jobs import Counts, Job, Passes
 from zotune.engine.sglang.lens_gradient import LensGradient
 from zotune.engine.sglang.population import Population
 from zotune.engine.sglang.rows import Row, common_prefix, plan_rows, tokens_needed
+from zotune.engine.torch.eva import MAX_TOKENS
 from zotune.zo.protocol import AT_THETA, EngineStats, Example, Probe, Sampling, Scores, Theta, TokenIds
 
 
@@ -43,6 +45,7 @@ class Worker:
         self.activated = spec.scope == "activated"
         self.theta, self.spec = theta, spec
         self._lens: LensGradient | None = None
+        self._inputs: InputWatch | None = None
         self.reused = 0
         self._written: dict[int, tuple[int, Probe]] = {}  # by slot, the version of theta and the probe that it holds
 
@@ -127,6 +130,35 @@ class Worker:
         """Of sum(cotangents * log_probs), at the theta and of the batch that were watched."""
         assert self._lens is not None
         return self._lens.gradient(self.theta, cotangents)
+
+    # ---- what goes into modules ------------------------------------------------------------------------------------
+
+    def watch_inputs(self, version: int, batch: Sequence[Example]) -> Passes[list[str]]:
+        """Keep what goes into the adapted modules, at the tokens that the adapter acts on; the names of their A."""
+        assert self.slots is not None
+        self._inputs = InputWatch(self.slots, max(1, MAX_TOKENS // len(batch)))
+        with self._inputs.open():
+            self.driver.before_pass = self._inputs.begin
+            try:
+                if self.activated:
+                    yield from self.score(version, [AT_THETA], batch)
+                else:
+                    self._write(version, {0: AT_THETA})
+                    whole = dict.fromkeys(
+                        example.prompt + example.invocation + max(example.candidates, key=len)[:-1] for example in batch
+                    )
+                    where = self._namespace(0)
+                    yield from self.driver.run(
+                        [Job(tokens, slot=0, namespace=where, num_visited=len(tokens)) for tokens in whole]
+                    )
+            finally:
+                self.driver.before_pass = None
+        return list(self.slots.modules)
+
+    def inputs_of(self, name: str) -> np.ndarray:
+        """Of the module of a matrix A, what was kept [tokens, inputs]."""
+        assert self._inputs is not None
+        return self._inputs.of(name)
 
     # ---- generation ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ differs most between the tokens that the adapter acts on, and a random change of
 to directions drawn at random that matters most. It takes forward passes alone, whose prompts an engine keeps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -44,7 +44,7 @@ def principal_components(
     Raises:
         FloatingPointError: a module's inputs are not finite.
     """
-    examples = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    examples = some_of(examples)
     if isinstance(engine, TorchEngine) and engine.scope == "everywhere":  # whose rows are whole
         engine = engine.plain
     layers, spec = engine.layers, engine.spec
@@ -62,15 +62,28 @@ def principal_components(
     finally:
         for hook in hooks:
             hook.remove()
-    drawn = initial_theta({tensor_name(name, "A"): layers.matrices[tensor_name(name, "A")] for name in modules}, seed)
+    shapes = {tensor_name(name, "A"): layers.matrices[tensor_name(name, "A")] for name in modules}
+    rank = max(shape[0] for shape in layers.matrices.values())
     components: dict[tuple[int, ...], np.ndarray] = {}
     for name, tokens in inputs.found.items():
         key = tuple(map(id, tokens))
         if key not in components:
-            components[key] = _components(torch.cat(tokens), max(shape[0] for shape in layers.matrices.values()), name)
-        rows = drawn[tensor_name(name, "A")]
-        found = components[key][: len(rows)]
-        rows[: len(found)] = found
+            components[key] = components_of(torch.cat(tokens), rank, name)
+    found = {tensor_name(name, "A"): components[tuple(map(id, tokens))] for name, tokens in inputs.found.items()}
+    return start_with(found, shapes, seed)
+
+
+def some_of(examples: Sequence[Example]) -> Sequence[Example]:
+    """NUM_EXAMPLES, evenly taken."""
+    return examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+
+
+def start_with(components: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], seed: int) -> Start:
+    """A of each name, with its components as the first rows, and the others drawn from `seed`."""
+    drawn = initial_theta(shapes, seed)
+    for name, found in components.items():
+        rows = drawn[name]
+        rows[: len(found)] = found[: len(rows)]
     return Start.of(drawn)
 
 
@@ -111,7 +124,7 @@ class _Inputs:
         return tokens
 
 
-def _components(tokens: torch.Tensor, number: int, module_name: str) -> np.ndarray:
+def components_of(tokens: torch.Tensor, number: int, module_name: str) -> np.ndarray:
     """The first principal components [at most `number`, inputs] of tokens [tokens, inputs]."""
     if not tokens.isfinite().all():
         raise FloatingPointError(f"the inputs of {module_name} are no numbers")

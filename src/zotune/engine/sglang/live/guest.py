@@ -27,7 +27,9 @@ from zotune.engine.sglang.rank_start import mapped_theta
 from zotune.engine.sglang.worker import Worker
 from zotune.errors import InputError
 
-COMMANDS = ("score", "watched", "lens_gradient", "generate", "stats", "peak_memory_bytes")
+COMMANDS = (
+    "score", "watched", "lens_gradient", "watch_inputs", "inputs_of", "generate", "stats", "peak_memory_bytes",
+)  # fmt: skip
 logger = logging.getLogger("zotune")
 
 
