@@ -1,10 +1,11 @@
 """Adapters of a server's tokenizer manager, replaced while requests use them.
 
 A new version of an adapter is loaded under a name of its own, and then the name that users know is made to mean it, in
-one step. Requests that have begun keep the version that they began with, by its id; when the last of them is done, it
-is unloaded. KV in the tree lies under the id, too, so that no request sees a mixture of two versions.
+one step. Requests that have begun keep the version that they began with, by its id; when the last of them is done, and
+some seconds have passed, it is unloaded. KV in the tree lies under the id, too, so that no request sees a mixture.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ NAMES = (
 )
 
 
+GRACE_S = 10.0
+"""A request looks its adapter up, and is counted as its user a moment later: so long none is unloaded for it."""
+
+
 class Served:
     """The adapters of jobs, by the names that users know."""
 
     def __init__(self, manager: Any) -> None:
         self.manager = manager
         self._versions: dict[str, str] = {}
+        self._unloading: set[asyncio.Task[None]] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._versions
@@ -57,7 +63,7 @@ class Served:
             registry._registry[name] = self.manager.lora_ref_cache[name] = reference
         self._versions[name] = version
         if before is not None:
-            await self._unload(before)
+            self._unload_later(before)
 
     async def withdraw(self, name: str) -> None:
         """Know the name no more."""
@@ -67,9 +73,15 @@ class Served:
         async with registry._registry_lock.writer_lock:
             registry._registry.pop(name, None)
         self.manager.lora_ref_cache.pop(name, None)
-        await self._unload(version)
+        self._unload_later(version)
+
+    def _unload_later(self, version: str) -> None:
+        task = asyncio.create_task(self._unload(version))
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
 
     async def _unload(self, version: str) -> None:
+        await asyncio.sleep(GRACE_S)
         from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput
 
         self.manager.lora_ref_cache.pop(version, None)

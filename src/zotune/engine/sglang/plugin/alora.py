@@ -98,6 +98,9 @@ def _queue(original: Any, scheduler: Any, req: Any, *args: Any, **kwargs: Any) -
     if lora_id is not None and not isinstance(lora_id, InvokedId):
         lora = scheduler.tp_worker.model_runner.lora_manager
         config = lora.configs.get(lora_id)
+        if lora_id not in lora.lora_refs:  # unloaded while the request was on its way: SGLang would end with an error
+            req.lora_id = None
+            req.set_finish_with_abort("The adapter of this request has been unloaded.")
         if config is not None and (invocation := _invocation(config)) is not None:
             _invoke(req, invocation, lora.lora_refs[lora_id].lora_name)
             if reason := _cannot_run(scheduler, req):
