@@ -114,7 +114,8 @@ def test_refused_with_one_sentence_and_nothing_left_behind(kind, case, places, c
 
 NEEDED = {
     "resume": ["nothing"], "replay": ["nothing", "--output-dir", "out"], "plot": ["nothing"],
-    "compare": ["nothing.toml"], "sweep": ["nothing.toml"],
+    "compare": ["nothing.toml"], "sweep": ["nothing.toml"], "card": ["nothing"],
+    "merge": ["nothing", "--output-dir", "out"], "export": ["nothing", "--gguf", "out.gguf"],
 }  # fmt: skip
 WRONG = {
     int: ("many", "1" + "0" * 30, HALF),

@@ -26,11 +26,12 @@ class Board:
         from zotune.errors import InputError
         from zotune.values import path_of, whole_of
 
+        port = whole_of(self.port, "--port", 0, 65_535)
         folders = [Path(path_of(folder, "RUN")) for folder in self.run_folders]
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(f"RUN: there is no folder {folder}; name one with runs in it")
-        server = open_board(Runs(folders), whole_of(self.port, "--port", 0, 65_535))
+        server = open_board(Runs(folders), port)
         print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

@@ -83,7 +83,7 @@ def _options(command: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         if "Positional" not in str(hints[field.name]):  # tyro's mark of what has no flag
             yield f"--{field.name.replace('_', '-')}", tuple(_choices(hints[field.name]))
-    if "tables" in made.__dataclass_fields__ and hasattr(made, "from_toml"):
+    if "tables" in made.__dataclass_fields__ and hasattr(made, "from_file"):
         for table, settings in METHOD_TABLES.items():
             yield from ((f"--{table}.{key}".replace("_", "-"), item.choices) for key, item in settings.items())
 

@@ -28,6 +28,18 @@ class Exported:
     trust_remote_code: bool = False
     """Run Python code that comes with a model from the hub. Only for models whose code you have read."""
 
+    def source(self) -> "Source":
+        """What is exported; the options that say so are checked first."""
+        from zotune.commands.console import set_up_logging
+        from zotune.export.source import Source
+        from zotune.values import path_of
+
+        for option, value in (("--model", self.model), ("--base-model", self.base_model)):
+            if value is not None:
+                path_of(value, option)
+        set_up_logging()
+        return Source.of(self.run_folder, self.model, self.trust_remote_code)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merge(Exported):
@@ -50,16 +62,15 @@ class Merge(Exported):
     """Make the repository a private one, where it is new."""
 
     def run(self) -> None:
-        from zotune.commands.console import set_up_logging
         from zotune.export.card import card
         from zotune.export.hub import check_repo, push
         from zotune.export.merge import merge
-        from zotune.export.source import Source
+        from zotune.values import path_of
 
         if self.push_to_hub is not None:
             check_repo(self.push_to_hub)
-        set_up_logging()
-        source = Source.of(self.run_folder, self.model, self.trust_remote_code)
+        path_of(self.output_dir, "--output-dir")
+        source = self.source()
         check = merge(source, self.output_dir, self.dtype)
         print(
             f"checked: log-probabilities differ from the adapter's by at most {check.difference:.1e} at "
@@ -95,10 +106,9 @@ class Export(Exported):
     """Make the repository a private one, where it is new."""
 
     def run(self) -> None:
-        from zotune.commands.console import set_up_logging
         from zotune.errors import InputError
         from zotune.export.hub import check_repo, push_adapter
-        from zotune.export.source import Source
+        from zotune.values import path_of
 
         if self.gguf is None and self.push_to_hub is None:
             raise InputError(
@@ -108,8 +118,9 @@ class Export(Exported):
             raise InputError(f"{'--merged' if self.merged else '--outtype'} has no effect without --gguf; leave it out")
         if self.push_to_hub is not None:
             check_repo(self.push_to_hub)
-        set_up_logging()
-        source = Source.of(self.run_folder, self.model, self.trust_remote_code)
+        if self.gguf is not None:
+            path_of(self.gguf, "--gguf")
+        source = self.source()
         if self.gguf is not None:
             self._write_gguf(source, self.gguf)
         if self.push_to_hub is not None:
@@ -136,16 +147,13 @@ class Card(Exported):
     """Write it to this file, such as RUN/adapter/README.md, instead of printing it."""
 
     def run(self) -> None:
-        from zotune.commands.console import set_up_logging
         from zotune.errors import InputError
         from zotune.export.card import card
-        from zotune.export.source import Source
         from zotune.files import write_whole
         from zotune.values import file_of
 
         path = None if self.output_file is None else file_of(self.output_file, "--output-file")
-        set_up_logging()
-        text = card(Source.of(self.run_folder, self.model, self.trust_remote_code), self.base_model)
+        text = card(self.source(), self.base_model)
         if path is None:
             print(text, end="")
             return
