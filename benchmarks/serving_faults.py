@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 from safetensors.numpy import load_file
-from train_while_serving import JOB, served
+from train_while_serving import JOB, put, served
 
 import zotune
 from zotune.data.demo import demo_path
@@ -143,10 +143,7 @@ def report(options: argparse.Namespace, kills: Counter[str], run: Path, alone: P
     text = "\n".join(rows)
     print(text)
     if options.write:
-        page = options.write.read_text()
-        start, end = "<!-- serving-faults -->\n", "<!-- /serving-faults -->"
-        head, _, rest = page.partition(start)
-        options.write.write_text(head + start + text + "\n" + end + rest.partition(end)[2])
+        put(options.write, "serving-faults", text)
 
 
 if __name__ == "__main__":

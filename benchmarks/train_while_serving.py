@@ -32,7 +32,9 @@ import numpy as np
 from zotune.data.demo import demo_path
 from zotune.jobs.client import JobsClient
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
+from page import put
+
 JOB: dict[str, Any] = {"num_steps": 100_000, "eval_steps": 1_000_000, "max_eval_samples": 16, "max_train_samples": 64}
 OPTIONS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend",
@@ -268,10 +270,7 @@ def report(
     text = "\n".join(rows)
     print(text)
     if options.write:
-        page = options.write.read_text()
-        start, end = "<!-- train-while-serving -->\n", "<!-- /train-while-serving -->"
-        head, _, rest = page.partition(start)
-        options.write.write_text(head + start + text + "\n" + end + rest.partition(end)[2])
+        put(options.write, "train-while-serving", text)
 
 
 if __name__ == "__main__":
