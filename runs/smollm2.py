@@ -136,7 +136,7 @@ def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     shared = {
         "task": cell["task"], "train_data": str(folder / f"{train}.jsonl.gz"), **held_out,
         "max_train_samples": 1000, "max_eval_samples": 300, "num_threads": options.threads, "seed": cell["seed"],
-        "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
+        "dtype": "bfloat16", "overwrite": True, "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
     }  # fmt: skip
     if cell["part"] == "rates":
         method = METHODS.get(cell["method"]) or SEARCHED[cell["method"]]

@@ -128,6 +128,7 @@ def test_a_starts_from_the_components_that_the_plain_engine_finds(pair):
     assert found.tensors.keys() == expected.tensors.keys()
     for name, rows in expected.tensors.items():  # rows have either sign
         np.testing.assert_allclose(found.tensors[name].T @ found.tensors[name], rows.T @ rows, atol=2e-3)
+    assert engine.stats.tokens_computed == engine.counts.tokens_computed == engine._ask("stats")[1].tokens_computed
 
 
 # ---- texts

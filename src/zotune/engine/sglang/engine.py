@@ -187,6 +187,7 @@ class SglangEngine:
         for name in self._ask("watch_inputs", self._version, list(chosen)):
             tokens = torch.from_numpy(self._ask("inputs_of", name))
             components[name] = components_of(tokens, shapes[name][0], name.removesuffix(".lora_A.weight"))
+        self._count_what_ran()
         return start_with(components, shapes, seed)
 
     def peak_memory_bytes(self) -> int:
