@@ -77,6 +77,7 @@ SEARCHED = {
 # Method, modules, learning rates and tasks of the search, each for RATE_STEPS steps.
 SEARCHES = (
     ("default", "q, v", (3e-3, 1e-2, 3e-2), RATE_TASKS),
+    ("lens", "o, down", (3e-4, 1e-3, 3e-3), RATE_TASKS),
     ("lens, B alone", "o, down", (1e-3, 3e-3, 1e-2), RATE_TASKS),
     ("backpropagation through the suffix", "q, v", (2e-4, 1e-3, 3e-3), RATE_TASKS),
     ("default, everywhere", "q, v", (1e-3, 3e-3, 1e-2), ("sst2",)),
@@ -122,7 +123,7 @@ def processor() -> str:
 def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What there is to do, by what names it."""
     if options.part in (None, "rates"):
-        for method, modules, rates, tasks in SEARCHES:
+        for method, modules, rates, tasks in [search for search in SEARCHES if search[0] in options.methods]:
             for task in [task for task in tasks if task in options.tasks]:
                 for rate in rates:
                     what = {"task": task, "method": method, "modules": modules, "rate": rate}
@@ -130,7 +131,7 @@ def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.part in (None, "study"):
         for seed in options.seeds:
             for task in options.tasks:
-                for method in options.methods:
+                for method in [method for method in options.methods if method in METHODS]:
                     yield {"part": "study", "task": task, "method": method, "seed": seed}
 
 
@@ -234,16 +235,49 @@ def study_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def reached_table(rows: list[dict[str, Any]]) -> str:
+    """When the lens was first as good, held out, as the probes at their best; means over seeds of the same task."""
+    names = ("task", "probes' best held-out accuracy, %", "their seconds to there", "seeds of the lens that reached it")
+    lines = [heading(*names, "its seconds", "times fewer")]
+    timed = [row for row in rows if "evaluated_at_seconds" in row]
+    for task in TASKS:
+        probes = [row for row in timed if (row["task"], row["method"]) == (task, "16 one-sided probes")]
+        lenses = [row for row in timed if (row["task"], row["method"]) == (task, MINUTE)]
+        if not probes or not lenses:
+            continue
+        target = statistics.mean(max(accuracies(row)) for row in probes)
+        theirs = statistics.mean(at for row in probes if (at := seconds_to(row, max(accuracies(row)))) is not None)
+        own = [seconds for row in lenses if (seconds := seconds_to(row, target)) is not None]
+        mean = statistics.mean(own) if own else None
+        found = f"{mean:.0f} | {theirs / mean:.0f}" if mean else "- | -"
+        lines.append(f"| {task} | {100 * target:.1f} | {theirs:.0f} | {len(own)} of {len(lenses)} | {found} |")
+    return "\n".join(lines)
+
+
+def accuracies(row: dict[str, Any]) -> list[float]:
+    """Held out, of the evaluations after training began."""
+    return [accuracy for _, accuracy, _ in row["evaluations"][1:]]
+
+
+def seconds_to(row: dict[str, Any], accuracy: float) -> float | None:
+    """Of training, to the first evaluation that is as good."""
+    pairs = zip(row["evaluated_at_seconds"][1:], accuracies(row), strict=True)
+    return next((seconds for seconds, found in pairs if found >= accuracy), None)
+
+
 def heading(*names: str) -> str:
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
+TABLES = (("rates", "rates", rates_table), ("study", "study", study_table), ("reached", "study", reached_table))
+
+
 def write(page: Path) -> None:
-    for part, table in (("rates", rates_table), ("study", study_table)):
+    for name, part, table in TABLES:
         rows = [row for row in kept() if row["part"] == part]
         machines = sorted({row["processor"] for row in rows})
         if rows:
-            put(page, f"smollm2-{part}", f"{table(rows)}\n\nOne thread of: {'; '.join(machines)}.")
+            put(page, f"smollm2-{name}", f"{table(rows)}\n\nOne thread of: {'; '.join(machines)}.")
 
 
 def main() -> None:
@@ -251,7 +285,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?")
     parser.add_argument("--part", choices=("rates", "study"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS | SEARCHED, default=[*METHODS, *SEARCHED])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")

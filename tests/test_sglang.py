@@ -395,6 +395,11 @@ def test_the_lens_gives_the_plain_engines_gradients_also_in_chunks_and_ranks(kin
         else:
             for _ in range(2):
                 assert_same_lens_gradient(engine, plain)
+            lens, start = plain.layers.lens, engine.principal_components(BATCH, 0)
+            plain.layers.start_from(start)
+            plain.layers.lens = lens
+            engine.start_from(start)
+            assert_same_lens_gradient(engine, plain)
     finally:
         engine.close()
 

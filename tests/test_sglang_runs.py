@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 from tests.test_sglang import needs_sglang
 from zotune import Callback, evaluate, mezo_finetune, predict, resume
@@ -25,7 +26,9 @@ pytestmark = [pytest.mark.usefixtures("quick_start"), needs_sglang]
 SETTINGS: dict[str, Any] = {
     "task": "demo", "batch_size": 4, "epsilon": 1e-2, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
     "estimator": "spsa", "optimizer": "sgd", "directions": 2,
+    "init_lora_weights": "kaiming",  # of principal components two engines may have either sign
 }  # fmt: skip
+DEFAULTS: dict[str, Any] = {"optimizer": None, "directions": None, "init_lora_weights": None}
 OPTIONS = {"max_total_tokens": 2000, "max_loras_per_batch": 5}  # slots for four probes at a time, and the bare model
 
 
@@ -151,19 +154,21 @@ def test_a_run_has_the_torch_engines_journal_and_goes_on_there(trained, train, r
     assert resume(tmp_path / "run").summary["steps"] == len(others) + 2
 
 
-def test_a_run_of_one_sided_directions_lowers_the_loss(train, few_processes):
-    with few_processes():
-        run = train(OPTIONS, num_steps=20, learning_rate=2e-2, estimator="one_sided", optimizer=None, directions=None)
+def test_a_run_of_one_sided_directions_lowers_the_loss(train):
+    run = train(OPTIONS, num_steps=20, learning_rate=2e-2, estimator="one_sided", **DEFAULTS)
     header, entries = run.journal
     assert (header.optimizer["name"], len(entries[0].slopes)) == ("adam", 16)
     assert np.mean([entry.loss for entry in entries[-5:]]) < np.mean([entry.loss for entry in entries[:5]])
 
 
 def test_a_run_of_the_default_method_the_lens_has_the_torch_engines_losses(train):
-    method: dict[str, Any] = {"estimator": None, "optimizer": None, "directions": None, "learning_rate": 1e-3}
+    method: dict[str, Any] = {"estimator": None, "learning_rate": 1e-3, **DEFAULTS}
     method |= {"target_modules": ("out_proj",)}  # of the torch engine's defaults, what SGLang's lens reaches
     here, there = train(num_steps=20, **method), train(OPTIONS, num_steps=20, **method)
-    assert (there.folder / "start.safetensors").read_bytes() == (here.folder / "start.safetensors").read_bytes()
+    starts = [load_file(run.folder / "start.safetensors") for run in (here, there)]
+    assert starts[0].keys() == starts[1].keys()
+    for name, rows in starts[0].items():  # rows have either sign
+        np.testing.assert_allclose(starts[1][name].T @ starts[1][name], rows.T @ rows, atol=2e-3)
     assert not there.slopes
     losses = [entry.loss for entry in there.journal[1]]
     # Adam's first steps divide by the root of the gradient's square, so that rounding errors of small numbers count.

@@ -90,10 +90,11 @@ class Broken(Tracker):
     """Fails at a step, as one whose server goes away."""
 
     package = "tomllib"
+    name: str
     told: list[int]
 
     def __init__(self, run: Reported) -> None:
-        type(self).told = []
+        type(self).name, type(self).told = run.name, []
 
     def log(self, values: Any, step: int) -> None:
         if step == 2:
@@ -115,8 +116,12 @@ def test_a_tracker_that_fails_does_not_end_a_run_and_one_that_cannot_start_does(
     monkeypatch.setitem(reporting.TRACKERS, "broken", Broken)
     result = mezo_finetune(opt_dir, REVIEWS, output_dir=str(tmp_path / "run"), report_to=("broken",), **given)
     assert result.summary["steps"] == 3
+    assert Broken.name == "run"
     assert Broken.told == [0, 1]
     assert caplog.text.count("the server is gone; nothing more is reported to it") == 1
+    named: dict[str, Any] = {**given, "run_name": "mine", "num_steps": 1}
+    mezo_finetune(opt_dir, REVIEWS, output_dir=str(tmp_path / "other"), report_to=("broken",), **named)
+    assert Broken.name == "mine"
     monkeypatch.setitem(reporting.TRACKERS, "refusing", Refusing)
     with pytest.raises(InputError, match="nobody is logged in"):
         mezo_finetune(opt_dir, REVIEWS, output_dir=str(tmp_path / "no"), report_to=("refusing",), **given)

@@ -73,8 +73,8 @@ class Fields:
     """The run folder. It must not exist yet. Default: output/TASK-MODEL-DATE-TIME."""
 
     run_name: str | None = None
-    """The name of the run: that of its folder in output/, where no --output-dir is given. Default: as --output-dir has
-    it."""
+    """The name of the run: what trackers call it, and its folder in output/ where no --output-dir is given. Default: as
+    --output-dir has it."""
 
     overwrite: bool = False
     """Delete the run that --output-dir holds, and start anew."""

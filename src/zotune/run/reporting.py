@@ -87,7 +87,8 @@ def _reported(path: Path, config: Path, journal: Path, step: int) -> Reported:
     with journal.open("rb") as file:
         begun = file.readline()  # the run's own start; with its folder, so that a run made again is another
     key = hashlib.sha256(begun + str(path.resolve()).encode()).hexdigest()[:16]
-    return Reported(path, path.name, key, tomllib.loads(config.read_text(encoding="utf-8")), step)
+    settings = tomllib.loads(config.read_text(encoding="utf-8"))
+    return Reported(path, settings.get("run_name") or path.name, key, settings, step)
 
 
 def _table(samples: Sequence[dict[str, Any]]) -> str:

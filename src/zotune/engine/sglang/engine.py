@@ -29,12 +29,11 @@ from zotune.engine.sglang.plugin import cpu
 from zotune.engine.sglang.rank_process import RankProcess, free_port
 from zotune.engine.sglang.rank_start import RankStart, mapped_theta
 from zotune.engine.sglang.visits import FORMS
-from zotune.engine.torch.eva import NUM_WRITTEN, components_of, some_of, start_with
-from zotune.engine.torch.loading import empty_model
+from zotune.engine.torch.eva import answered, components_of, some_of, start_with, stop_tokens
+from zotune.engine.torch.loading import context_length, empty_model
 from zotune.engine.torch.lora import LoraLayers
 from zotune.errors import InputError, TrainingError
 from zotune.zo.protocol import (
-    AT_THETA,
     Cotangents,
     EngineStats,
     Example,
@@ -88,6 +87,7 @@ class SglangEngine:
         (self._architecture,) = set(config.architectures or ()) & set(FORMS)
         shapes, spec = adapter_shapes(config, spec, trust_remote_code)
         self.spec = spec
+        self._config = config
         self.tensor_shapes: dict[str, tuple[int, ...]] = shapes
         self.stats = EngineStats()
         self.counts: Any = None  # SGLang's own: forward passes, tokens computed, tokens served from its cache
@@ -170,17 +170,12 @@ class SglangEngine:
         self._count_what_ran()
         return texts
 
-    def principal_components(self, examples: Sequence[Example], seed: int, stop: TokenIds = ()) -> Start:
-        """A of each adapted module from the model that runs, as `engine.torch.eva` has it from transformers' model.
-
-        Args:
-            stop: what ends an answer, where examples are prompts alone.
-        """
+    def principal_components(self, examples: Sequence[Example], seed: int) -> Start:
+        """A of each adapted module, as `engine.torch.eva` has it."""
         theta, chosen = initial_theta(self.tensor_shapes, seed), some_of(examples)
         if not any(map(len, chosen[0].candidates)):
-            (written,) = self.generate(theta, [AT_THETA], chosen, Sampling(NUM_WRITTEN, 0.0, 0, stop))
-            pairs = zip(chosen, written, strict=True)
-            chosen = [replace(prompt, candidates=(text or stop[:1] or (0,),)) for prompt, text in pairs]
+            context, stop = context_length(self._config), stop_tokens(self._config.eos_token_id)
+            chosen = answered(self, theta, chosen, context, stop)
         self._give(theta)
         shapes = {name: shape for name, shape in self._matrices.items() if name.endswith("lora_A.weight")}
         components: dict[str, np.ndarray] = {}
@@ -189,6 +184,11 @@ class SglangEngine:
             components[name] = components_of(tokens, shapes[name][0], name.removesuffix(".lora_A.weight"))
         self._count_what_ran()
         return start_with(components, shapes, seed)
+
+    def start_from(self, start: Start) -> None:
+        """What it has of A is not drawn, but taken from there."""
+        self.spec = replace(self.spec, start=start)
+        self._ask("start_from", start)
 
     def peak_memory_bytes(self) -> int:
         """Of one rank: the device's, or its process's resident set."""

@@ -1,10 +1,10 @@
 """SGLang as a kind of engine: what it cannot serve, its options, and one engine or a pool of several."""
 
+import logging
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zotune.engine.kind import EngineKind, EngineRequest, Settings
 from zotune.engine.sglang import options as sglang_options
@@ -12,6 +12,11 @@ from zotune.engine.sglang.live.arrival import SOCKET
 from zotune.engine.sglang.names import check
 from zotune.errors import InputError, NoLens
 from zotune.zo.protocol import Engine
+
+if TYPE_CHECKING:
+    from zotune.engine.sglang.engine import SglangEngine
+
+logger = logging.getLogger("zotune")
 
 
 class SglangKind(EngineKind):
@@ -54,7 +59,6 @@ class SglangKind(EngineKind):
 
     def open(self, request: EngineRequest) -> Engine:
         from zotune.adapter.spec import PromptSpec
-        from zotune.engine.pool import EnginePool
         from zotune.engine.sglang.engine import SglangEngine
 
         if request.loaded is not None:
@@ -71,13 +75,12 @@ class SglangKind(EngineKind):
         if "lens" in request.measured:
             _check_lens(request)
         server = os.environ.get(SOCKET)
-        if "eva" in request.measured and server is None:
-            from zotune.engine.torch.measured_start import start_alone
-
-            start = start_alone(replace(request, measured=frozenset({"eva"})))
-            request = replace(request, spec=replace(request.spec, start=start), start_from=())
         if server is not None:
-            return _on_server(request, server)
+            engine = SglangEngine(
+                request.model, request.config, request.spec, dtype=request.dtype, device=request.device,
+                num_probes=request.num_probes, trust_remote_code=request.trust_remote_code, server=server,
+            )  # fmt: skip
+            return _started([engine], request)
         options = dict(request.options)
         num_engines = options.pop("dp_size", 1)
         num_gpus, first_gpu = options.get("tp_size", 1), options.get("base_gpu_id", 0)
@@ -95,26 +98,26 @@ class SglangKind(EngineKind):
             for engine in engines:
                 engine.close()
             raise
-        return engines[0] if num_engines == 1 else EnginePool(engines)
+        return _started(engines, request)
 
 
-def _on_server(request: EngineRequest, server: str) -> Engine:
-    """The engine whose model is a server's."""
-    from zotune.engine.sglang.engine import SglangEngine
+def _started(engines: "list[SglangEngine]", request: EngineRequest) -> Engine:
+    """Them as one engine, whose A starts from the data where that is asked for."""
+    from zotune.engine.pool import EnginePool
+    from zotune.engine.torch.eva import STARTED
 
-    opened = partial(
-        SglangEngine, request.model, request.config, dtype=request.dtype, device=request.device,
-        trust_remote_code=request.trust_remote_code, server=server,
-    )  # fmt: skip
-    spec = request.spec
-    if "eva" in request.measured:
-        engine, ends = opened(spec), request.config.eos_token_id
-        try:
-            stop = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-            spec = replace(spec, start=engine.principal_components(request.start_from, request.seed, stop))
-        finally:
+    try:
+        if "eva" in request.measured:
+            began = time.perf_counter()
+            start = engines[0].principal_components(request.start_from, request.seed)
+            for engine in engines:
+                engine.start_from(start)
+            logger.info(STARTED, time.perf_counter() - began)
+    except BaseException:
+        for engine in engines:
             engine.close()
-    return opened(spec, num_probes=request.num_probes)
+        raise
+    return engines[0] if len(engines) == 1 else EnginePool(engines)
 
 
 def _check_lens(request: EngineRequest) -> None:

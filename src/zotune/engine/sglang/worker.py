@@ -5,12 +5,14 @@ Everywhere else each probe has a namespace of the tree of its own, which is flus
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from zotune.adapter.spec import LoraSpec
+from zotune.adapter.start import Start
 from zotune.engine.scores import empty_scores
 from zotune.engine.sglang import models, slots
 from zotune.engine.sglang.driver import Driver
@@ -154,6 +156,12 @@ class Worker:
             finally:
                 self.driver.before_pass = None
         return list(self.slots.modules)
+
+    def start_from(self, start: Start) -> None:
+        assert self.slots is not None
+        self.spec = self.slots.spec = replace(self.spec, start=start)
+        self._inputs = self._lens = None
+        self._written.clear()
 
     def inputs_of(self, name: str) -> np.ndarray:
         """Of the module of a matrix A, what was kept [tokens, inputs]."""

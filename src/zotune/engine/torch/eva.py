@@ -21,8 +21,9 @@ from zotune.engine.torch.layers import TrainedLayers
 from zotune.engine.torch.loading import context_length
 from zotune.engine.torch.lora import LoraLayers
 from zotune.engine.torch.plain import PlainEngine
-from zotune.zo.protocol import AT_THETA, Example, Sampling, Theta
+from zotune.zo.protocol import AT_THETA, Engine, Example, Sampling, Theta, TokenIds
 
+STARTED = "A starts from the principal components of each layer's inputs: %.1f s"  # what the log says
 NUM_EXAMPLES = 64
 BATCH_SIZE = 64
 MAX_TOKENS = 1024  # of each module, of all passes together
@@ -52,7 +53,8 @@ def principal_components(
     assert isinstance(spec, LoraSpec)
     theta = initial_theta(engine.tensor_shapes, seed)
     if not any(map(len, examples[0].candidates)):
-        examples = _answered(engine, theta, examples)
+        ends = engine.model.generation_config.eos_token_id
+        examples = answered(engine, theta, examples, context_length(engine.model.config), stop_tokens(ends))
     inputs = _Inputs(layers, tokens_a_pass=MAX_TOKENS // -(-len(examples) // batch_size))
     modules = layers.modules
     hooks = [module.register_forward_pre_hook(partial(inputs.observe, name)) for name, module in modules.items()]
@@ -87,15 +89,18 @@ def start_with(components: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[
     return Start.of(drawn)
 
 
-def _answered(engine: TorchEngine | PlainEngine, theta: Theta, prompts: Sequence[Example]) -> list[Example]:
-    """Prompts with what the model itself goes on with."""
-    model = engine.model
-    context = context_length(model.config) or MAX_TOKENS
-    room = context - max(len(prompt.prompt) + len(prompt.invocation) for prompt in prompts)
-    ends = model.generation_config.eos_token_id
-    stop = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+def answered(
+    engine: Engine, theta: Theta, prompts: Sequence[Example], context: int | None, stop: TokenIds
+) -> list[Example]:
+    """Prompts with what the model itself goes on with, up to a token of `stop`."""
+    room = (context or MAX_TOKENS) - max(len(prompt.prompt) + len(prompt.invocation) for prompt in prompts)
     (written,) = engine.generate(theta, [AT_THETA], prompts, Sampling(max(1, min(NUM_WRITTEN, room)), 0.0, 0, stop))
     return [replace(prompt, candidates=(text or stop[:1],)) for prompt, text in zip(prompts, written, strict=True)]
+
+
+def stop_tokens(eos_token_id: int | list[int] | None) -> TokenIds:
+    """As transformers has them in configurations."""
+    return tuple(eos_token_id) if isinstance(eos_token_id, list) else () if eos_token_id is None else (eos_token_id,)
 
 
 class _Inputs:

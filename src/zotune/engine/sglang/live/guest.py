@@ -28,7 +28,8 @@ from zotune.engine.sglang.worker import Worker
 from zotune.errors import InputError
 
 COMMANDS = (
-    "score", "watched", "lens_gradient", "watch_inputs", "inputs_of", "generate", "stats", "peak_memory_bytes",
+    "score", "watched", "lens_gradient", "watch_inputs", "inputs_of", "start_from", "generate", "stats",
+    "peak_memory_bytes",
 )  # fmt: skip
 logger = logging.getLogger("zotune")
 
