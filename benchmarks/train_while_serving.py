@@ -38,9 +38,9 @@ from page import put
 JOB: dict[str, Any] = {"num_steps": 100_000, "eval_steps": 1_000_000, "max_eval_samples": 16, "max_train_samples": 64}
 OPTIONS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend",
-    "none", "--disable-cuda-graph", "--mem-fraction-static", "0.3", "--sleep-on-idle", "--log-level", "warning",
-    "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "8", "--max-lora-rank", "8",
-    "--lora-target-modules", "all",
+    "none", "--disable-cuda-graph", "--mem-fraction-static", "0.8", "--max-total-tokens", "65536", "--sleep-on-idle",
+    "--log-level", "warning", "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "8",
+    "--max-lora-rank", "8", "--lora-target-modules", "all",
 )  # fmt: skip
 
 
