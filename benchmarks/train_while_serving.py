@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from zotune.data.demo import demo_path
+from zotune.engine.sglang.live.arrival import DEFAULT_SHARE
 from zotune.jobs.client import JobsClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a phase")
     parser.add_argument("--tokens", type=int, default=16, help="of an answer")
-    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=DEFAULT_SHARE)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
