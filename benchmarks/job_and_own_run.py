@@ -88,7 +88,8 @@ def main() -> None:
         f"{model.name} in {options.dtype}, {options.task}, {options.steps} steps of the default settings, 512 "
         f"training records; evaluated on 200 others. Losses of the steps are within {away:.1e} of each other. "
         f"Resident: the server's scheduler {before / 2**20:.0f} MiB before the job and at most "
-        f"{during / 2**20:.0f} MiB with it, the job's own process {own / 2**20:.0f} MiB. {date.today()}, a shared machine, load average at the end "
+        f"{during / 2**20:.0f} MiB with it, the job's own process {own / 2**20:.0f} MiB. "
+        f"{date.today()}, a shared machine, load average at the end "
         f"{os.getloadavg()[0]:.1f}.",
     ]
     text = "\n".join(rows)
