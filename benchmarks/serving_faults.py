@@ -4,7 +4,8 @@
 
 A process of the server, or all of them, gets SIGKILL at a random moment of the job, in turns; then the server is
 started again with the same folder. At the end the job's journal and adapter are compared with those of `zotune train
---engine sglang` which nobody disturbed.
+--engine sglang` which nobody disturbed. With `--minutes` it stops early, which is one more kill of all, and with
+`--resume` goes on.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from zotune.errors import InputError
 from zotune.jobs.client import JobsClient
 
 TARGETS = ("the scheduler", "the process that answers", "the job's own process", "all processes")
-STEPS = 120
-SETTINGS: dict[str, Any] = {**JOB, "num_steps": STEPS, "eval_steps": 20, "estimator": "spsa", "directions": 2,
+STEPS = 600
+SETTINGS: dict[str, Any] = {**JOB, "num_steps": STEPS, "eval_steps": 100, "estimator": "spsa", "directions": 2,
                             "init_lora_weights": "kaiming"}  # fmt: skip
 
 
@@ -71,45 +72,62 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/zotune-serving-faults"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; --resume goes on")
+    parser.add_argument("--resume", action="store_true", help="go on with what lies in --folder")
     parser.add_argument("--write", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True)
-    model, draw, kills = Path(demo_path("model")), random.Random(options.seed), Counter[str]()
-    alone = zotune.mezo_finetune(
-        model, task="demo", engine="sglang", dtype="float32", output_dir=options.folder / "alone", **SETTINGS
-    )
-    run = options.folder / "jobs" / "jobs" / "job" / "run"
-    begun = False
-    while True:
-        state = "running"
+    if not options.resume:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    model, end = Path(demo_path("model")), time.monotonic() + 60 * options.minutes
+    alone, run = options.folder / "alone", options.folder / "jobs" / "jobs" / "job" / "run"
+    if not (alone / "summary.json").is_file():
+        zotune.mezo_finetune(
+            model, task="demo", engine="sglang", dtype="float32", output_dir=alone, overwrite=True, **SETTINGS
+        )
+    done = options.folder / "killed.txt"
+    done.touch()
+    while time.monotonic() < end:
         with served(model, options.folder, 0.1, "float32") as server:
             client = JobsClient(server)
-            if not begun:
+            if not client.jobs():
                 client.submit(name="job", task="demo", **SETTINGS)
-                begun = True
-            left = options.kills - sum(kills.values())
-            goal = client.job("job")["step"] + draw.uniform(0, 1.6 * (STEPS - client.job("job")["step"]) / (left + 1))
-            while (state := client.job("job")["state"]) in ("queued", "running"):
-                if left and client.job("job")["step"] >= goal:
-                    break
-                time.sleep(0.1)
-            if state not in ("queued", "running"):
-                if state != "finished":
-                    raise SystemExit(f"the job is {state}: {client.job('job')['error']}")
-                break
-            time.sleep(draw.random())
-            target = TARGETS[sum(kills.values()) % len(TARGETS)]
-            if kill(target, options.folder):
-                kills[target] += 1
-                print(f"{target}, at step {len(journal(run)) if run.is_dir() else 0}", flush=True)
-            if target == "the job's own process":
-                time.sleep(3)
-                continue
-            end = time.monotonic() + 30
-            while time.monotonic() < end and answers(client):
-                time.sleep(0.2)
-    report(options, kills, run, alone.run_folder)
+            job = disturbed(client, options, run, done, end)
+            if job["state"] == "finished":
+                report(options, Counter(done.read_text().splitlines()), run, alone)
+                return
+            if job["state"] not in ("queued", "running"):
+                raise SystemExit(f"the job is {job['state']}: {job['error']}")
+    print(f"{len(done.read_text().splitlines())} kills so far; go on with --resume")
+
+
+def disturbed(client: JobsClient, options: argparse.Namespace, run: Path, done: Path, end: float) -> dict[str, Any]:
+    """Kill until the server is gone, the job has ended or the time is over; the job as it was seen last."""
+    while True:
+        number = len(done.read_text().splitlines())
+        draw, left, job = random.Random(f"{options.seed} {number}"), options.kills - number, client.job("job")
+        goal = job["step"] + draw.uniform(0, 1.6 * (STEPS - job["step"]) / (left + 1)) if left else STEPS
+        while job["step"] < goal or not left:
+            if job["state"] not in ("queued", "running") or time.monotonic() > end:
+                return job
+            time.sleep(0.1)
+            job = client.job("job")
+        time.sleep(0.3 * draw.random())
+        target = TARGETS[number % len(TARGETS)]
+        if kill(target, options.folder):
+            with done.open("a") as file:
+                file.write(target + "\n")
+            print(f"{target}, at step {len(journal(run)) if run.is_dir() else 0}", flush=True)
+        if target != "the job's own process":
+            wait_until_silent(client)
+            return job
+        time.sleep(3)
+
+
+def wait_until_silent(client: JobsClient, limit_s: float = 30) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end and answers(client):
+        time.sleep(0.2)
 
 
 def answers(client: JobsClient) -> bool:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from zotune.data.demo import demo_path
+from zotune.engine.sglang.live.arrival import DEFAULT_SHARE
 from zotune.jobs.client import JobsClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
@@ -38,9 +39,9 @@ from page import put
 JOB: dict[str, Any] = {"num_steps": 100_000, "eval_steps": 1_000_000, "max_eval_samples": 16, "max_train_samples": 64}
 OPTIONS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend",
-    "none", "--disable-cuda-graph", "--mem-fraction-static", "0.3", "--sleep-on-idle", "--log-level", "warning",
-    "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "8", "--max-lora-rank", "8",
-    "--lora-target-modules", "all",
+    "none", "--disable-cuda-graph", "--mem-fraction-static", "0.8", "--max-total-tokens", "65536", "--sleep-on-idle",
+    "--log-level", "warning", "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "8",
+    "--max-lora-rank", "8", "--lora-target-modules", "all",
 )  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a phase")
     parser.add_argument("--tokens", type=int, default=16, help="of an answer")
-    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=DEFAULT_SHARE)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", type=Path, help="page whose table is replaced")
     options = parser.parse_args()

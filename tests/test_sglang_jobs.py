@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.bad_job_requests import REQUESTS
 from tests.conftest import REVIEWS
 from tests.sglang_server import Server, serve
 from zotune import InputError, JobsClient, mezo_finetune
@@ -32,8 +33,8 @@ pytestmark = [
 KEY = "the operator's"
 TASK: dict[str, Any] = {"invocation": " It was", "labels": ["terrible", "great"]}
 FLAGS = (
-    "--max-total-tokens", "16384", "--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "6",
-    "--max-lora-rank", "8", "--lora-target-modules", "all",
+    "--mem-fraction-static", "0.8", "--max-total-tokens", "16384", "--enable-lora", "--lora-backend", "torch_native",
+    "--max-loras-per-batch", "6", "--max-lora-rank", "8", "--lora-target-modules", "all",
 )  # fmt: skip
 PROMPTS = [list(range(3 + index, 20 + index)) for index in range(24)]
 
@@ -243,42 +244,72 @@ def test_a_job_learns_from_records_that_come_in(jobs: JobServer) -> None:
     jobs.finished("online")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "named"),
-    [
-        ("POST", "", b"{", 400, "the body is not JSON"),
-        ("POST", "", b"[]", 400, "a job is an object"),
-        ("POST", "", b'{"name": "../x"}', 400, "name: "),
-        ("POST", "", b'{"model": "other"}', 400, "model is the server's"),
-        ("POST", "", b'{"train_data": "/etc/passwd"}', 400, "train_data: /etc/passwd is outside"),
-        ("POST", "", b'{"train_data": "../engine.sock"}', 400, "train_data: ../engine.sock is outside"),
-        ("POST", "", b'{"reward": "/tmp/x.py:f"}', 400, "is code"),
-        ("POST", "", b'{"num_steps": "x"}', 400, "num_steps"),
-        ("POST", "", b'{"nothing": 1}', 400, "nothing"),
-        ("POST", "", b'{"records": [], "task": "demo"}', 400, "records: expected"),
-        ("POST", "", b"[" * 100_000, 400, "the body is not JSON"),
-        ("POST", "", b" " * (65 * 2**20), 413, "the body is larger"),
-        ("GET", "/none", None, 404, "there is no job none"),
-        ("GET", "/none/metrics", None, 404, "there is no job none"),
-        ("GET", "/none/adapter", None, 404, "there is no job none"),
-        ("POST", "/none/cancel", b"{}", 404, "there is no job none"),
-        ("POST", "/none/records", b"{}", 404, "there is no job none"),
-        ("POST", "/online/records", b'{"records": [{"text": "x"}]}', 409, "is finished, and learns no more"),
-        ("POST", "/online/explode", b"{}", 404, "a job has no explode"),
-        ("POST", "/online/pause", b"{}", 409, "job online is finished"),
-        ("POST", "/beside/cancel", b"{}", 409, "job beside is cancelled"),
-        ("DELETE", "/online", None, 405, ""),
-    ],
-)
-def test_bad_requests_get_a_status_and_a_sentence_and_the_server_goes_on(
-    method: str, path: str, body: bytes | None, status: int, named: str, jobs: JobServer
-) -> None:
-    request = urllib.request.Request(f"{jobs.client.server}/zotune/jobs{path}", body, method=method)
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=60)
-    assert caught.value.code == status
-    assert named in caught.value.read().decode()
-    assert len(jobs.server.generate(PROMPTS[:1], num_tokens=2)) == 1
+def test_a_job_learns_from_what_users_said_of_answers(jobs: JobServer, opt_dir: Path, tmp_path: Path) -> None:
+    seed = [{"prompt": row["text"], "completion": " It was that.", "reward": 1.0} for row in REVIEWS[:8]]
+    said = [{**row, "reward": reward} for row, reward in zip(seed, (1.0, -0.5, 0.0, 2), strict=False)]
+    stream = tmp_path / "stream.jsonl"
+    stream.write_text("".join(json.dumps(row) + "\n" for row in said))
+    settings: dict[str, Any] = {"num_steps": 1, "batch_size": 4, "fields": ["weight=reward"], "estimator": "lens",
+                                "init_lora_weights": "kaiming"}  # fmt: skip
+    jobs.client.submit(name="thumbs", records=seed, stream=True, **settings)
+    jobs.client.add_records("thumbs", [{**seed[0], "reward": "good"}, *said])  # one is left out
+    alone = mezo_finetune(
+        opt_dir, seed, engine="torch", dtype="float32", stream_data=stream, output_dir=tmp_path / "run", **settings
+    )
+    jobs.finished("thumbs")
+    (ours,), (theirs,) = jobs.journal("thumbs"), journal(alone.run_folder)
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    assert "field 'reward' should be a number" in (jobs.folder / "jobs" / "thumbs" / "log.txt").read_text()
+
+
+@pytest.fixture
+def several(jobs: JobServer) -> Iterator[JobServer]:
+    """With the jobs that `tests.bad_job_requests` speaks of."""
+    settings: dict[str, Any] = {"num_steps": 1, "estimator": "spsa", "directions": 1, "init_lora_weights": "kaiming"}
+    for name, more in (("done", {"stream": True, "batch_size": 2}), ("open", {"stream": True, "batch_size": 2}),
+                       ("gone", {}), ("rest", {}), ("next", {})):  # fmt: skip
+        jobs.client.submit(name=name, records=REVIEWS, **{**settings, **TASK, **more})
+    jobs.client.add_records("done", REVIEWS[:2])
+    jobs.client.cancel("gone")
+    jobs.client.pause("rest")
+    jobs.finished("done")
+    wait(lambda: jobs.client.job("open")["state"] == "running")
+    yield jobs
+    for name in ("open", "rest", "next"):
+        if jobs.client.job(name)["state"] != "finished":
+            jobs.client.cancel(name)
+
+
+def refused(url: str, method: str, body: Any, key: str | None = None) -> tuple[int, str]:
+    """The status of an answer, and what it says."""
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, {"Authorization": key} if key else {}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        found = json.loads(text)
+        message = found["error"]["message"] if isinstance(found.get("error"), dict) else str(next(iter(found.values())))
+        return error.code, message
+
+
+def test_bad_requests_get_a_status_and_a_sentence_and_the_server_goes_on(several: JobServer) -> None:
+    assert len({repr(request)[:9000] for request in REQUESTS}) == len(REQUESTS) > 100
+    before, known = several.server.generate(PROMPTS[:1], num_tokens=4), {job["name"] for job in several.client.jobs()}
+    for method, path, body, status, named in REQUESTS:
+        request = f"{method} {path} {str(body)[:80]}"
+        code, said = refused(f"{several.client.server}/zotune/jobs{path}", method, body)
+        assert code == status, (request, said)
+        assert named in said, request
+        assert said, request
+        assert "\n" not in said, request
+        after = several.server.generate(PROMPTS[:1], num_tokens=4)
+        assert after[0]["output_ids"] == before[0]["output_ids"], request
+    assert {job["name"] for job in several.client.jobs()} == known, "none of them began a job"
+    assert several.client.job("open")["step"] == 0
+    several.client.add_records("open", REVIEWS[:2])
+    several.finished("open")
 
 
 def test_a_job_that_this_server_cannot_train_fails_alone_with_its_reason(jobs: JobServer) -> None:
@@ -297,8 +328,9 @@ def test_a_job_goes_on_by_itself_when_its_server_was_killed_and_starts_again(opt
     alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "alone", **settings)
     folder, flags = tmp_path / "jobs", ("--api-key", KEY)
     with jobs_on(opt_dir, folder, *flags) as server:
-        with pytest.raises(InputError, match="wants another key"):
-            server.client.jobs()
+        for key in (None, "Bearer wrong", "Bearer ", f"Basic {KEY}", KEY, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}"):
+            for method, path in (("GET", ""), ("POST", ""), ("POST", "/job/cancel"), ("GET", "/job/adapter")):
+                assert refused(f"{server.client.server}/zotune/jobs{path}", method, b"{}", key)[0] == 401, key
         server.client.api_key = "wrong"
         with pytest.raises(InputError, match="wants another key"):
             server.client.jobs()

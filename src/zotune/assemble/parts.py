@@ -22,7 +22,7 @@ from zotune.config.settings import Config
 from zotune.config.tables import settings_for
 from zotune.data.digest import columns_digest, examples_digest
 from zotune.data.templates import Encoder
-from zotune.data.texts import TextExample
+from zotune.data.texts import WEIGHT, TextExample
 from zotune.engine.kind import Measured
 from zotune.engine.torch.model_kind import head_modules
 from zotune.engine.torch.targets import check_targets
@@ -53,7 +53,7 @@ class Parts:
         """What a journal knows the examples by."""
         both = {"training": self.train, "evaluation": self.evaluation}
         found = {name: examples_digest(examples, version) for name, examples in both.items()}
-        if self.run.config.judges_texts:
+        if self.run.config.judges_texts or WEIGHT in self.run.config.field_names:
             found |= {f"records of {name}": columns_digest(examples) for name, examples in both.items()}
         return found
 

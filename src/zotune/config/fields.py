@@ -229,7 +229,9 @@ class Fields:
     --data-seed, and not trained on."""
 
     fields: tuple[str, ...] = ()
-    """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars."""
+    """What the data calls its fields, where it does not use the task's names: e.g. text=body label=stars. And
+    weight=NAME: a number by which the loss of each record is multiplied, such as a reward; a negative one pushes
+    away."""
 
     template: str | None = None
     """The prompt, with the data's fields in braces, e.g. "{text}", and with {mask} where a masked model's label word

@@ -24,12 +24,13 @@ from zotune.config.settings import Config
 from zotune.config.tables import METHOD_TABLES
 from zotune.data.task_choice import check_has_labels
 from zotune.data.tasks import Task
+from zotune.data.texts import WEIGHT
 from zotune.errors import InputError
 from zotune.rewards.functions import full_name
 from zotune.run.own_metrics import ComputeMetrics, OwnMetrics, check_metrics
 from zotune.zo.estimators import ESTIMATORS, Estimator
 from zotune.zo.noise import Noise
-from zotune.zo.objectives import OBJECTIVES, Objective, RewardObjective
+from zotune.zo.objectives import OBJECTIVES, Objective, RewardObjective, ScoredObjective
 from zotune.zo.protocol import Sampling
 from zotune.zo.schedules import Schedule, make_schedule
 
@@ -272,7 +273,9 @@ def make_objective(config: Config, task: Task) -> Objective:
     Raises:
         InputError: it does not go with the task or the estimator.
     """
-    name = objective_name(config, task)
+    name, weight = objective_name(config, task), config.field_names.get(WEIGHT)
+    if weight and not isinstance(OBJECTIVES[name], ScoredObjective):
+        raise InputError(f"--fields weight={weight}: --objective {name} has no loss of a record that could be weighted")
     if name == "reward":
         return _reward_objective(config, task)
     objective = OBJECTIVES[name]
@@ -287,7 +290,7 @@ def make_objective(config: Config, task: Task) -> Objective:
         raise InputError(f"--objective {name} needs {needs}; task {task.name} uses {task.objective}")
     if config.estimator in ("lens", "backprop") and not objective.has_gradient:
         raise InputError(f"--estimator {config.estimator}: --objective {name} has no gradient; take another estimator")
-    return objective
+    return replace(objective, weight_field=weight) if isinstance(objective, ScoredObjective) else objective
 
 
 def make_metrics(config: Config, task: Task, compute: ComputeMetrics | None = None) -> OwnMetrics:

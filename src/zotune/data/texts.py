@@ -1,8 +1,10 @@
 """Records in the words of their task: a prompt, and the id of a label or a completion. No tokens yet.
 
-A field of the task is looked for by the name that the user gives, else its own, else those that data sets use.
+A field of the task is looked for by the name that the user gives, else its own, else those that data sets use. Besides,
+any record may have a weight, where the user gives the name of that.
 """
 
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,9 @@ from zotune.data.records import Record
 from zotune.data.tasks import ALIASES, MASK, Task
 from zotune.errors import InputError
 from zotune.values import is_torn
+
+WEIGHT = "weight"
+"""What --fields calls the field with the number that the loss of a record is multiplied by; it has no other name."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def to_texts(
         InputError: a field is missing, empty or of the wrong type, or a label is not among the task's.
     """
     roles = (*task.fields, *task.choice_fields, *(("label", task.label_field) if task.classifies else ()))
+    roles += (WEIGHT,) if task.rows is None else ()  # else a record becomes others, without it
     for role in names:
         if role not in roles:
             raise InputError(
@@ -84,6 +90,9 @@ def to_texts(
             )
     if task.rows is not None:  # whose records have the task's own names
         names = {}
+    if WEIGHT in names and need_labels:
+        for record in records:
+            _check_weight(record, names)
     if task.is_chat:
         return [text for record in records for text in _to_chats(record, task, names, need_labels)]
     return [_to_text(record, task, names, need_labels) for record in records]
@@ -96,6 +105,15 @@ def labels_of(records: Sequence[Record], task: Task, names: Mapping[str, str]) -
         InputError: a record has no label, or one that is not among the task's.
     """
     return [_label(record, task, {} if task.rows is not None else names) for record in records]
+
+
+def _check_weight(record: Record, names: Mapping[str, str]) -> None:
+    field = _find(record, WEIGHT, names)
+    value = record.fields[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(
+            f"{record.where}: field {field!r} should be a number, the weight of the record, got {reprlib.repr(value)}"
+        )
 
 
 def _to_text(record: Record, task: Task, names: Mapping[str, str], need_labels: bool) -> TextExample:
@@ -172,7 +190,7 @@ def used_fields(record: Record, task: Task, names: Mapping[str, str]) -> set[str
     if task.rows is not None:
         names = {}
     roles = (*task.fields, *task.choice_fields, *([task.answers_field] if task.answers_field else ()))
-    found = {find_field(record, role, names) for role in roles}
+    found = {find_field(record, role, names) for role in roles} | {names.get(WEIGHT)}
     if task.is_chat:
         found = {find_field(record, role, names) for role in ("messages", *task.choice_fields)}
         found |= {_completion_field(record, names), "tools", "chat_template_kwargs"}

@@ -58,8 +58,8 @@ def read_request(body: Any, model: str, dtype: str, allowed: Path, default_name:
         raise InputError(f"stream: expected true or false, got {stream!r}")
     if own := [key for key in SERVER_OWN if key in settings]:
         raise InputError(f"{own[0]} is the server's to say; leave it out")
-    rewards = settings.get("reward") or ()
-    if code := [text for text in ([rewards] if isinstance(rewards, str) else rewards) if ":" in str(text)]:
+    rewards = settings.get("reward")
+    if code := [text for text in (rewards if isinstance(rewards, list) else [rewards]) if ":" in str(text)]:
         raise InputError(f"reward: {code[0]!r} is code, which no job brings; use a built-in reward by its name")
     records = {}
     for key, target in RECORDS.items():

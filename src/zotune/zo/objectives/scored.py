@@ -1,9 +1,14 @@
 """Losses of the candidates' log-probabilities (MeZO, arXiv 2305.17333, and its released code), with their derivatives
 beside them; and the accuracy, which has none.
+
+A loss may be multiplied by a number of its record. Where that is a reward, or an advantage, the step is a policy
+gradient's (REINFORCE) for answers that are given: -reward * log p(answer | prompt).
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,31 +16,45 @@ from zotune.zo.objectives.base import Losses, Objective
 from zotune.zo.protocol import Engine, Example, GradientOfScores, Probe, Scores, Theta
 
 
+@dataclass(frozen=True)
 class ScoredObjective(Objective):
-    """A loss of the candidates' log-probabilities."""
+    """A loss of the candidates' log-probabilities.
 
-    has_gradient = True
-    normalized = True  # whether it needs log-probabilities, and not only their differences between candidates
+    Args:
+        weight_field: of records, by whose number each loss is multiplied; None: all count the same.
+    """
+
+    weight_field: str | None = None
+
+    has_gradient: ClassVar[bool] = True
+    normalized: ClassVar[bool] = True  # whether it needs log-probabilities, and not only differences between candidates
 
     def __call__(self, engine: Engine, theta: Theta, probes: Sequence[Probe], batch: Sequence[Example]) -> Losses:
-        scores = engine.score(theta, probes, batch, self.normalized)
+        scores, weights = engine.score(theta, probes, batch, self.normalized), self.weights(batch)
         return Losses(
-            self.losses(scores, batch),
-            None if scores.tangents is None else self.derivatives(scores, batch),
+            weights * self.losses(scores, batch),
+            None if scores.tangents is None else weights * self.derivatives(scores, batch),
             candidate_logits(scores).argmax(axis=-1).tolist(),
         )
 
     def gradient(
         self, gradient_of_scores: GradientOfScores, theta: Theta, batch: Sequence[Example]
     ) -> tuple[float, Theta]:
+        weights = self.weights(batch)
         scores, gradient = gradient_of_scores(
-            theta, batch, lambda scores: self.cotangents(scores, batch), self.normalized
+            theta, batch, lambda scores: weights[:, None] * self.cotangents(scores, batch), self.normalized
         )
-        return float(self.losses(scores, batch).mean()), gradient
+        return float((weights * self.losses(scores, batch)).mean()), gradient
+
+    def weights(self, batch: Sequence[Example]) -> np.ndarray:
+        """Float64 [example]."""
+        if self.weight_field is None:
+            return np.ones(len(batch))
+        return np.array([example.columns[self.weight_field] for example in batch], dtype=np.float64)
 
     @abstractmethod
     def losses(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:
-        """Float64 [probe, example]."""
+        """Float64 [probe, example], before they are weighted."""
 
     @abstractmethod
     def derivatives(self, scores: Scores, batch: Sequence[Example]) -> np.ndarray:

@@ -9,7 +9,7 @@ from zotune.adapter.spec import LoraSpec
 
 SOCKET, SHARE, SLOTS = "ZOTUNE_SERVER", "ZOTUNE_SHARE", "ZOTUNE_SLOTS"
 """Environment variables: the socket, training's share of the time with users, and how many LoRA slots it may take."""
-DEFAULT_SHARE = 0.1
+DEFAULT_SHARE = 0.07
 
 
 def usage_file(socket: Path) -> Path:
