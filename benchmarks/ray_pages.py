@@ -4,8 +4,12 @@ import json
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "runs"))
+from page import put
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES, PAGE = DOCS / "ray.jsonl", DOCS / "ray.md"
@@ -24,16 +28,11 @@ def publish(name: str, header: list[str], rows: list[list[str]], note: str = "")
     )
     kept[name] = {"name": name, "header": header, "rows": rows, "note": note, "machine": machine()}
     FIGURES.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    for line in kept.values():
-        text = _filled(text, line)
-    PAGE.write_text(text, encoding="utf-8")
+    put(PAGE, name, _text(kept[name]))
     print("\n".join(" | ".join(row) for row in [header, *rows]), note, sep="\n", flush=True)
 
 
-def _filled(text: str, line: dict[str, Any]) -> str:
+def _text(line: dict[str, Any]) -> str:
     lines = [line["header"], ["---"] * len(line["header"]), *line["rows"]]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    content = f"{table}\n\n{line['note']} ({line['machine']})"
-    place = re.compile(rf"(<!-- {line['name']} -->\n).*?(<!-- /{line['name']} -->)", re.DOTALL)
-    return place.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
+    return f"\n{table}\n\n{line['note']} ({line['machine']})\n\n"

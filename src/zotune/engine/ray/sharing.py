@@ -17,7 +17,7 @@ from zotune.engine.ray.crew import ORDERS_AHEAD, Asked, Crew, Member
 from zotune.engine.ray.cut import Piece
 from zotune.engine.ray.joining import PATIENCE_S, Joining
 from zotune.engine.ray.messages import Answer, Call, Following, Method, Order, Part
-from zotune.engine.ray.queue import LATE, LEAST_LATE_S, Handed, PieceLost, WorkQueue
+from zotune.engine.ray.queue import LATE, LEAST_LATE_S, Handed, Paces, PieceLost, WorkQueue
 from zotune.engine.ray.report import Traffic
 from zotune.engine.ray.thetas import Thetas
 from zotune.errors import TrainingError
@@ -146,10 +146,13 @@ class Sharing:
                 member.seat.late += 1
                 logger.info("%s is late: others are given its work", member.name)
         ready = [member for member in self._crew.at_work if not member.is_late]
-        paces = {member: member.paces.get(task.call.method) for member in ready}
+        paces = Paces({member: member.paces.get(task.call.method) for member in ready})
         for ahead in range(ORDERS_AHEAD):  # everybody has something before anybody has more
             for member in ready:
-                if member.num_orders == ahead and (handed := task.queue.take(member, paces, now)) is not None:
+                if member.num_orders == ahead:
+                    handed = task.queue.take(member, paces, now)
+                    if handed is None:
+                        return
                     self._order(member, handed, task)
 
     def _order(self, member: Member, handed: Handed, task: Task) -> None:

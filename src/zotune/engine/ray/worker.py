@@ -39,6 +39,7 @@ class Worker:
         self.state: tuple[int, Any] | None = None
         self.examples: OrderedDict[int, Example] = OrderedDict()
         self.last_call = -1
+        self.probes: list[Probe] = []  # of that call
 
     def open(self, opening: Opening) -> About:
         """Read the weights and open the engine.
@@ -106,14 +107,11 @@ class Worker:
         if lacking is not None:
             return lacking
         theta = self.thetas[call.theta]
-        probes = [
-            probe if base is None else replace(probe, base=self.thetas[base])
-            for probe, base in zip(call.probes, call.bases, strict=True)
-        ]
-        self._draw_ahead(call, theta)
+        if call.number != self.last_call:
+            self._begin(call, theta)
         inside = self.engine.in_float32() if call.in_float32 else None
         with inside or nullcontext():
-            results = {part.number: self._result(call, part, theta, probes) for part in order.parts}
+            results = {part.number: self._result(call, part, theta, self.probes) for part in order.parts}
         self._forget()
         counted = asdict(self.engine.stats)
         return Answer(
@@ -168,12 +166,17 @@ class Worker:
         while len(self.examples) > MAX_EXAMPLES:
             self.examples.popitem(last=False)
 
-    def _draw_ahead(self, call: Call, theta: Theta) -> None:
-        """Draw the directions of a step once, for its probes and for the move that will be made of them."""
-        seeds = list(dict.fromkeys(probe.seed for probe in call.probes if probe.distance or probe.derivative))
-        if seeds and call.number != self.last_call:
-            AHEAD.start(call.probes[-1].noise, seeds, theta)
+    def _begin(self, call: Call, theta: Theta) -> None:
+        """The probes of a call are the same objects in all its orders, so that an engine may keep them in place. Their
+        directions are drawn once, for the probes and for the move that will be made of them."""
         self.last_call = call.number
+        self.probes = [
+            probe if base is None else replace(probe, base=self.thetas[base])
+            for probe, base in zip(call.probes, call.bases, strict=True)
+        ]
+        seeds = list(dict.fromkeys(probe.seed for probe in call.probes if probe.distance or probe.derivative))
+        if seeds:
+            AHEAD.start(call.probes[-1].noise, seeds, theta)
         for number in call.digests:
             self.thetas.move_to_end(number)
 
