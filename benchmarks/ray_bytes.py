@@ -6,7 +6,6 @@ Two workers with an engine of constant scores; two-sided probes, SGD. The table 
 """
 
 import os
-import time
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -37,7 +36,7 @@ def main() -> None:
     rows = []
     header = [
         "numbers of the adapter", "probes", "sent a step", "received a step", "tensors a step", "tensors at the start",
-        "late", "seconds a step",
+        "late",
     ]  # fmt: skip
     note = f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
     for num_numbers in (300_000, 30_000_000):
@@ -47,10 +46,7 @@ def main() -> None:
             theta: Theta = initial_theta(engine.tensor_shapes, 0)
             state = optimizer.init(theta)
             counts = []
-            began = 0.0
             for step in range(STEPS + 2):
-                if step == 2:
-                    began = time.perf_counter()
                 traffic = engine.traffic
                 before = traffic.sent, traffic.received, traffic.wholes
                 seeds = [1000 * step + number for number in range(num_probes // 2)]
@@ -63,12 +59,11 @@ def main() -> None:
                     ]
                 )
             sent, received, wholes = (sum(count) / STEPS for count in zip(*counts[2:], strict=True))
-            step_s = (time.perf_counter() - began) / STEPS
             late = sum(seat.late for seat in engine.seats)
             rows.append([
                 f"{sum(value.size for value in theta.values()):,}", str(num_probes), f"{sent / 1e3:.1f} kB",
                 f"{received / 1e3:.1f} kB", f"{wholes:,.0f}", f"{counts[0][2] / 1e6:.1f} MB",
-                str(late), f"{step_s:.1f}",
+                str(late),
             ])  # fmt: skip
             publish("bytes", header, rows, note)
             engine.close()
