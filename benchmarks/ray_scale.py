@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray_constant import BATCH, constant_engine
-from ray_pages import publish
+from ray_pages import kept_rows, publish
 
 from zotune.adapter.forms import initial_theta
 from zotune.engine.ray.crew import ORDERS_AHEAD
@@ -93,7 +93,7 @@ def main() -> None:
         "what bounds it",
     ]  # fmt: skip
     note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}, four pieces a worker where there are as many pairs."
-    rows = []
+    rows = {(row[0], row[1]): row for row in kept_rows("scale", header)}
     for workers in options.workers:
         pieces = min(4 * workers, NUM_PROBES * len(BATCH))
         largest = max(piece.size for piece in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
@@ -109,11 +109,12 @@ def main() -> None:
                 "the driver's messages": num_orders * per_order_s,
                 "pieces too large": 3 * largest * seconds,
             }
-            rows.append([
+            rows[f"{work_s:,.0f} s", f"{workers:,}"] = [
                 f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1e3 * per_order_s:.2f} ms", f"{1 / step_s:.3g}",
                 real, f"{work_s / workers / step_s:.0%}", max(bounds, key=bounds.__getitem__),
-            ])  # fmt: skip
-            publish("scale", header, rows, note)
+            ]  # fmt: skip
+            in_order = sorted(rows.values(), key=lambda row: int(row[1].replace(",", "")))
+            publish("scale", header, in_order, note)
     ray.shutdown()
 
 

@@ -163,6 +163,7 @@ def main() -> None:
     rows = [
         ["steps/s of 2 workers over 1 worker", ratio("1", "2")],
         ["steps/s of two runs of 1 worker at once, together, over 1 worker: what the machine has", ratio("1", "both")],
+        ["time of 2 workers over that of two runs at once, for as many steps", ratio("2", "both")],
         ["time of 1 worker over the engine alone, in the same pieces", ratio("1", "pieces")],
         ["time of 1 worker over the engine alone, in one piece", ratio("1", "whole")],
         ["time of the engine alone in 8 pieces over one piece", ratio("pieces", "whole")],

@@ -163,15 +163,12 @@ def worker() -> Worker:
 
 
 def order_of(thetas, theta, probes, wholes=(), examples=True, method="score", **more) -> Order:
-    main = thetas.number(theta)
-    call = Call(
-        next(CALLS), method, main.number, {main.number: main.digest}, tuple(probes), (None,) * len(probes), **more
-    )
+    main, number = thetas.number(theta), next(CALLS)
+    bases = (None,) * len(probes)
+    call = Call(number, method, main.number, {main.number: main.digest}, tuple(probes), bases, **more)
     numbers = tuple(range(len(BATCH)))
-    seeds = numbers if method == "generate" else None
-    return Order(
-        call, (Part(0, range(len(probes)), numbers, seeds),), dict(enumerate(BATCH)) if examples else {}, wholes
-    )
+    parts = (Part(0, range(len(probes)), numbers, numbers if method == "generate" else None),)
+    return Order(number, pickle.dumps(call), parts, dict(enumerate(BATCH)) if examples else {}, wholes)
 
 
 def test_a_worker_says_what_it_lacks_and_computes_nothing(worker):

@@ -31,9 +31,10 @@ LONGEST_WAIT_S = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A call that is being shared out: its parts, its examples by their numbers, and the queue of the parts."""
+    """A call that is shared out, also packed: its parts, its examples by their numbers, and the queue of the parts."""
 
     call: Call
+    packed: bytes
     parts: Sequence[Part]
     examples: Mapping[int, Example]
     queue: WorkQueue
@@ -104,7 +105,7 @@ class Sharing:
         )  # fmt: skip
         self._num_calls += 1
         queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts], self._least_late_s)
-        self._run(Task(call, parts, dict(zip(numbers, batch, strict=True)), queue))
+        self._run(Task(call, pickle.dumps(call), parts, dict(zip(numbers, batch, strict=True)), queue))
         self.num_orders_of_last_call = queue.num_handed
         return [queue.results[number] for number in range(len(parts))]
 
@@ -159,7 +160,8 @@ class Sharing:
         parts = tuple(task.parts[number] for number in handed.numbers)
         unseen = {number for part in parts for number in part.examples} - member.examples
         lacking = [number for number in task.call.digests if number not in member.thetas]
-        order = Order(task.call, parts, {number: task.examples[number] for number in sorted(unseen)}, tuple(lacking))
+        examples = {number: task.examples[number] for number in sorted(unseen)}
+        order = Order(task.call.number, task.packed, parts, examples, tuple(lacking))
         wholes = [self._stored(number) for number in lacking]
         self._crew.ask(member, "work", order, *wholes, handed=handed, task=task)
         member.examples |= unseen
