@@ -2,9 +2,11 @@
 
     python benchmarks/ray_bytes.py
 
-Two workers with an engine of constant scores; two-sided probes, SGD. The table goes into docs/ray.md.
+Two workers with an engine of constant scores; two-sided probes, SGD. The table goes into docs/ray.md; rows that are not
+asked for stay there.
 """
 
+import argparse
 import os
 
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -12,7 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray_constant import BATCH, constant_engine
-from ray_pages import publish
+from ray_pages import kept_rows, publish
 
 from zotune.adapter.forms import initial_theta
 from zotune.zo.estimators import ESTIMATORS
@@ -25,6 +27,10 @@ STEPS = 3
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--numbers", type=int, nargs="*", default=[300_000, 30_000_000])
+    parser.add_argument("--probes", type=int, nargs="*", default=[2, 16, 64])
+    options = parser.parse_args()
     ray.init(
         address="local",
         num_cpus=2,
@@ -33,13 +39,14 @@ def main() -> None:
         object_store_memory=10**9,
         logging_level="ERROR",
     )
-    rows = []
     header = [
         "numbers of the adapter", "probes", "sent a step", "received a step", "tensors a step", "tensors at the start",
+        "late",
     ]  # fmt: skip
     note = f"Two workers, a batch of {len(BATCH)}, 8 pieces, mean of {STEPS} steps; as pickled."
-    for num_numbers in (300_000, 3_000_000):
-        for num_probes in (2, 64):
+    rows = {(row[0], int(row[1])): row for row in kept_rows("bytes", header)}
+    for num_numbers in options.numbers:
+        for num_probes in options.probes:
             engine = constant_engine(num_numbers, 0.0, num_workers=2, pieces=8, num_stages=2)
             estimator, optimizer = ESTIMATORS["spsa"](1e-2), OPTIMIZERS["sgd"]()
             theta: Theta = initial_theta(engine.tensor_shapes, 0)
@@ -58,11 +65,15 @@ def main() -> None:
                     ]
                 )
             sent, received, wholes = (sum(count) / STEPS for count in zip(*counts[2:], strict=True))
-            rows.append([
-                f"{sum(value.size for value in theta.values()):,}", str(num_probes), f"{sent / 1e3:.1f} kB",
+            late = sum(seat.late for seat in engine.seats)
+            size = f"{sum(value.size for value in theta.values()):,}"
+            rows[size, num_probes] = [
+                size, str(num_probes), f"{sent / 1e3:.1f} kB",
                 f"{received / 1e3:.1f} kB", f"{wholes:,.0f}", f"{counts[0][2] / 1e6:.1f} MB",
-            ])  # fmt: skip
-            publish("bytes", header, rows, note)
+                str(late),
+            ]  # fmt: skip
+            in_order = sorted(rows.values(), key=lambda row: (len(row[0]), int(row[1])))
+            publish("bytes", header, in_order, note)
             engine.close()
     ray.shutdown()
 

@@ -15,6 +15,7 @@ import zotune.engine.ray.engine as ray_engine
 from zotune.adapter.spec import LoraSpec
 from zotune.engine.kind import EngineKind, EngineRequest
 from zotune.engine.ray.crew import Crew, Member, Seat
+from zotune.engine.ray.messages import Call
 from zotune.engine.ray.options import RayOptions
 from zotune.engine.ray.worker import Worker
 from zotune.engine.scores import empty_scores
@@ -69,7 +70,10 @@ class ConstantKind(EngineKind):
 
 
 class ConstantWorker(Worker):
-    """A worker that reads no configuration of a model."""
+    """A worker that reads no configuration of a model, and draws no directions for scores that do not need them."""
+
+    def _begin(self, call: Call, theta: Theta) -> None:
+        self.probes = list(call.probes)
 
     def open(self, opening: Any) -> Any:
         import zotune.engine.torch.loading as loading
@@ -134,6 +138,8 @@ def constant_engine(
     ray_engine.Crew = PlayedCrew  # type: ignore[misc]
     spec = LoraSpec(4, 8.0, ("q_proj",), (5, 6) if scope == "activated" else None)
     request = EngineRequest("none", None, spec, "float32", "cpu")  # type: ignore[arg-type]
-    return ray_engine.RayEngine(
-        request, RayOptions(num_workers=num_workers, pieces=pieces), ConstantKind(num_numbers, seconds)
-    )
+    options = RayOptions(num_workers=num_workers, pieces=pieces)
+    engine = ray_engine.RayEngine(request, options, ConstantKind(num_numbers, seconds))
+    if num_workers > num_stages:  # those of a process wait for each other, and are not late for that
+        engine.sharing._least_late_s = 3600.0
+    return engine

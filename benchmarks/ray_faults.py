@@ -1,25 +1,28 @@
 """What happens to a run's journal when workers, machines and the driver are lost: it must be as if nothing was.
 
-    python benchmarks/ray_faults.py --kills 50
+    python benchmarks/ray_faults.py --kills 50 --folder faults
 
 A cluster of three nodes on this machine, two workers, the demo's model. Every row is compared to the bit with a run
-that nobody disturbed; the table goes into docs/ray.md.
+that nobody disturbed; the table goes into docs/ray.md. What is in the folder already is not done again, so that it can
+be done in turns of `--seconds`.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -62,20 +65,29 @@ class Watched(Callback):
 class Faults:
     """A cluster, and runs on it that are disturbed from a thread."""
 
-    def __init__(self, options: argparse.Namespace, root: Path) -> None:
-        self.options, self.root, self.draw = options, root, random.Random(options.seed)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.root, self.draw = options, options.folder, random.Random()
+        self.began = time.monotonic()
+        self.root.mkdir(exist_ok=True)
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
-        self.nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
-        self.address = self.cluster.address
-        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
-        self.rows: list[list[str]] = []
-        self.num_kills = 0
+        self.nodes = [self._add_node() for _ in range(2)]
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+
+    def _add_node(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=10**8)
+
+    def is_due(self, name: str) -> bool:
+        """Whether a run is still to be made, and there is time for it."""
+        return not (self.root / f"{name}.json").is_file() and time.monotonic() - self.began < self.options.seconds
 
     def run(
         self, name: str, disturb: Callable[[Watched, threading.Event], str] | None = None, workers: int = 2
-    ) -> Path:
+    ) -> None:
+        if not self.is_due(name):
+            return
         folder, watched, over = self.root / name, Watched(), threading.Event()
-        said = [""]
+        shutil.rmtree(folder, ignore_errors=True)
+        said = ["undisturbed"]
 
         def disturbing() -> None:
             while watched.step < 2 and not over.is_set():
@@ -95,22 +107,17 @@ class Faults:
         over.set()
         if disturb:
             thread.join()
-        self.note(name, folder, said[0], watched.engine, took)
-        return folder
+        self.note(name, said[0], watched.engine.seats, took)
 
-    def note(self, name: str, folder: Path, what: str, engine: Any, took: float) -> None:
-        entries = read_journal(folder / "journal.jsonl")[1]
-        if name == "reference":
-            self.reference = entries
-        same = entries == self.reference
-        seats = engine.seats if engine else []
-        lost = sum(seat.lost for seat in seats)
-        self.rows.append([
-            what or "undisturbed", str(len(entries)), str(lost) if engine else "all",
-            str(sum(seat.late for seat in seats)), "the same" if same else "ANOTHER", f"{took:.0f} s",
-        ])  # fmt: skip
-        header = ["what was done to a run", "steps", "workers lost", "late", "its journal", "took"]
-        publish("faults", header, self.rows, "Two workers where nothing else is said.")
+    def note(self, name: str, what: str, seats: Any, took: float) -> None:
+        entries = _entries(self.root / name)
+        same = entries == _entries(self.root / "reference")
+        row = [
+            what, str(len(entries)), str(sum(seat.lost for seat in seats)) if seats else "all",
+            str(sum(seat.late for seat in seats)) if seats else "-", "the same" if same else "ANOTHER", f"{took:.0f} s",
+        ]  # fmt: skip
+        (self.root / f"{name}.json").write_text(json.dumps(row), encoding="utf-8")
+        print(name, *row, sep=" | ", flush=True)
 
     def kill(self, most: int) -> Callable[[Watched, threading.Event], str]:
         def disturb(watched: Watched, over: threading.Event) -> str:
@@ -122,7 +129,6 @@ class Faults:
                         done += 1
                     except ProcessLookupError:
                         continue
-            self.num_kills += done
             return f"{done} workers killed (-9), at random moments"
 
         return disturb
@@ -137,21 +143,34 @@ class Faults:
         return f"a worker stopped (SIGSTOP) for 30 s, in which {steps} steps were made"
 
     def remove(self, watched: Watched, over: threading.Event) -> str:
-        self.cluster.remove_node(self.nodes.pop(0))
+        while (node := self._node_of(watched.pids())) is None:
+            if over.wait(0.5):
+                return "no node removed: none but the first held a worker"
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+        removed_at = watched.step
         over.wait(20)
-        watched.to_do = lambda: self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=10**8))
-        return "one of 3 nodes removed, with its worker, and another one added 20 s later"
+        watched.to_do = lambda: self.nodes.append(self._add_node())
+        return f"one of 3 nodes removed after step {removed_at}, with its worker, and another one added 20 s later"
+
+    def _node_of(self, pids: list[int]) -> Any:
+        """A node that may be removed and has one of these workers."""
+        raylets = {psutil.Process(pid).ppid() for pid in pids if psutil.pid_exists(pid)}
+        return next((node for node in self.nodes if _raylet(node) in raylets), None)
 
     def kill_driver(self) -> None:
+        if not self.is_due("driver"):
+            return
         folder, kills, began = self.root / "driver", 0, time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
         flags += [f"--num-steps={self.options.steps}", f"--output-dir={folder}", "--ray.num-workers=2"]
-        command = ["train", *flags, f"--ray.address={self.address}"]
+        command = ["train", *flags, f"--ray.address={self.cluster.address}"]
         zotune = [sys.executable, "-c", "from zotune.cli import main; main()"]
         while True:
-            driver = subprocess.Popen([*zotune, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            before = _steps(folder)
-            goal = before + self.draw.randint(3, max(4, self.options.steps // 4))
+            with (self.root / "driver.log").open("a", encoding="utf-8") as log:
+                driver = subprocess.Popen([*zotune, *command], stdout=log, stderr=log)
+            goal = _steps(folder) + self.draw.randint(3, max(4, self.options.steps // 4))
             while driver.poll() is None and (kills >= 3 or _steps(folder) < goal):
                 time.sleep(0.2)
             if driver.poll() is not None:
@@ -161,12 +180,24 @@ class Faults:
             driver.wait()
             kills += 1
             command = ["resume", str(folder)]
+        if driver.returncode:
+            sys.exit(f"the driver ended with {driver.returncode}: see {self.root / 'driver.log'}")
         what = f"the driver killed (-9) {kills} times, and resumed"
-        self.note("driver", folder, what, None, time.monotonic() - began)
+        self.note("driver", what, None, time.monotonic() - began)
 
     def close(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
+
+
+def _raylet(node: Any) -> int:
+    """The number of its process, which is the parent of its workers."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def _entries(folder: Path) -> Any:
+    return read_journal(folder / "journal.jsonl")[1]
 
 
 def _steps(folder: Path) -> int:
@@ -176,26 +207,38 @@ def _steps(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="at least so many, over some runs")
     parser.add_argument("--kills-a-run", type=int, default=17)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--folder", type=Path, default=Path("ray-faults"))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no run begins after so many")
     options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="zotune-faults-"))
-    faults = Faults(options, root)
+    faults = Faults(options)
+    names = ["reference", "stopped", "node", "driver"]
     try:
         faults.run("reference")
-        number = 0
-        while faults.num_kills < options.kills and number < 12:
-            faults.run(f"kills-{number}", faults.kill(min(options.kills_a_run, options.kills - faults.num_kills)))
-            number += 1
-        faults.kill_driver()
         faults.run("node", faults.remove, workers=3)
+        faults.kill_driver()
         faults.run("stopped", faults.stop)
+        for number in range(12):
+            name = f"kills-{number}"
+            faults.run(name, faults.kill(options.kills_a_run))
+            names.append(name)
+            if sum(int(row[0].split()[0]) for row in _rows(options.folder, names[4:])) >= options.kills:
+                break
     finally:
         faults.close()
-        shutil.rmtree(root, ignore_errors=True)
-    print(json.dumps({"kills": faults.num_kills, "all the same": all(row[4] == "the same" for row in faults.rows)}))
+    header = ["what was done to a run", "steps", "workers lost", "late", "its journal", "took"]
+    rows, kills = _rows(options.folder, names), _rows(options.folder, names[4:])
+    num_kills = sum(int(row[0].split()[0]) for row in kills)
+    publish(
+        "faults", header, rows, f"Two workers, in the row of the nodes three; {num_kills} workers were killed in all."
+    )
+
+
+def _rows(folder: Path, names: list[str]) -> list[list[str]]:
+    paths = [folder / f"{name}.json" for name in names]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
 if __name__ == "__main__":

@@ -4,8 +4,12 @@ import json
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "runs"))
+from page import put
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES, PAGE = DOCS / "ray.jsonl", DOCS / "ray.md"
@@ -17,23 +21,27 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
 
 
+def kept_rows(name: str, header: list[str]) -> list[list[str]]:
+    """The rows of a table that was kept with this header."""
+    kept = _kept().get(name, {})
+    return list(kept["rows"]) if kept.get("header") == header else []
+
+
 def publish(name: str, header: list[str], rows: list[list[str]], note: str = "") -> None:
     """Keep a table under its name, and put it in the place of the page that has this name."""
-    kept = (
-        {line["name"]: line for line in map(json.loads, FIGURES.read_text().splitlines())} if FIGURES.is_file() else {}
-    )
+    kept = _kept()
     kept[name] = {"name": name, "header": header, "rows": rows, "note": note, "machine": machine()}
     FIGURES.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    for line in kept.values():
-        text = _filled(text, line)
-    PAGE.write_text(text, encoding="utf-8")
+    put(PAGE, name, _text(kept[name]))
     print("\n".join(" | ".join(row) for row in [header, *rows]), note, sep="\n", flush=True)
 
 
-def _filled(text: str, line: dict[str, Any]) -> str:
+def _kept() -> dict[str, Any]:
+    lines = FIGURES.read_text(encoding="utf-8").splitlines() if FIGURES.is_file() else []
+    return {line["name"]: line for line in map(json.loads, lines)}
+
+
+def _text(line: dict[str, Any]) -> str:
     lines = [line["header"], ["---"] * len(line["header"]), *line["rows"]]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    content = f"{table}\n\n{line['note']} ({line['machine']})"
-    place = re.compile(rf"(<!-- {line['name']} -->\n).*?(<!-- /{line['name']} -->)", re.DOTALL)
-    return place.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
+    return f"\n{table}\n\n{line['note']} ({line['machine']})\n\n"

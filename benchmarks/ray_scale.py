@@ -2,13 +2,16 @@
 
     python benchmarks/ray_scale.py
 
-The driver's time for an order and its answer is measured on this machine; the simulation has a driver that does one
-thing at a time, workers that compute, and the queue of `zotune.engine.ray.queue`. The tables go into docs/ray.md.
+The driver's time for an order and its answer is measured on this machine at each number of workers: the processor time
+of its process in a call of workers that answer at once, choosing pieces and Ray's part included. The simulation has a
+driver that does one thing at a time, workers that compute, and the queue of `zotune.engine.ray.queue`. The table goes
+into docs/ray.md.
 """
 
 import argparse
 import heapq
 import os
+import statistics
 import time
 
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -16,38 +19,39 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray_constant import BATCH, constant_engine
-from ray_pages import publish
+from ray_pages import kept_rows, publish
 
 from zotune.adapter.forms import initial_theta
 from zotune.engine.ray.crew import ORDERS_AHEAD
 from zotune.engine.ray.cut import cut
-from zotune.engine.ray.queue import Handed, WorkQueue
+from zotune.engine.ray.queue import Handed, Paces, WorkQueue
 from zotune.zo.protocol import Probe
 
 NUM_PROBES, SECONDS = 512, 0.02
 
 
-def measured(num_workers: int, pieces: int, seconds: float, probes: int) -> tuple[float, int]:
-    """Seconds of a call, and how many orders it took; the median of three."""
-    engine = constant_engine(3000, seconds, num_workers, pieces, num_stages=1)
+def measured(num_workers: int, pieces: int, seconds: float) -> tuple[float, float]:
+    """Seconds of a call, and the driver's processor time for each of its orders; medians of three, of one where
+    they are thousands."""
+    engine = constant_engine(3000, seconds, num_workers, pieces)
     theta = initial_theta(engine.tensor_shapes, 0)
-    asked = [Probe(seed, 1e-2) for seed in range(probes)]
+    asked = [Probe(seed, 1e-2) for seed in range(NUM_PROBES)]
     engine.score(theta, asked, BATCH)
-    found = []
-    for _ in range(3):
-        began = time.perf_counter()
+    calls, of_orders = [], []
+    for _ in range(3 if num_workers < 1000 else 1):
+        began, used = time.perf_counter(), time.process_time()
         engine.score(theta, asked, BATCH)
-        found.append(time.perf_counter() - began)
-    orders = engine.sharing.num_orders_of_last_call
+        calls.append(time.perf_counter() - began)
+        of_orders.append((time.process_time() - used) / engine.sharing.num_orders_of_last_call)
     engine.close()
-    return sorted(found)[1], orders
+    return statistics.median(calls), statistics.median(of_orders)
 
 
-def simulated(num_workers: int, pieces: int, seconds: float, per_order_s: float, probes: int) -> tuple[float, int]:
+def simulated(num_workers: int, pieces: int, seconds: float, per_order_s: float) -> tuple[float, int]:
     """Seconds of a step on workers whose pace is known, and its orders."""
-    sizes = [piece.size for piece in cut(probes, len(BATCH), pieces, by_examples=True)]
+    sizes = [piece.size for piece in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True)]
     queue = WorkQueue(sizes, [None] * len(sizes))
-    paces: dict = dict.fromkeys(range(num_workers), 1 / seconds)
+    paces = Paces(dict.fromkeys(range(num_workers), 1 / seconds))
     driver, orders, free = 0.0, 0, [0.0] * num_workers
     answers: list[tuple[float, int, int, Handed]] = []
 
@@ -85,30 +89,33 @@ def main() -> None:
         object_store_memory=10**8,
         logging_level="ERROR",
     )
-    took, orders = measured(8, 256, 0.0, 64)  # nothing to compute: all is orders
-    per_order_s = took / orders
-    header = ["work of a step", "workers", "pieces", "steps/s", "measured", "utilisation", "what bounds it"]
-    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}; {1e3 * per_order_s:.2f} ms of the driver an order, measured."
-    rows = []
+    header = [
+        "work of a step", "workers", "pieces", "driver an order", "steps/s", "measured", "utilisation",
+        "what bounds it",
+    ]  # fmt: skip
+    note = f"{NUM_PROBES} probes, a batch of {len(BATCH)}, four pieces a worker where there are as many pairs."
+    rows = {(row[0], row[1]): row for row in kept_rows("scale", header)}
     for workers in options.workers:
         pieces = min(4 * workers, NUM_PROBES * len(BATCH))
         largest = max(piece.size for piece in cut(NUM_PROBES, len(BATCH), pieces, by_examples=True))
+        per_order_s = measured(workers, pieces, 0.0)[1]  # nothing to compute: all is orders
         for seconds in (0.02, 1.0):
             work_s = NUM_PROBES * len(BATCH) * seconds
-            step_s, num_orders = simulated(workers, pieces, seconds, per_order_s, NUM_PROBES)
+            step_s, num_orders = simulated(workers, pieces, seconds, per_order_s)
             real = "-"
             if seconds < 1 and workers in options.measure:
-                real = f"{1 / measured(workers, pieces, seconds, NUM_PROBES)[0]:.3g}"
+                real = f"{1 / measured(workers, pieces, seconds)[0]:.3g}"
             bounds = {
                 "computing": work_s / workers,
                 "the driver's messages": num_orders * per_order_s,
                 "pieces too large": 3 * largest * seconds,
             }
-            rows.append([
-                f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1 / step_s:.3g}", real,
-                f"{work_s / workers / step_s:.0%}", max(bounds, key=bounds.__getitem__),
-            ])  # fmt: skip
-            publish("scale", header, rows, note)
+            rows[f"{work_s:,.0f} s", f"{workers:,}"] = [
+                f"{work_s:,.0f} s", f"{workers:,}", f"{pieces:,}", f"{1e3 * per_order_s:.2f} ms", f"{1 / step_s:.3g}",
+                real, f"{work_s / workers / step_s:.0%}", max(bounds, key=bounds.__getitem__),
+            ]  # fmt: skip
+            in_order = sorted(rows.values(), key=lambda row: int(row[1].replace(",", "")))
+            publish("scale", header, in_order, note)
     ray.shutdown()
 
 

@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from peft import PeftModel
 
 from tests.conftest import CONFIGS, REVIEWS, TARGETS, make_model
@@ -213,8 +216,13 @@ def test_a_worker_that_scores_otherwise_is_left_out_unless_it_is_tolerated(
         unlike.score(some_theta(unlike), [AT_THETA], BATCH)
     at_work = len(unlike._crew.at_work)
     unlike.close()
-    assert "scores otherwise than the first worker" in caplog.text
-    assert "by up to 0.001" in caplog.text
+    (message,) = [text for text in caplog.messages if "scores otherwise" in text]
+    machine = rf"\(.+, PyTorch {re.escape(torch.__version__)}\)"
+    named = (
+        rf"worker [01] on {re.escape(socket.gethostname())} {machine} scores otherwise than the first worker {machine}"
+    )
+    assert re.match(rf"{named}, by up to 0\.001: ", message)
+    assert ("it is left out" in message, "who computes what" in message) == (unequal == "refuse", unequal == "tolerate")
     assert at_work == num_at_work
 
 

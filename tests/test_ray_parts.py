@@ -1,8 +1,9 @@
 """What the Ray engine is made of, each without Ray: the cut, the queue, thetas by number, and a worker."""
 
 import dataclasses
+import pickle
 import random
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from zotune.engine.ray.crew import Seat
 from zotune.engine.ray.cut import cut
 from zotune.engine.ray.messages import Call, Following, Order, Part
 from zotune.engine.ray.options import RayOptions, parse_value
-from zotune.engine.ray.queue import LATE, LEAST_LATE_S, MOST_LOST, UNKNOWN_S, PieceLost, WorkQueue
+from zotune.engine.ray.queue import LATE, LEAST_LATE_S, MOST_LOST, UNKNOWN_S, Paces, PieceLost, WorkQueue
 from zotune.engine.ray.report import Traffic, table
 from zotune.engine.ray.thetas import KEPT, Thetas
 from zotune.engine.ray.worker import Worker
@@ -31,6 +32,7 @@ from zotune.zo.updates import Slope, Slopes
 
 SPEC = LoraSpec(4, 8.0, TARGETS["opt"], INVOCATION)
 BATCH = [Example((1, 9, 30 + n, 41), INVOCATION, ((60,), (61,)), 0) for n in range(5)]
+CALLS = count()
 
 
 # ---- the cut
@@ -59,7 +61,7 @@ def test_every_piece_is_answered_once_whoever_is_late_or_lost(num_pieces, num_wo
     """Workers answer, are late or are lost at random; as long as somebody is there, everything gets done."""
     draw, now = random.Random(seed), 0.0
     queue = WorkQueue([1] * num_pieces, [draw.choice([None, *range(num_workers)]) for _ in range(num_pieces)])
-    paces: dict = {worker: draw.choice([None, 1.0, 10.0]) for worker in range(num_workers)}
+    paces = Paces({worker: draw.choice([None, 1.0, 10.0]) for worker in range(num_workers)})
     at_work: list = []
     for _ in range(10_000):
         if queue.is_done:
@@ -84,7 +86,7 @@ def test_every_piece_is_answered_once_whoever_is_late_or_lost(num_pieces, num_wo
 
 def test_the_first_answer_counts():
     queue = WorkQueue([1], [None])
-    paces = {"slow": 1.0, "quick": 1.0}
+    paces = Paces({"slow": 1.0, "quick": 1.0})
     slow = queue.take("slow", paces, 0.0)
     assert queue.take("quick", paces, 1.0) is None
     quick = queue.take("quick", paces, LATE + 1.0)
@@ -98,24 +100,24 @@ def test_the_first_answer_counts():
 
 def test_a_worker_is_late_by_its_own_pace_and_patience_is_long_where_none_is_known():
     queue = WorkQueue([10, 10], [None, None])
-    queue.take("known", {"known": 1.0, "other": 1.0}, 0.0)
+    queue.take("known", Paces({"known": 1.0, "other": 1.0}), 0.0)
     assert queue.next_due() == LATE * 10
     assert queue.late_workers(LATE * 10 - 1) == set()
     assert queue.late_workers(LATE * 10) == {"known"}
     fresh = WorkQueue([10], [None])
-    fresh.take("new", {"new": None}, 0.0)
+    fresh.take("new", Paces({"new": None}), 0.0)
     assert fresh.next_due() == UNKNOWN_S
     quick = WorkQueue([10], [None])
-    quick.take("quick", {"quick": 1e6}, 0.0)
+    quick.take("quick", Paces({"quick": 1e6}), 0.0)
     assert quick.next_due() == LEAST_LATE_S
     moving = WorkQueue([10], [None], least_late_s=9.0)
-    moving.take("quick", {"quick": 1e6}, 0.0)
+    moving.take("quick", Paces({"quick": 1e6}), 0.0)
     assert moving.next_due() == 9.0
 
 
 def test_a_quick_worker_is_handed_more_at_a_time():
     queue = WorkQueue([1] * 100, [None] * 100)
-    paces = {"quick": 9.0, "slow": 1.0}
+    paces = Paces({"quick": 9.0, "slow": 1.0})
     quick, slow = queue.take("quick", paces, 0.0), queue.take("slow", paces, 0.0)
     assert quick
     assert slow
@@ -124,7 +126,7 @@ def test_a_quick_worker_is_handed_more_at_a_time():
 
 def test_a_worker_gets_the_pieces_whose_prompts_it_has_and_steals_only_then():
     queue = WorkQueue([1] * 4, ["a", "b", "a", None])
-    paces = {"a": 1.0, "b": 1.0}
+    paces = Paces({"a": 1.0, "b": 1.0})
     handed = [queue.take(worker, paces, 0.0) for worker in ("b", "b", "b", "b")]
     assert [each.numbers for each in handed if each][:2] == [(1,), (3,)]
     assert {number for each in handed if each for number in each.numbers[:1]} - {1, 3} == {0, 2}
@@ -133,7 +135,7 @@ def test_a_worker_gets_the_pieces_whose_prompts_it_has_and_steals_only_then():
 def test_a_piece_that_worker_after_worker_is_lost_with_ends_the_call():
     queue = WorkQueue([1], [None])
     for worker in range(MOST_LOST):
-        assert queue.take(worker, {worker: None}, 0.0)
+        assert queue.take(worker, Paces({worker: None}), 0.0)
         if worker < MOST_LOST - 1:
             queue.lose(worker)
     with pytest.raises(PieceLost, match="8 workers were lost"):
@@ -161,13 +163,12 @@ def worker() -> Worker:
 
 
 def order_of(thetas, theta, probes, wholes=(), examples=True, method="score", **more) -> Order:
-    main = thetas.number(theta)
-    call = Call(0, method, main.number, {main.number: main.digest}, tuple(probes), (None,) * len(probes), **more)
+    main, number = thetas.number(theta), next(CALLS)
+    bases = (None,) * len(probes)
+    call = Call(number, method, main.number, {main.number: main.digest}, tuple(probes), bases, **more)
     numbers = tuple(range(len(BATCH)))
-    seeds = numbers if method == "generate" else None
-    return Order(
-        call, (Part(0, range(len(probes)), numbers, seeds),), dict(enumerate(BATCH)) if examples else {}, wholes
-    )
+    parts = (Part(0, range(len(probes)), numbers, numbers if method == "generate" else None),)
+    return Order(number, pickle.dumps(call), parts, dict(enumerate(BATCH)) if examples else {}, wholes)
 
 
 def test_a_worker_says_what_it_lacks_and_computes_nothing(worker):
@@ -212,6 +213,26 @@ def test_a_worker_without_the_state_does_not_guess_it(worker):
     worker.work(order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
     worker.follow(Following(0, 1, Move(OPTIMIZERS["adam"](), Slopes((Slope(0, 1.0),)), 0.01)))
     assert list(worker.thetas) == [0]
+
+
+def test_a_call_in_several_orders_draws_and_places_its_probes_once(worker, monkeypatch):
+    thetas, theta, probes, written = Thetas(), some_theta(worker.engine), [AT_THETA, Probe(3, 0.1)], []
+    write = worker.engine.layers.write
+    monkeypatch.setattr(worker.engine.layers, "write", lambda points: [written.append(points), write(points)])
+    order = order_of(thetas, theta, probes, wholes=(0,))
+    (whole,) = worker.work(order, theta).results.values()
+    found = []
+    for number in range(len(BATCH)):
+        part = Part(number, range(2), (number,))
+        again = pickle.loads(pickle.dumps(dataclasses.replace(order, parts=(part,), wholes=())))
+        (scores,) = worker.work(again).results.values()
+        found.append(scores.log_probs)
+    assert len(written) == 1
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole.log_probs, rtol=1e-5, atol=1e-5)
+    (moved,) = worker.work(order_of(thetas, theta, [AT_THETA, Probe(4, 0.1)])).results.values()
+    assert len(written) == 2
+    assert (moved.log_probs[0] == whole.log_probs[0]).all()
+    assert (moved.log_probs[1] != whole.log_probs[1]).any()
 
 
 def test_a_worker_writes_texts_by_the_seeds_of_its_prompts(worker):

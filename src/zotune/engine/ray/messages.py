@@ -72,10 +72,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Order:
-    """Pieces for one worker. `examples` are those that it has not seen; `wholes` the numbers of thetas that come with
-    the order."""
+    """Pieces for one worker. `call` is the pickled `Call` of this number, the same bytes in all orders: packed once,
+    and unpacked once by a worker. `examples` are those that the worker has not seen; `wholes` the numbers of thetas
+    that come with the order."""
 
-    call: Call
+    number: int
+    call: bytes
     parts: tuple[Part, ...]
     examples: Mapping[int, Example]
     wholes: tuple[int, ...] = ()

@@ -28,6 +28,24 @@ class Handed:
     due: float
 
 
+class Paces:
+    """Sizes a second of all workers that take part; None: not known yet."""
+
+    def __init__(self, known: Mapping[Any, float | None]) -> None:
+        self._known = known
+        paces = sorted(pace for pace in known.values() if pace)
+        self.usual = paces[len(paces) // 2] if paces else None
+        self._total = sum(pace or self.usual or 1.0 for pace in known.values())
+
+    def of(self, worker: Hashable) -> float | None:
+        """That of a worker, or what is usual."""
+        return self._known[worker] or self.usual
+
+    def share(self, worker: Hashable) -> float:
+        """Of what waits, as much as makes all end together."""
+        return (self.of(worker) or 1.0) / self._total
+
+
 class PieceLost(RuntimeError):
     """A piece was lost with one worker after another."""
 
@@ -52,42 +70,38 @@ class WorkQueue:
         for number, owner in enumerate(owners):
             self._waiting[owner].append(number)
         self._waiting_size = sum(sizes)
-        self._handed: list[Handed] = []
+        self._handed: dict[Handed, None] = {}  # in the order of handing out
+        self._sizes_of: dict[Hashable, int] = defaultdict(int)  # what each worker has
         self._losses: dict[int, int] = defaultdict(int)
 
     @property
     def is_done(self) -> bool:
         return len(self.results) == len(self.sizes)
 
-    def take(self, worker: Hashable, paces: Mapping[Any, float | None], now: float) -> Handed | None:
-        """Pieces for a worker; None where there are none for it now.
-
-        Args:
-            paces: sizes a second, of every worker that takes part; None: not known yet.
-        """
-        known = [pace for pace in paces.values() if pace]
-        usual = sorted(known)[len(known) // 2] if known else None
-        pace = paces[worker] or usual
-        numbers = self._waiting_for(worker, self._share(pace, paces, usual)) or self._late(worker, now)
+    def take(self, worker: Hashable, paces: Paces, now: float) -> Handed | None:
+        """Pieces for a worker; None where there are none for anybody now: half of a fair share of what waits, so that
+        all end together though paces change."""
+        share = self._waiting_size * paces.share(worker) / 2
+        numbers = self._waiting_for(worker, share) or self._late(worker, now)
         if not numbers:
             return None
-        size = sum(self.sizes[number] for number in numbers)
-        before = sum(handed.size for handed in self._handed if handed.worker == worker)
-        lasts = UNKNOWN_S if pace is None else max(self._least_late_s, LATE * (size + before) / pace)
+        size, pace = sum(self.sizes[number] for number in numbers), paces.of(worker)
+        self._sizes_of[worker] += size
+        lasts = UNKNOWN_S if pace is None else max(self._least_late_s, LATE * self._sizes_of[worker] / pace)
         handed = Handed(worker, tuple(numbers), size, now, now + lasts)
-        self._handed.append(handed)
+        self._handed[handed] = None
         self.num_handed += 1
         return handed
 
     def answer(self, handed: Handed, results: Mapping[int, Any]) -> None:
         """What a worker found of the pieces that it had."""
-        self._handed.remove(handed)
+        self._end(handed)
         for number, result in results.items():
             self.results.setdefault(number, result)
 
     def give_back(self, handed: Handed) -> None:
         """The pieces wait again; for the same worker first."""
-        self._handed.remove(handed)
+        self._end(handed)
         self._wait_again(handed)
 
     def lose(self, worker: Hashable) -> None:
@@ -97,7 +111,8 @@ class WorkQueue:
             PieceLost: it had a piece that other workers were lost with.
         """
         lost = [handed for handed in self._handed if handed.worker == worker]
-        self._handed = [handed for handed in self._handed if handed.worker != worker]
+        for handed in lost:
+            self._end(handed)
         for handed in lost:
             for number in handed.numbers:
                 self._losses[number] += 1
@@ -113,11 +128,9 @@ class WorkQueue:
         """When somebody will be late next."""
         return min((handed.due for handed in self._handed), default=math.inf)
 
-    def _share(self, pace: float | None, paces: Mapping[Any, float | None], usual: float | None) -> float:
-        """Half of a fair share of what waits, so that all end together though paces change."""
-        if pace is None or usual is None:
-            return self._waiting_size / len(paces) / 2
-        return self._waiting_size * pace / sum(each or usual for each in paces.values()) / 2
+    def _end(self, handed: Handed) -> None:
+        del self._handed[handed]
+        self._sizes_of[handed.worker] -= handed.size
 
     def _waiting_for(self, worker: Hashable, share: float) -> list[int]:
         numbers: list[int] = []

@@ -17,7 +17,7 @@ from zotune.engine.ray.crew import ORDERS_AHEAD, Asked, Crew, Member
 from zotune.engine.ray.cut import Piece
 from zotune.engine.ray.joining import PATIENCE_S, Joining
 from zotune.engine.ray.messages import Answer, Call, Following, Method, Order, Part
-from zotune.engine.ray.queue import LATE, LEAST_LATE_S, Handed, PieceLost, WorkQueue
+from zotune.engine.ray.queue import LATE, LEAST_LATE_S, Handed, Paces, PieceLost, WorkQueue
 from zotune.engine.ray.report import Traffic
 from zotune.engine.ray.thetas import Thetas
 from zotune.errors import TrainingError
@@ -31,9 +31,10 @@ LONGEST_WAIT_S = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A call that is being shared out: its parts, its examples by their numbers, and the queue of the parts."""
+    """A call that is shared out, also packed: its parts, its examples by their numbers, and the queue of the parts."""
 
     call: Call
+    packed: bytes
     parts: Sequence[Part]
     examples: Mapping[int, Example]
     queue: WorkQueue
@@ -104,7 +105,7 @@ class Sharing:
         )  # fmt: skip
         self._num_calls += 1
         queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts], self._least_late_s)
-        self._run(Task(call, parts, dict(zip(numbers, batch, strict=True)), queue))
+        self._run(Task(call, pickle.dumps(call), parts, dict(zip(numbers, batch, strict=True)), queue))
         self.num_orders_of_last_call = queue.num_handed
         return [queue.results[number] for number in range(len(parts))]
 
@@ -146,17 +147,21 @@ class Sharing:
                 member.seat.late += 1
                 logger.info("%s is late: others are given its work", member.name)
         ready = [member for member in self._crew.at_work if not member.is_late]
-        paces = {member: member.paces.get(task.call.method) for member in ready}
+        paces = Paces({member: member.paces.get(task.call.method) for member in ready})
         for ahead in range(ORDERS_AHEAD):  # everybody has something before anybody has more
             for member in ready:
-                if member.num_orders == ahead and (handed := task.queue.take(member, paces, now)) is not None:
+                if member.num_orders == ahead:
+                    handed = task.queue.take(member, paces, now)
+                    if handed is None:
+                        return
                     self._order(member, handed, task)
 
     def _order(self, member: Member, handed: Handed, task: Task) -> None:
         parts = tuple(task.parts[number] for number in handed.numbers)
         unseen = {number for part in parts for number in part.examples} - member.examples
         lacking = [number for number in task.call.digests if number not in member.thetas]
-        order = Order(task.call, parts, {number: task.examples[number] for number in sorted(unseen)}, tuple(lacking))
+        examples = {number: task.examples[number] for number in sorted(unseen)}
+        order = Order(task.call.number, task.packed, parts, examples, tuple(lacking))
         wholes = [self._stored(number) for number in lacking]
         self._crew.ask(member, "work", order, *wholes, handed=handed, task=task)
         member.examples |= unseen

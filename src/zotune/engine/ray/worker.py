@@ -7,6 +7,7 @@ computed with it.
 
 import hashlib
 import os
+import pickle
 import platform
 import socket
 import time
@@ -38,7 +39,8 @@ class Worker:
         self.digests: dict[int, str] = {}
         self.state: tuple[int, Any] | None = None
         self.examples: OrderedDict[int, Example] = OrderedDict()
-        self.last_call = -1
+        self.call: Call | None = None
+        self.probes: list[Probe] = []  # of that call, once it has begun
 
     def open(self, opening: Opening) -> About:
         """Read the weights and open the engine.
@@ -101,19 +103,19 @@ class Worker:
         for number, theta in zip(order.wholes, wholes, strict=True):
             self._keep(number, {name: np.array(value) for name, value in theta.items()})  # Ray's own are of its memory
         self.examples |= order.examples
-        call, before = order.call, asdict(self.engine.stats)
-        lacking = self._lacking(order)
+        before = asdict(self.engine.stats)
+        if self.call is None or self.call.number != order.number:
+            self.call, self.probes = pickle.loads(order.call), []
+        call = self.call
+        lacking = self._lacking(call, order)
         if lacking is not None:
             return lacking
         theta = self.thetas[call.theta]
-        probes = [
-            probe if base is None else replace(probe, base=self.thetas[base])
-            for probe, base in zip(call.probes, call.bases, strict=True)
-        ]
-        self._draw_ahead(call, theta)
+        if not self.probes:
+            self._begin(call, theta)
         inside = self.engine.in_float32() if call.in_float32 else None
         with inside or nullcontext():
-            results = {part.number: self._result(call, part, theta, probes) for part in order.parts}
+            results = {part.number: self._result(call, part, theta, self.probes) for part in order.parts}
         self._forget()
         counted = asdict(self.engine.stats)
         return Answer(
@@ -135,9 +137,8 @@ class Worker:
         differentiate = self.engine.gradient if call.method == "gradient" else self.engine.lens_gradient
         return differentiate(theta, batch, lambda scores: part.of_examples, call.normalized)[1]
 
-    def _lacking(self, order: Order) -> Answer | None:
+    def _lacking(self, call: Call, order: Order) -> Answer | None:
         """What is missing for an order, or was otherwise."""
-        call = order.call
         wrong = tuple(
             number for number, known in call.digests.items() if number in self.thetas and self._digest(number) != known
         )
@@ -168,12 +169,16 @@ class Worker:
         while len(self.examples) > MAX_EXAMPLES:
             self.examples.popitem(last=False)
 
-    def _draw_ahead(self, call: Call, theta: Theta) -> None:
-        """Draw the directions of a step once, for its probes and for the move that will be made of them."""
+    def _begin(self, call: Call, theta: Theta) -> None:
+        """The probes of a call are the same objects in all its orders, so that an engine may keep them in place. Their
+        directions are drawn once, for the probes and for the move that will be made of them."""
+        self.probes = [
+            probe if base is None else replace(probe, base=self.thetas[base])
+            for probe, base in zip(call.probes, call.bases, strict=True)
+        ]
         seeds = list(dict.fromkeys(probe.seed for probe in call.probes if probe.distance or probe.derivative))
-        if seeds and call.number != self.last_call:
+        if seeds:
             AHEAD.start(call.probes[-1].noise, seeds, theta)
-        self.last_call = call.number
         for number in call.digests:
             self.thetas.move_to_end(number)
 
