@@ -121,15 +121,16 @@ class Faults:
 
     def kill(self, most: int) -> Callable[[Watched, threading.Event], str]:
         def disturb(watched: Watched, over: threading.Event) -> str:
-            done = 0
-            while done < most and not over.wait(self.draw.uniform(1.0, 9.0)):
-                if pids := watched.pids():
+            done, step = 0, watched.step
+            while done < most and not over.wait(self.draw.uniform(0.0, 1.0)):
+                if watched.step >= step and (pids := watched.pids()):
+                    step = watched.step + self.draw.randint(1, 6)
                     try:
                         os.kill(self.draw.choice(pids), signal.SIGKILL)
                         done += 1
                     except ProcessLookupError:
                         continue
-            return f"{done} workers killed (-9), at random moments"
+            return f"{done} workers killed (-9), one every few steps, at random moments"
 
         return disturb
 
@@ -208,7 +209,7 @@ def _steps(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="at least so many, over some runs")
-    parser.add_argument("--kills-a-run", type=int, default=17)
+    parser.add_argument("--kills-a-run", type=int, default=13)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--folder", type=Path, default=Path("ray-faults"))
     parser.add_argument("--seconds", type=float, default=math.inf, help="no run begins after so many")

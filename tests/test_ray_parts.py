@@ -218,7 +218,12 @@ def test_a_worker_without_the_state_does_not_guess_it(worker):
 def test_a_call_in_several_orders_draws_and_places_its_probes_once(worker, monkeypatch):
     thetas, theta, probes, written = Thetas(), some_theta(worker.engine), [AT_THETA, Probe(3, 0.1)], []
     write = worker.engine.layers.write
-    monkeypatch.setattr(worker.engine.layers, "write", lambda points: [written.append(points), write(points)])
+
+    def counted(points):
+        written.append(points)
+        write(points)
+
+    monkeypatch.setattr(worker.engine.layers, "write", counted)
     order = order_of(thetas, theta, probes, wholes=(0,))
     (whole,) = worker.work(order, theta).results.values()
     found = []
