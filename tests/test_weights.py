@@ -1,7 +1,7 @@
 """Records with a weight: what multiplies their loss, whatever estimator and engine there are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def trained(model: Path, records: list[dict[str, Any]], output: Path, **settings
     return mezo_finetune(model, records, eval_data=records[:4], output_dir=output, **{**RUN, **settings})
 
 
-def with_reward(rows: list[Mapping[str, Any]], weight: Any) -> list[dict[str, Any]]:
+def with_reward(rows: Sequence[Mapping[str, Any]], weight: Any) -> list[dict[str, Any]]:
     return [{**row, "reward": weight} for row in rows]
 
 
