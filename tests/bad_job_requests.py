@@ -145,7 +145,7 @@ OTHERS: list[Request] = [
     ("POST", "", {**GOOD, "name": "open"}, 409, "there is a job open already"),
     ("GET", "/none", None, 404, "there is no job none"),
     ("GET", "/..", None, 404, ""),
-    ("GET", "/%2e%2e%2f%2e%2e", None, 404, ""),
+    ("GET", "/%2e%2e%2f%2e%2e", None, 405, ""),
     ("GET", "/none/metrics", None, 404, "there is no job none"),
     ("GET", "/none/adapter", None, 404, "there is no job none"),
     ("POST", "/none/pause", {}, 404, "there is no job none"),
