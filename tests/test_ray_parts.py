@@ -162,19 +162,19 @@ def worker() -> Worker:
     return made
 
 
-def order_of(thetas, theta, probes, wholes=(), examples=True, method="score", **more) -> Order:
+def order_of(thetas, theta, probes, wholes=(), examples=True, method="score", **more) -> tuple[Order, Call]:
     main, number = thetas.number(theta), next(CALLS)
     bases = (None,) * len(probes)
     call = Call(number, method, main.number, {main.number: main.digest}, tuple(probes), bases, **more)
     numbers = tuple(range(len(BATCH)))
     parts = (Part(0, range(len(probes)), numbers, numbers if method == "generate" else None),)
-    return Order(number, pickle.dumps(call), parts, dict(enumerate(BATCH)) if examples else {}, wholes)
+    return Order(parts, dict(enumerate(BATCH)) if examples else {}, wholes), call
 
 
 def test_a_worker_says_what_it_lacks_and_computes_nothing(worker):
     thetas, theta = Thetas(), some_theta(worker.engine)
     before = dataclasses.replace(worker.engine.stats)
-    answer = worker.work(order_of(thetas, theta, [AT_THETA], examples=False))
+    answer = worker.work(*order_of(thetas, theta, [AT_THETA], examples=False))
     assert (answer.results, answer.lacks_thetas, answer.lacks_examples) == ({}, (0,), (0, 1, 2, 3, 4))
     assert worker.engine.stats == before
 
@@ -182,10 +182,10 @@ def test_a_worker_says_what_it_lacks_and_computes_nothing(worker):
 def test_a_worker_that_has_another_theta_throws_it_away(worker):
     thetas, theta = Thetas(), some_theta(worker.engine)
     worker.thetas[0] = {name: np.nextafter(value, 9, dtype=np.float32) for name, value in theta.items()}
-    answer = worker.work(order_of(thetas, theta, [AT_THETA]))
+    answer = worker.work(*order_of(thetas, theta, [AT_THETA]))
     assert (answer.results, answer.lacks_thetas, answer.wrong) == ({}, (0,), (0,))
     assert 0 not in worker.thetas
-    (scores,) = worker.work(order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta).results.values()
+    (scores,) = worker.work(*order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta).results.values()
     assert scores.log_probs.tobytes() == worker.engine.score(theta, [AT_THETA], BATCH).log_probs.tobytes()
 
 
@@ -194,7 +194,7 @@ def test_a_worker_that_follows_moves_has_the_drivers_theta_to_the_bit(worker, na
     thetas, theta = Thetas(), some_theta(worker.engine)
     optimizer = OPTIMIZERS[name]()
     state = optimizer.init(theta)
-    worker.work(order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
+    worker.work(*order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
     for step in range(3):
         curvature = 0.5 if name == "hizoo" else None
         move = Move(
@@ -203,14 +203,14 @@ def test_a_worker_that_follows_moves_has_the_drivers_theta_to_the_bit(worker, na
         following = Following(thetas.number(theta).number, thetas.announce(), move)
         worker.follow(following, state if step == 0 else None)
         theta, state = move.of(theta, state)
-        answer = worker.work(order_of(thetas, theta, [AT_THETA, Probe(step, 0.1)], examples=False))
+        answer = worker.work(*order_of(thetas, theta, [AT_THETA, Probe(step, 0.1)], examples=False))
         assert answer.results
         assert answer.has_state
 
 
 def test_a_worker_without_the_state_does_not_guess_it(worker):
     thetas, theta = Thetas(), some_theta(worker.engine)
-    worker.work(order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
+    worker.work(*order_of(thetas, theta, [AT_THETA], wholes=(0,)), theta)
     worker.follow(Following(0, 1, Move(OPTIMIZERS["adam"](), Slopes((Slope(0, 1.0),)), 0.01)))
     assert list(worker.thetas) == [0]
 
@@ -224,17 +224,17 @@ def test_a_call_in_several_orders_draws_and_places_its_probes_once(worker, monke
         write(points)
 
     monkeypatch.setattr(worker.engine.layers, "write", counted)
-    order = order_of(thetas, theta, probes, wholes=(0,))
-    (whole,) = worker.work(order, theta).results.values()
+    order, call = order_of(thetas, theta, probes, wholes=(0,))
+    (whole,) = worker.work(order, call, theta).results.values()
     found = []
     for number in range(len(BATCH)):
         part = Part(number, range(2), (number,))
-        again = pickle.loads(pickle.dumps(dataclasses.replace(order, parts=(part,), wholes=())))
-        (scores,) = worker.work(again).results.values()
+        again = pickle.loads(pickle.dumps((dataclasses.replace(order, parts=(part,), wholes=()), call)))  # as Ray does
+        (scores,) = worker.work(*again).results.values()
         found.append(scores.log_probs)
     assert len(written) == 1
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole.log_probs, rtol=1e-5, atol=1e-5)
-    (moved,) = worker.work(order_of(thetas, theta, [AT_THETA, Probe(4, 0.1)])).results.values()
+    (moved,) = worker.work(*order_of(thetas, theta, [AT_THETA, Probe(4, 0.1)])).results.values()
     assert len(written) == 2
     assert (moved.log_probs[0] == whole.log_probs[0]).all()
     assert (moved.log_probs[1] != whole.log_probs[1]).any()
@@ -242,8 +242,8 @@ def test_a_call_in_several_orders_draws_and_places_its_probes_once(worker, monke
 
 def test_a_worker_writes_texts_by_the_seeds_of_its_prompts(worker):
     thetas, theta, sampling = Thetas(), some_theta(worker.engine), Sampling(4, 1.0)
-    order = order_of(thetas, theta, [AT_THETA, Probe(1, 0.5)], wholes=(0,), method="generate", sampling=sampling)
-    (texts,) = worker.work(order, theta).results.values()
+    order, call = order_of(thetas, theta, [AT_THETA, Probe(1, 0.5)], wholes=(0,), method="generate", sampling=sampling)
+    (texts,) = worker.work(order, call, theta).results.values()
     expected = worker.engine.generate(
         theta, [AT_THETA, Probe(1, 0.5)], BATCH, dataclasses.replace(sampling, seeds=(0, 1, 2, 3, 4))
     )

@@ -72,12 +72,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Order:
-    """Pieces for one worker. `call` is the pickled `Call` of this number, the same bytes in all orders: packed once,
-    and unpacked once by a worker. `examples` are those that the worker has not seen; `wholes` the numbers of thetas
-    that come with the order."""
+    """Pieces of a call for one worker. The call, and the thetas of `wholes`, their numbers, come beside it from Ray's
+    object store. `examples` are those that the worker has not seen."""
 
-    number: int
-    call: bytes
     parts: tuple[Part, ...]
     examples: Mapping[int, Example]
     wholes: tuple[int, ...] = ()

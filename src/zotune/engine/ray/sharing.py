@@ -31,10 +31,12 @@ LONGEST_WAIT_S = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A call that is shared out, also packed: its parts, its examples by their numbers, and the queue of the parts."""
+    """A call that is shared out: where Ray has it, and its size in bytes; its parts, its examples by their numbers, and
+    the queue of the parts."""
 
     call: Call
-    packed: bytes
+    stored: Any
+    size: int
     parts: Sequence[Part]
     examples: Mapping[int, Example]
     queue: WorkQueue
@@ -105,7 +107,8 @@ class Sharing:
         )  # fmt: skip
         self._num_calls += 1
         queue = WorkQueue([piece.size for piece in pieces], [self._owner(part) for part in parts], self._least_late_s)
-        self._run(Task(call, pickle.dumps(call), parts, dict(zip(numbers, batch, strict=True)), queue))
+        size = len(pickle.dumps(call))
+        self._run(Task(call, ray.put(call), size, parts, dict(zip(numbers, batch, strict=True)), queue))
         self.num_orders_of_last_call = queue.num_handed
         return [queue.results[number] for number in range(len(parts))]
 
@@ -161,12 +164,12 @@ class Sharing:
         unseen = {number for part in parts for number in part.examples} - member.examples
         lacking = [number for number in task.call.digests if number not in member.thetas]
         examples = {number: task.examples[number] for number in sorted(unseen)}
-        order = Order(task.call.number, task.packed, parts, examples, tuple(lacking))
+        order = Order(parts, examples, tuple(lacking))
         wholes = [self._stored(number) for number in lacking]
-        self._crew.ask(member, "work", order, *wholes, handed=handed, task=task)
+        self._crew.ask(member, "work", order, task.stored, *wholes, handed=handed, task=task)
         member.examples |= unseen
         member.thetas |= set(lacking)
-        self.traffic.sent += len(pickle.dumps(order))
+        self.traffic.sent += len(pickle.dumps(order)) + task.size
         self.traffic.wholes += sum(self.thetas[number].num_bytes for number in lacking)
 
     def _stored(self, number: int) -> Any:

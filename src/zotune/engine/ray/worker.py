@@ -7,7 +7,6 @@ computed with it.
 
 import hashlib
 import os
-import pickle
 import platform
 import socket
 import time
@@ -97,16 +96,15 @@ class Worker:
         self._keep(following.after, theta)
         self.state = following.after, next_state
 
-    def work(self, order: Order, *wholes: Theta) -> Answer:
+    def work(self, order: Order, call: Call, *wholes: Theta) -> Answer:
         """The parts of an order, one after the other."""
         began = time.perf_counter()
         for number, theta in zip(order.wholes, wholes, strict=True):
             self._keep(number, {name: np.array(value) for name, value in theta.items()})  # Ray's own are of its memory
         self.examples |= order.examples
         before = asdict(self.engine.stats)
-        if self.call is None or self.call.number != order.number:
-            self.call, self.probes = pickle.loads(order.call), []
-        call = self.call
+        if self.call is None or self.call.number != call.number:
+            self.call, self.probes = call, []
         lacking = self._lacking(call, order)
         if lacking is not None:
             return lacking
