@@ -134,7 +134,8 @@ def constant_engine(
     num_numbers: int, seconds: float, num_workers: int, pieces: int, num_stages: int = 1, scope: str = "activated"
 ) -> ray_engine.RayEngine:
     """A Ray engine over constant ones."""
-    PlayedCrew.num_stages, PlayedCrew.threads = num_stages, max(1, -(-num_workers // num_stages))
+    PlayedCrew.num_stages = num_stages
+    PlayedCrew.threads = -(-num_workers // num_stages) if seconds else 1  # those who sleep do so side by side
     ray_engine.Crew = PlayedCrew  # type: ignore[misc]
     spec = LoraSpec(4, 8.0, ("q_proj",), (5, 6) if scope == "activated" else None)
     request = EngineRequest("none", None, spec, "float32", "cpu")  # type: ignore[arg-type]
