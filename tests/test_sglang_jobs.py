@@ -250,7 +250,7 @@ def test_a_job_learns_from_what_users_said_of_answers(jobs: JobServer, opt_dir: 
     stream = tmp_path / "stream.jsonl"
     stream.write_text("".join(json.dumps(row) + "\n" for row in said))
     settings: dict[str, Any] = {"num_steps": 1, "batch_size": 4, "fields": ["weight=reward"], "estimator": "lens",
-                                "init_lora_weights": "kaiming"}  # fmt: skip
+                                "target_modules": ["out_proj"], "init_lora_weights": "kaiming"}  # fmt: skip
     jobs.client.submit(name="thumbs", records=seed, stream=True, **settings)
     jobs.client.add_records("thumbs", [{**seed[0], "reward": "good"}, *said])  # one is left out
     alone = mezo_finetune(
