@@ -2,7 +2,7 @@
 beside them; and the accuracy, which has none.
 
 A loss may be multiplied by a number of its record. Where that is a reward, or an advantage, the step is a policy
-gradient's (REINFORCE) for answers that are given: -reward * log p(answer | prompt).
+gradient's (REINFORCE) for answers that are given: -reward * log p(answer | prompt), by token.
 """
 
 from abc import abstractmethod
