@@ -33,7 +33,17 @@ from zotune.engine.torch.plain_passes import PlainPasses
 from zotune.engine.torch.precision import in_float32, is_half
 from zotune.engine.torch.rows import Row, pack_rows, put, scores_of, tokens_of
 from zotune.engine.torch.soft_prompt import SoftPrompt
-from zotune.engine.torch.trial import LONGER, MOST_TRIED, Trial, agree, distance, same, sees_later_tokens
+from zotune.engine.torch.trial import (
+    LONGER,
+    MOST_TRIED,
+    TIMES_DRAWN,
+    Trial,
+    agree,
+    distance,
+    generator_state,
+    same,
+    sees_later_tokens,
+)
 from zotune.engine.torch.weights import ModelWeights
 from zotune.engine.torch.whole_model import WholeModel
 from zotune.errors import InputError, first_line
@@ -237,14 +247,16 @@ class PlainEngine:
         theta, probes, batch = trial.theta, trial.probes[-1:], trial.batch
         try:
             self.layers.settle(lambda: self.score(theta, probes, batch[:1]))
+            before = generator_state(self.model.device)
             reference = self.score(theta, probes, batch)
+            draws = not torch.equal(generator_state(self.model.device), before)
         except InputError:
             raise
         except Exception as error:  # whatever a model's own code raises
             raise InputError(f"--model: {name} does not compute scores here ({first_line(error)})") from error
-        again = self.score(theta, probes, batch[:1])
         first = Scores(reference.log_probs[:, :1], reference.num_tokens[:1])
-        if not agree(self.model, again, first, exact=self.model.device.type == "cpu"):
+        exact, times = self.model.device.type == "cpu", TIMES_DRAWN if draws else 1
+        if not all(agree(self.model, self.score(theta, probes, batch[:1]), first, exact=exact) for _ in range(times)):
             raise InputError(f"--model: {name} scores the same text differently each time; zotune cannot train it")
         if not self._masked and sees_later_tokens(self.model, self.layers, batch[0].prompt, len(batch[0].prompt) - 1):
             raise InputError(

@@ -21,6 +21,7 @@ from zotune.zo.protocol import Example, Probe, Scores, Theta, TokenIds
 BLOCK = 12  # tokens of a block of the prefix cache: the longer prompt is two
 KEPT_BYTES = 1e9  # of prompts, during the trial
 LONGER = 12  # tokens past a limit of the model's (`limits.py`) that a trial goes
+TIMES_DRAWN = 8  # as often a model that draws random numbers is asked again: it may say the same twice by chance
 MOST_TRIED = 256  # tokens: beyond a later limit, a trial would take longer than what it may save
 
 
@@ -61,6 +62,11 @@ def _batch(model: PreTrainedModel, virtual_tokens: TokenIds) -> list[Example]:
         Example(start + ids[9:17], invocation, branching),
         Example(start + ids[25:27], invocation, tuple((token,) for token in ids[27:31])),
     ]
+
+
+def generator_state(device: torch.device) -> torch.Tensor:
+    """Of PyTorch's generator of random numbers there: it changes when a model draws."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def agree(
