@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from zotune.engine.sglang.live.share import LINGER_S, MIN_TOKENS, SAVED_S, Share
 from zotune.errors import InputError
 from zotune.finetune import make_trainer
 from zotune.jobs.client import JobsClient
-from zotune.jobs.folder import Events, JobFolder
+from zotune.jobs.folder import Events, JobFolder, JobState
 from zotune.jobs.process import end_orphan, interrupt, start
 from zotune.jobs.request import read_request
 from zotune.jobs.stream import append_records
@@ -315,6 +316,17 @@ def test_the_process_of_a_killed_server_is_ended_before_its_job_goes_on(
     interrupt(later)
     assert later.returncode is not None
     assert JobFolder.open(tmp_path) is None, "a folder that is no job"
+
+
+def test_two_threads_that_change_a_job_lose_nothing(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path, JobState("job", created=0.0))
+    with ThreadPoolExecutor(2) as threads:
+        changes = [{"served": 200}, {"error": "it broke"}]
+        for change in [threads.submit(job.change, **change) for _ in range(100) for change in changes]:
+            change.result()
+    kept = JobFolder.open(tmp_path)
+    assert kept is not None
+    assert kept.state == job.state == JobState("job", created=0.0, served=200, error="it broke")
 
 
 def test_events_follow_a_file_that_grows_and_one_that_is_cut(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -36,10 +37,11 @@ class JobState:
 
 @dataclass
 class JobFolder:
-    """The folder of one job; `state` is as on disk."""
+    """The folder of one job; `state` is as on disk, whichever threads change it."""
 
     path: Path
     state: JobState
+    _changing: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def create(cls, path: Path, request: JobRequest, fixed: Mapping[str, Any]) -> "JobFolder":
@@ -73,8 +75,9 @@ class JobFolder:
             return None
 
     def change(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
-        self.save()
+        with self._changing:
+            self.state = replace(self.state, **changes)
+            self.save()
 
     def save(self) -> None:
         write_whole(self.path / "job.json", (json.dumps(asdict(self.state), indent=2) + "\n").encode())

@@ -151,12 +151,14 @@ class Rewards:
         """The first record that has a problem when it is asked for alone; None where none was found in time."""
         if problem.index is not None:
             return problem
-        began = time.monotonic()
+        spent_s = 0.0
         for index in range(batch.count):
-            if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
+            if self._timeout_s is not None and spent_s > self._timeout_s:
                 break
-            place.begin(batch.part(index, index + 1))
+            place.begin(batch.part(index, index + 1))  # which loads the function again where its process was ended
+            began = time.monotonic()
             answer = place.answer()
+            spent_s += time.monotonic() - began
             if isinstance(answer, Problem):
                 return Problem(answer.what, index, answer.details)
         return None
