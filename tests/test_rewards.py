@@ -19,6 +19,7 @@ import pytest
 from tests import some_rewards
 from tests.pages import ROOT, blocks
 from zotune.errors import InputError, RewardError, TrainingError
+from zotune.rewards import waiting
 from zotune.rewards.builtin import BUILTINS, make_builtin
 from zotune.rewards.checkers import countdown, gsm8k, last_number
 from zotune.rewards.functions import source_of
@@ -482,6 +483,23 @@ def test_a_slow_function_blames_no_record(bad):
         pytest.raises(RewardError, match=r"gave no answer within 0.5 s.*, for 4 records at once; the first: prompt"),
     ):
         rewards(["p"] * 4, ["c"] * 4, {})
+
+
+def test_a_long_call_says_how_many_processes_have_answered(tmp_path, monkeypatch, caplog):
+    (tmp_path / "last_is_slow.py").write_text(
+        "import time\ndef score(completions):\n    if 'slow' in completions:\n        time.sleep(3)\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.setattr(waiting, "FIRST_S", 1.0)
+    with (
+        Rewards(f"{tmp_path / 'last_is_slow.py'}:score", num_processes=3) as rewards,
+        caplog.at_level(logging.INFO, "zotune"),
+    ):
+        caplog.clear()
+        rewards(["p"] * 6, ["a"] * 6, {})
+        assert not caplog.messages
+        assert rewards(["p"] * 6, ["slow", *["a"] * 5], {}).values.tolist() == [1.0] * 6
+    assert caplog.messages == ["rewards of 6 records: 2 of 3 processes have answered after 1 s"]
 
 
 def test_a_pattern_that_never_ends_is_ended():

@@ -20,6 +20,11 @@ from zotune.rewards.process import RewardProcess
 class Place(Protocol):
     """Where a reward function runs."""
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many of its processes have answered, of how many that were asked."""
+        ...
+
     def ready(self) -> Problem | None:
         """Wait until the function is loaded; what stands in the way, if anything does."""
         ...
@@ -46,15 +51,18 @@ class RewardHere:
 
     def __init__(self, function: RewardFunction) -> None:
         self._caller = Caller(function)
+        self.progress = (0, 1)
 
     def ready(self) -> None:
         """It is there."""
 
     def begin(self, batch: Batch) -> None:
-        self._batch = batch
+        self._batch, self.progress = batch, (0, 1)
 
     def answer(self) -> Values | Problem:
-        return self._caller(self._batch.arguments, self._batch.count)
+        answer = self._caller(self._batch.arguments, self._batch.count)
+        self.progress = (1, 1)
+        return answer
 
     def abandon(self) -> None:
         """Whoever called has left it already."""
@@ -77,6 +85,7 @@ class RewardPool:
 
     def begin(self, batch: Batch) -> None:
         self._sent: list[tuple[int, RewardProcess]] = []  # with the first record of its share
+        self._answers: list[tuple[int, Values | Problem]] = []
         self._problem = self.ready()
         if self._problem is not None:
             return
@@ -95,14 +104,20 @@ class RewardPool:
     def answer(self) -> Values | Problem:
         if self._problem is not None:
             return self._problem
-        answers = [(start, process.receive()) for start, process in self._sent]  # all, or one is left in its socket
+        for start, process in self._sent:  # all, or one is left in its socket
+            self._answers.append((start, process.receive()))
         values: Values = []
-        for start, answer in answers:
+        for start, answer in self._answers:
             if isinstance(answer, Problem):
                 index = None if answer.index is None else start + answer.index
                 return Problem(answer.what, index, answer.details)
             values += answer
         return values
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        waiting = self._sent[len(self._answers) :]
+        return len(self._answers) + sum(process.has_answered for _, process in waiting), len(self._sent)
 
     def abandon(self) -> None:
         for process in self._processes:

@@ -81,6 +81,14 @@ class RewardProcess:
         )
         return answer
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether `receive` need not wait."""
+        try:
+            return self._connection.poll(0)
+        except OSError:  # it was ended meanwhile
+            return True
+
     def end(self) -> None:
         """End the process and those that it has started."""
         if self._process is None:

@@ -20,6 +20,7 @@ from zotune.rewards.builtin import RewardFunction
 from zotune.rewards.calling import Problem, Values
 from zotune.rewards.functions import Source, source_of
 from zotune.rewards.pool import Place, RewardHere, RewardPool
+from zotune.rewards.waiting import said_when_slow
 from zotune.values import is_number, number_of, shown, whole_of
 
 logger = logging.getLogger("zotune")
@@ -135,7 +136,8 @@ class Rewards:
         try:
             for place in self._places:
                 place.begin(batch)
-            answers = [place.answer() for place in self._places]  # all of them, before any is looked at
+            with said_when_slow(batch.count, self._progress):
+                answers = [place.answer() for place in self._places]  # all of them, before any is looked at
             for name, place, answer in zip(self.names, self._places, answers, strict=True):
                 if isinstance(answer, Problem):
                     raise _error(name, answer, batch, self._first_alone(place, answer, batch))
@@ -146,6 +148,11 @@ class Rewards:
                 place.abandon()
             raise
         return [answer for answer in answers if not isinstance(answer, Problem)]
+
+    def _progress(self) -> tuple[int, int]:
+        """How many processes have answered, of how many that were asked."""
+        answered, asked = zip(*(place.progress for place in self._places), strict=True)
+        return sum(answered), sum(asked)
 
     def _first_alone(self, place: Place, problem: Problem, batch: Batch) -> Problem | None:
         """The first record that has a problem when it is asked for alone; None where none was found in time."""
