@@ -6,7 +6,7 @@ docs/masked_models.md.
     python runs/masked_models.py --write docs/masked_models.md  # the table of what is done
 
 MODEL is a folder of a masked model, as runs/pretrain_masked_model.py makes one. Training has K examples of each label,
-drawn with MeZO's five data seeds, and a minute or less of one core, in bfloat16; the score is the accuracy over 500
+drawn with MeZO's five data seeds, and about a minute of one core, in bfloat16 or --dtype; the score is the accuracy over 500
 examples of the test file, whose rights and wrongs are kept for a paired test. What is finished is a line of
 docs/masked_models.jsonl, and never computed again.
 """
@@ -84,7 +84,7 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     with gzip.open(data / "test.jsonl.gz", "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     records = random.Random(0).sample(records, NUM_TESTED)
-    shared: dict[str, Any] = {"num_threads": options.threads, "dtype": "bfloat16"}
+    shared: dict[str, Any] = {"num_threads": options.threads, "dtype": options.dtype}
     tested: dict[str, Any] = {"max_eval_samples": NUM_TESTED, "model": str(options.model), "task": task}
     seconds = 0.0
     if cell["method"] != "untrained":
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--rates", action="store_true", help="compare learning rates, and print what is held out")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16", help="float32 is quicker where a processor has no bfloat16")
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
     parser.add_argument("--write", type=Path, help="a page to put the table into")
     options = parser.parse_args()
@@ -174,7 +175,7 @@ def main() -> None:
         there = [{name: row[name] for name in NAMES if name in row} for row in kept()]
         for cell in cells(options):
             if cell not in there:
-                line = json.dumps({**cell, **done(cell, options)})
+                line = json.dumps({**cell, **done(cell, options), "dtype": options.dtype})
                 with KEPT.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
                 print(line, flush=True)
