@@ -321,7 +321,7 @@ def test_the_process_of_a_killed_server_is_ended_before_its_job_goes_on(
 def test_two_threads_that_change_a_job_lose_nothing(tmp_path: Path) -> None:
     job = JobFolder(tmp_path, JobState("job", created=0.0))
     with ThreadPoolExecutor(2) as threads:
-        changes = [{"served": 200}, {"error": "it broke"}]
+        changes: list[dict[str, Any]] = [{"served": 200}, {"error": "it broke"}]
         for change in [threads.submit(job.change, **change) for _ in range(100) for change in changes]:
             change.result()
     kept = JobFolder.open(tmp_path)

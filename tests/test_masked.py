@@ -11,7 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -290,6 +290,25 @@ def test_gradients_of_the_head_are_those_of_backpropagation_by_the_lens_too():
         np.testing.assert_allclose(by_lens[name], exact[name], rtol=1e-4, atol=1e-5 * np.abs(exact[name]).max())
 
 
+@pytest.mark.parametrize("family", HEADED)
+@pytest.mark.parametrize("peft_type", ["lora", "vera"])
+def test_derivatives_of_a_head_along_directions_are_those_of_backpropagation(family, peft_type):
+    model = make_masked(family, AutoModelForSequenceClassification, num_labels=2)
+    targets, names = FAMILIES[family][2], head_modules(model)
+    engine = TorchEngine(model, LoraSpec(4, 8.0, targets, peft_type=peft_type, modules_to_save=names))
+    theta, _ = engine.layers.trial()
+    batch = [Example(example.prompt, (), ((0,), (1,)), 0, 0) for example in BATCH]
+    weights = np.random.default_rng(0).normal(size=(len(batch), 2))
+    _, gradient = engine.gradient(theta, batch, lambda scores: weights)
+    probe = Probe(7, 0.0, derivative=True)
+    z = probe.noise.direction(probe.seed, theta)
+    along = sum(float((gradient[name] * z[name]).sum()) for name in theta)
+    for made in (engine, engine.plain):
+        tangents = made.score(theta, [probe], batch).tangents
+        assert tangents is not None
+        assert float((tangents[0] * weights).sum()) == pytest.approx(along, rel=1e-3)
+
+
 @pytest.mark.parametrize("family", ["roberta", "bert", "electra", "modernbert"])
 def test_the_lens_has_the_gradient_of_the_last_block_in_rows_of_any_length(family):
     targets = {"modernbert": ("Wo",)}.get(family, ("output.dense",))
@@ -332,6 +351,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "head, probes": {"head": "classification", "estimator": "one_sided"},
     "head, backprop": {"head": "classification", "estimator": "backprop"},
     "head, accuracy": {"head": "classification", "objective": "accuracy"},
+    "head, jvp": {"head": "classification", "estimator": "jvp"},
+    "head, full": {"head": "classification", "tuning": "full"},
+    "head, prompt tuning": {
+        "head": "classification", "tuning": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 3},
+    },
+    "head, prompt, backprop": {
+        "head": "classification", "tuning": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 3},
+        "estimator": "backprop",
+    },
 }  # fmt: skip
 
 
@@ -352,8 +380,13 @@ def test_runs_stop_and_go_on_to_the_bit_and_evaluate_as_they_ended(way, folder, 
     ended = resume(tmp_path / "stopped")
     assert (tmp_path / "stopped/journal.jsonl").read_text() == (tmp_path / "whole/journal.jsonl").read_text()
     assert ended.final == whole.final
-    if way == "full":
-        found = evaluate(str(data), model=str(whole.adapter), task="sst2", num_threads=1)
+    if "full" in way:
+        head = WAYS[way].get("head", "lm")
+        found = evaluate(str(data), model=str(whole.adapter), task="sst2", head=head, num_threads=1)
+        replay_run(whole.run_folder, tmp_path / "replayed")
+        assert (tmp_path / "replayed/model.safetensors").read_bytes() == (
+            whole.adapter / "model.safetensors"
+        ).read_bytes()
     else:
         found = evaluate(adapter=whole.adapter, num_threads=1)
         replay_run(whole.run_folder, tmp_path / "replayed")
@@ -365,7 +398,7 @@ def test_runs_stop_and_go_on_to_the_bit_and_evaluate_as_they_ended(way, folder, 
     assert found.loss == pytest.approx(whole.final.loss, abs=1e-6)
 
 
-@pytest.mark.parametrize("way", ["lens", "prompt tuning", "head, lens", "head, backprop"])
+@pytest.mark.parametrize("way", ["lens", "prompt tuning", "head, lens", "head, backprop", "head, prompt tuning"])
 def test_adapters_give_the_same_numbers_in_peft(way, folder, data, tmp_path):
     ended = mezo_finetune(**settings_of(folder, data, way, tmp_path / "run") | {"learning_rate": 0.1})
     if "head" in way:
@@ -390,6 +423,29 @@ def test_adapters_give_the_same_numbers_in_peft(way, folder, data, tmp_path):
     assert np.mean(losses) == pytest.approx(ended.final.loss, abs=1e-5)
     assert ended.initial is not None
     assert abs(ended.final.loss - ended.initial.loss) > 2e-5
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt tuning"])
+def test_a_classifier_of_peft_gives_the_same_numbers_here(kind, folder, data, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    configs: dict[str, Any] = {
+        "lora": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], init_lora_weights=False),
+        "prompt tuning": PromptTuningConfig(
+            task_type="SEQ_CLS", num_virtual_tokens=3, token_dim=base.config.hidden_size
+        ),
+    }
+    model = get_peft_model(base, configs[kind]).eval()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    losses = []
+    for review in REVIEWS:
+        with torch.no_grad():
+            logits = model(**TOKENIZER(review["text"], return_tensors="pt")).logits[0]
+        losses.append(-float(logits.log_softmax(-1)[review["label"]]))
+    found = evaluate(
+        str(data), adapter=tmp_path / "adapter", model=str(folder), task="sst2", head="classification", num_threads=1
+    )
+    assert found.loss == pytest.approx(np.mean(losses), abs=1e-5)
 
 
 def test_a_head_learns_where_it_starts_from_nothing(folder, data, tmp_path):
@@ -435,8 +491,8 @@ def refused(folder: Path, data: Path, tmp_path: Path, **settings: Any) -> str:
         ({"template": "{text} {mask} or {mask}"}, "--template: one {mask} stands for the label word"),
         ({"template": "{text} {mask}", "invocation": " so"}, "--invocation: the template says where the mask stands"),
         ({"max_length": 6}, "reviews.jsonl:[0-9]+: the template alone has"),
-        ({"head": "classification", "estimator": "jvp"}, "--estimator jvp: the weights of a classification head"),
-        ({"head": "classification", "tuning": "full"}, "--head classification: a new head is trained with LoRA"),
+        ({"head": "classification", "tuning": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 60}},
+         "--prompt-tuning.num-virtual-tokens: 60 virtual tokens leave no room"),
         ({"head": "classification", "invocation": " It was"}, "--invocation: a classification head reads no"),
         ({"head": "classification", "template": "{text} {mask}"}, "--template: a classification head reads no {mask}"),
     ],

@@ -56,7 +56,8 @@ def replay_run(
 
 def _replay_model(header: Header, entries: list[Entry], folder: RunFolder, output: Path, trust: bool) -> None:
     assert header.dtype is not None
-    model = load_model(header.base_model, header.dtype, "cpu", trust)
+    num_labels = (header.settings or {}).get("num_labels")
+    model = load_model(header.base_model, header.dtype, "cpu", trust, num_labels=num_labels, head_seed=header.seed)
     weights = ModelWeights(model)
     if weights.shapes != header.tensors:
         raise InputError(f"{folder.path}: {header.base_model} is not the model that the run began with")

@@ -84,6 +84,7 @@ def _peft_config(tensors: Mapping[str, np.ndarray], spec: AdapterSpec, base_mode
             token_dim=tensors[PROMPT_EMBEDDINGS].shape[1],  # PEFT's guess is the width behind OPT's projection
             num_transformer_submodules=1,
             task_type=spec.task_type,
+            modules_to_save=list(spec.modules_to_save) or None,
             **shared,
         ).to_dict()
     return lora_config(spec, **shared).to_dict()

@@ -24,7 +24,7 @@ _LORA = {
 }  # fmt: skip
 _PROMPT = {
     "num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_attention_heads", "num_layers",
-    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "modules_to_save",
 }  # fmt: skip
 _LARGEST = 1e30  # that an alpha may be
 _MOST = 2**31  # that may be counted
@@ -61,9 +61,6 @@ def _lora(settings: "_Settings") -> LoraSpec:
         settings.refuse("layers_to_transform", "PEFT takes it only where target_modules is a list")
     if pattern and not layers:
         settings.refuse("layers_pattern", "PEFT takes it only beside layers_to_transform")
-    whole = settings.names("modules_to_save")
-    if whole and (settings.get("task_type", "a text", _is_text, None) != "SEQ_CLS" or isinstance(whole, str)):
-        settings.refuse("modules_to_save", "zotune trains whole modules as the head of a classifier alone (SEQ_CLS)")
     invocation = settings.get("alora_invocation_tokens", "a list of token ids", _are_ids, None)
     return LoraSpec(
         rank=settings.get("r", "a whole number above 0", _is_count),
@@ -79,13 +76,21 @@ def _lora(settings: "_Settings") -> LoraSpec:
             alpha_pattern=settings.pattern("alpha_pattern", "finite numbers", _is_number),
             use_rslora=settings.get("use_rslora", "true or false", _is_flag, False),
         ),
-        modules_to_save=tuple(whole),
+        modules_to_save=_whole_modules(settings),
     )
+
+
+def _whole_modules(settings: "_Settings") -> tuple[str, ...]:
+    whole = settings.names("modules_to_save")
+    if whole and (settings.get("task_type", "a text", _is_text, None) != "SEQ_CLS" or isinstance(whole, str)):
+        settings.refuse("modules_to_save", "zotune trains whole modules as the head of a classifier alone (SEQ_CLS)")
+    return tuple(whole)
 
 
 def _prompt(settings: "_Settings") -> PromptSpec:
     settings.allow("num_transformer_submodules", (None, 1), "a causal language model has one")
-    return PromptSpec(settings.get("num_virtual_tokens", "a whole number above 0", _is_count))
+    count = settings.get("num_virtual_tokens", "a whole number above 0", _is_count)
+    return PromptSpec(count, modules_to_save=_whole_modules(settings))
 
 
 class _Settings:

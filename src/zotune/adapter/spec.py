@@ -14,6 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 PROMPT_EMBEDDINGS = "prompt_embeddings"  # the one tensor of a soft prompt, in theta and in PEFT's file
 _PREFIX = "base_model.model."
+_PREFIX_OF_PROMPT = "base_model."
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class PromptSpec:
     """The form of a soft prompt (Lester et al., 2021, arXiv 2104.08691): how many trained vectors precede every prompt.
 
     Their places in an example are `virtual_tokens`, the ids -1, -2, ...: no tokenizer's, so they stay apart from text.
+    `modules_to_save` and `task_type` are as in LoraSpec.
     """
 
     num_virtual_tokens: int = setting(
@@ -73,6 +75,7 @@ class PromptSpec:
     )
     start: Start | None = None
     task_type: str | None = "CAUSAL_LM"
+    modules_to_save: tuple[str, ...] = ()
     peft_type: ClassVar[str] = "prompt_tuning"
     scope: ClassVar[str] = "everywhere"
     invocation_tokens: ClassVar[None] = None
@@ -85,9 +88,9 @@ class PromptSpec:
 AdapterSpec = LoraSpec | PromptSpec
 
 
-def module_tensor_name(module_name: str, parameter: str) -> str:
-    """The name of a parameter of a module that is trained whole, in PEFT's files."""
-    return f"{_PREFIX}{module_name}.{parameter}"
+def module_tensor_name(module_name: str, parameter: str, beside_prompt: bool = False) -> str:
+    """The name of a parameter of a module that is trained whole, in PEFT's files: beside LoRA, or a soft prompt."""
+    return f"{_PREFIX_OF_PROMPT if beside_prompt else _PREFIX}{module_name}.{parameter}"
 
 
 def tensor_name(module_name: str, matrix: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from zotune.adapter.base import Base, read_base
 from zotune.adapter.peft_files import load_adapter
-from zotune.adapter.spec import AdapterSpec, LoraSpec, PromptSpec
+from zotune.adapter.spec import AdapterSpec, PromptSpec
 from zotune.adapter.start import Start
 from zotune.assemble.model import Model
 from zotune.config.fields import Scope
@@ -53,7 +53,7 @@ class Adapter:
                 f"--invocation: {task.invocation!r} is not what the adapter {self.folder} is switched on by: "
                 f"{model.tokenizer.decode(list(self.spec.invocation_tokens or ()))!r}"
             )
-        headed = isinstance(self.spec, LoraSpec) and bool(self.spec.modules_to_save)
+        headed = bool(self.spec.modules_to_save)
         if headed and model.num_labels is None:
             raise InputError(
                 f"--adapter: {self.folder} has a classification head of its own; add --head classification"

@@ -49,9 +49,7 @@ def make_encoder(
     if model.num_labels is not None:
         if config.invocation:
             raise InputError("--invocation: a classification head reads no label words that it could stand before")
-        if config.tuning in ("full", "prompt_tuning"):
-            raise InputError(
-                f"--head classification: a new head is trained with LoRA, and not with --tuning {config.tuning}"
-            )
-        return ClassificationEncoder(model.tokenizer, task, config.field_names, max_length, model.num_embeddings)
+        return ClassificationEncoder(
+            model.tokenizer, task, config.field_names, max_length, virtual_tokens, model.num_embeddings
+        )
     return MaskedEncoder(model.tokenizer, task, config.field_names, max_length, virtual_tokens, model.num_embeddings)

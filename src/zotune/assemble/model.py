@@ -262,5 +262,6 @@ def open_engine(
 def _load(model: Model, settings: Config) -> PreTrainedModel:
     assert settings.dtype
     return load_model(
-        model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization, model.num_labels
-    )
+        model.path, settings.dtype, settings.device, settings.trust_remote_code, settings.quantization,
+        model.num_labels, head_seed=settings.seed if settings.tuning == "full" else None,
+    )  # fmt: skip

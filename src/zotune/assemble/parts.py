@@ -107,7 +107,7 @@ def _assembled(config: Config, data: Data, model: Model, begun: AdapterSpec | No
     if settings.tuning == "prompt_tuning":
         made = PromptSpec(**settings_for(settings, "prompt_tuning", PromptSpec))
         prompt = begun if isinstance(begun, PromptSpec) and settings.adapter else made
-        prompt = replace(prompt, task_type="FEATURE_EXTRACTION" if model.is_masked else "CAUSAL_LM")
+        prompt = replace(prompt, task_type=model.task_type or "FEATURE_EXTRACTION", modules_to_save=_head_of(model))
     assert settings.max_length
     encoder = make_encoder(
         model, data.task, settings, room_for_prompts(settings, settings.max_length, num_new_tokens),
@@ -191,8 +191,13 @@ def _lora(settings: Config, encoder: AnyEncoder, model: Model, begun: AdapterSpe
         frozen_seed=0 if settings.tuning == "lora" else settings.seed,
         start=begun.start if begun else None,
         task_type=model.task_type,
-        modules_to_save=head_modules(model.structure) if model.num_labels is not None else (),
+        modules_to_save=_head_of(model),
     )
+
+
+def _head_of(model: Model) -> tuple[str, ...]:
+    """The modules of a classification head, where there is to be one."""
+    return head_modules(model.structure) if model.num_labels is not None else ()
 
 
 def _measured(run: Run, begun: AdapterSpec | None) -> frozenset[Measured]:

@@ -259,7 +259,7 @@ class Fields:
     head: Literal["lm", "classification"] = "lm"
     """What answers in a masked model: `lm`, its own head, which compares the label words in place of the mask, or
     `classification`, a new head over the labels (AutoModelForSequenceClassification), which is trained with the
-    adapter. A causal model has its own."""
+    rest. A causal model has its own."""
 
     objective: ObjectiveName | None = None
     """The loss: `cross_entropy` over the label words; `token_nll`, the mean negative log-likelihood of the completion's

@@ -99,6 +99,8 @@ class Run:
             values["estimator_settings"] = dict(table)
         if self.config.head != "lm":
             values["head"] = self.config.head
+            if self.config.tuning == "full":  # by which a replay makes the head again
+                values["num_labels"] = len(self.task.labels)
         if self.config.batches_per_step > 1:
             values["batches_per_step"] = self.config.batches_per_step
         if self.config.judges_texts:
@@ -240,6 +242,8 @@ def default_dtype(facts: Facts) -> tuple[Dtype, str]:
         return "bfloat16", f"the device is {facts.device}"
     if facts.num_parameters >= SMALL_MODEL and (facts.half_speedup or 0.0) >= WORTHWHILE_SPEEDUP:
         return "bfloat16", f"its products are {facts.half_speedup:.1f} times as fast here as those of float32"
+    if facts.half_speedup is not None:
+        return "float32", f"products in bfloat16 are {facts.half_speedup:.1f} times as fast here"
     return "float32", f"the device is {facts.device}"
 
 

@@ -23,6 +23,7 @@ class ClassificationEncoder:
     Args:
         names: the data's names of the task's fields, where they differ.
         max_length: the most tokens of an example, special ones included.
+        virtual_tokens: ids of a soft prompt, which begin every text and count towards `max_length`.
         num_embeddings: how many tokens the model knows; None: as many as the tokenizer.
 
     Raises:
@@ -34,13 +35,19 @@ class ClassificationEncoder:
 
     def __init__(
         self, tokenizer: Tokenizer, task: Task, names: Mapping[str, str], max_length: int,
-        num_embeddings: int | None = None,
+        virtual_tokens: TokenIds = (), num_embeddings: int | None = None,
     ) -> None:  # fmt: skip
         if task.has_mask:
             raise InputError("--template: a classification head reads no {mask}; leave it out, or take --head lm")
         self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
         self._names = {} if task.rows is not None else names
-        self._num_embeddings = num_embeddings
+        self._virtual, self._num_embeddings = virtual_tokens, num_embeddings
+        self._room = max_length - len(virtual_tokens)
+        if self._room < 8:
+            raise InputError(
+                f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text "
+                f"within {max_length} tokens (--max-length)"
+            )
         self._is_own = task.name not in TASKS or task.template != TASKS[task.name].template
         self._labels = tuple((label,) for label in range(len(task.labels)))
 
@@ -53,15 +60,15 @@ class ClassificationEncoder:
             if len(parts) != 2 or self._is_own:
                 parts = [text.prompt if self._is_own else " ".join(parts)]
             found = self.tokenizer(*parts, verbose=False)
-            if len(found.input_ids) > self.max_length:
+            if len(found.input_ids) > self._room:
                 num_truncated += 1
-                found = self.tokenizer(*parts, truncation="longest_first", max_length=self.max_length, verbose=False)
+                found = self.tokenizer(*parts, truncation="longest_first", max_length=self._room, verbose=False)
             check_known(self.tokenizer, tuple(found.input_ids), self._num_embeddings, text.where)
             kinds = found.get("token_type_ids", [])
             examples.append(
                 Example(
-                    tuple(found.input_ids), (), self._labels, text.label, mask_at=0,
-                    second_at=kinds.index(1) if 1 in kinds else None,
+                    self._virtual + tuple(found.input_ids), (), self._labels, text.label, mask_at=0,
+                    second_at=len(self._virtual) + kinds.index(1) if 1 in kinds else None,
                     columns=MappingProxyType(dict(text.columns)), said=text.said,
                 )
             )  # fmt: skip

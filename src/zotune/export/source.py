@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from zotune.adapter.base import Base, read_base
 from zotune.adapter.forms import is_matrix
 from zotune.adapter.peft_files import CONFIG_FILE, base_model_of
-from zotune.adapter.spec import LoraSpec, PromptSpec
+from zotune.adapter.spec import PROMPT_EMBEDDINGS, LoraSpec, PromptSpec
 from zotune.assemble.adapter import Adapter
 from zotune.assemble.model import model_path
 from zotune.config.reading import read_run_config
@@ -145,9 +145,10 @@ class Source:
     def num_labels(self) -> int | None:
         """How many labels the head of the adapter is over, where it has one."""
         spec = self.adapter.spec if self.is_adapter else None
-        if not (isinstance(spec, LoraSpec) and spec.modules_to_save):
+        if spec is None or not spec.modules_to_save:
             return None
-        head = [value for name, value in self.adapter.theta.items() if not is_matrix(name)]
+        theta = self.adapter.theta.items()
+        head = [value for name, value in theta if not is_matrix(name) and name != PROMPT_EMBEDDINGS]
         return min(value.shape[0] for value in head)  # its other layers are as wide as the model
 
     def _quantization(self) -> str | None:

@@ -28,8 +28,6 @@ def why_no_tangents(model: PreTrainedModel, layers: TrainedLayers, engine: Engin
     """Why this model has no derivatives along directions, or None."""
     if not isinstance(layers, LoraLayers):
         return "only LoRA's matrices have derivatives here"
-    if layers.head.shapes:
-        return "the weights of a classification head have no derivatives along directions here"
     if method := quantization_method(model.config):  # some of their operators would say 0 and no error
         return f"products with quantised weights ({method}) have no derivatives in forward mode"
     probe = Probe(2, 0.0, derivative=True)
@@ -52,7 +50,7 @@ def why_no_gradients(model: PreTrainedModel, layers: TrainedLayers, engine: Engi
 
     def work(theta: Theta) -> None:
         engine.score(theta, [AT_THETA], [_trial(model)])  # after which some layers have weights packed for inference
-        with checked_record(model, layers.head.modules if isinstance(layers, LoraLayers) else ()):
+        with checked_record(model, layers.head.modules if layers.head else ()):
             engine.gradient(theta, [_trial(model)], _of_sum)
         if why_no_tangents(model, layers, engine) is None:
             with engine.in_float32() or nullcontext():  # rounding would hide what is left out

@@ -3,7 +3,7 @@
 With theta + t z in place of theta every number of the pass becomes a pair of its value and its derivative by t at 0
 (dual numbers: Wengert, 1964; for fine-tuning: Baydin et al., 2022, arXiv 2202.08587). PyTorch's `jvp` has the rule of
 every operation, `vmap` takes all directions through one pass, which computes the values once. There is no eps and
-nothing is kept for a way back. Only LoRA's matrices have derivatives to begin with.
+nothing is kept for a way back. LoRA's matrices, and a head beside them, have derivatives to begin with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +27,14 @@ def values_and_tangents(
     """
     assert all(probe.derivative and not probe.distance and probe.base is None for probe in probes)
     lora.write([theta])
-    primals = lora.tensors
+    primals = {**lora.tensors, **lora.head.tensors}
+
+    def put(tensors: dict[str, torch.Tensor]) -> None:
+        lora.tensors = {name: tensors[name] for name in lora.matrices}
+        lora.head.tensors = {name: tensors[name] for name in lora.head.shapes}
 
     def computed(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        lora.tensors = tensors
+        put(tensors)
         with KeptWeights():
             return compute()
 
@@ -38,13 +42,14 @@ def values_and_tangents(
         pair: tuple[torch.Tensor, torch.Tensor] = torch.func.jvp(computed, (primals,), (tangents,))  # type: ignore[assignment]
         return pair
 
-    directions = lora.tangents([probe.noise.direction(probe.seed, theta) for probe in probes])
+    moved = lora.tangents([probe.noise.direction(probe.seed, theta) for probe in probes])
+    directions = {name: moved[name] for name in primals}  # in one order, which `jvp` asks for
     try:
         # Inference mode knows no derivatives.
         with torch.inference_mode(False), torch.no_grad():
             values, tangents = torch.func.vmap(differentiated)(directions)
     finally:
-        lora.tensors = primals
+        put(primals)
     return values[0], tangents
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from zotune.engine.torch.row_groups import RowGroups
+from zotune.engine.torch.trained_head import TrainedHead
 from zotune.zo.protocol import Probe, Theta
 
 
@@ -26,6 +27,7 @@ class TrainedLayers(ABC):
     """
 
     shapes: dict[str, tuple[int, ...]]
+    head: TrainedHead | None = None  # of a classifier, beside an adapter
     max_probes: int | None = None  # of one pass
     why_no_gradients: str | None = None
 

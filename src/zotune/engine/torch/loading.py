@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zotune.engine.torch.model_kind import head_modules, is_masked_config
 from zotune.engine.torch.quantization import keep_dtype, quantization_method, quantization_options
+from zotune.engine.torch.trained_head import start_head
 from zotune.errors import InputError, first_line
 
 logger = logging.getLogger("zotune")
@@ -78,12 +79,14 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: str | None = None,
     num_labels: int | None = None,
+    head_seed: int | None = None,
 ) -> PreTrainedModel:
     """The language model on `device` in `dtype` (a name of DTYPES), in evaluation mode.
 
     Args:
         quantization: quantise the linear layers but the head as they are read: nf4 or int8.
         num_labels: give a masked model a classification head over so many labels; what it lacks of that is zero.
+        head_seed: draw that from this seed instead.
 
     Raises:
         InputError: the model cannot be loaded, lacks weights, or is quantised already where `quantization` is asked.
@@ -102,6 +105,8 @@ def load_model(
         found, remedy = result[1], ""
         if num_labels is not None:
             found = without_head(loaded, found)
+            if head_seed is not None:
+                start_head(loaded, head_seed)
         elif is_masked_config(config):
             remedy = ": an encoder alone is trained with --head classification"
         check_weights(model, type(loaded).__name__, found, remedy)

@@ -49,7 +49,7 @@ class LoraLayers(TrainedLayers):
             key_a, key_b = tensor_name(name, "A"), tensor_name(name, "B")
             self.matrices[key_a], self.matrices[key_b] = (rank, num_in), (num_out, rank)
             self._hooks.append(module.register_forward_hook(self._hook(key_a, key_b, scaling)))
-        self.head = TrainedHead(model, spec.modules_to_save, lambda: self.num_slots, lambda: self.active)
+        self.head: TrainedHead = TrainedHead(model, spec.modules_to_save, lambda: self.num_slots, lambda: self.active)
         self.shapes = {**trained_shapes(self.matrices, spec), **self.head.shapes}
         frozen = tuple(self.matrices.items()) if spec.peft_type != "lora" else ()
         self._frozen: dict[str, torch.Tensor] | None = None  # of the form, once it is asked for
@@ -99,8 +99,11 @@ class LoraLayers(TrainedLayers):
         self.head.write(points)
 
     def tangents(self, directions: Sequence[Theta]) -> dict[str, torch.Tensor]:
-        """How `tensors` of one slot change along directions: [directions, 1, ...]."""
-        stacked = self._stacked([lora_tangents(direction, self.spec) for direction in directions])
+        """How `tensors` of one slot, and the head's, change along directions: [directions, 1, ...]."""
+        moved = [lora_tangents(direction, self.spec) for direction in directions]
+        stacked = self._stacked([{name: tangents[name] for name in self.matrices} for tangents in moved])
+        for name in self.head.shapes:
+            stacked[name] = torch.from_numpy(np.stack([direction[name] for direction in directions])).to(self.device)
         return {name: tensor.unsqueeze(1) for name, tensor in stacked.items()}
 
     def _stacked(self, adapters: Sequence[Theta]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from zotune.engine.kind import EngineRequest
 from zotune.engine.torch.eva import STARTED, principal_components
 from zotune.engine.torch.lens_measuring import measure_lens
 from zotune.engine.torch.lora import LoraLayers
+from zotune.engine.torch.soft_prompt import SoftPrompt
 
 logger = logging.getLogger("zotune")
 
@@ -21,7 +22,7 @@ def measure_start(engine: Any, request: EngineRequest) -> None:
         engine.layers.start_from(principal_components(engine, request.start_from, request.seed))
         logger.info(STARTED, time.perf_counter() - began)
     layers = engine.layers
-    if isinstance(layers, LoraLayers) and layers.head.shapes:
+    if isinstance(layers, LoraLayers | SoftPrompt) and layers.head.shapes:
         start = layers.spec.start.tensors if layers.spec.start else {}
         if not start.keys() >= layers.head.shapes.keys():
             layers.start_from(Start.of({**start, **layers.head.start(request.seed)}))

@@ -102,7 +102,7 @@ class PlainEngine:
     @property
     def spec(self) -> AdapterSpec | None:
         """The form of the adapter; None: theta is the model's own parameters."""
-        return self.layers.spec if isinstance(self.layers, LoraLayers) else self._spec
+        return self.layers.spec if isinstance(self.layers, LoraLayers | SoftPrompt) else self._spec
 
     @property
     def weights(self) -> ModelWeights | None:

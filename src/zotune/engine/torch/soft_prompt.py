@@ -7,6 +7,7 @@ prefix tuning).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,20 +16,27 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from zotune.adapter.spec import PROMPT_EMBEDDINGS, PromptSpec
+from zotune.adapter.start import Start
 from zotune.engine.torch.layers import TrainedLayers
+from zotune.engine.torch.trained_head import TrainedHead
 from zotune.zo.draws import gaussian
 from zotune.zo.protocol import AT_THETA, Probe, Theta, points
 
 
 class SoftPrompt(TrainedLayers):
-    """The input embedding of one model; theta is {PROMPT_EMBEDDINGS: [virtual tokens, width]}, and probes are slots."""
+    """The input embedding of one model; theta is {PROMPT_EMBEDDINGS: [virtual tokens, width]}, with the weights of a
+    head where one is trained; probes are slots."""
 
     def __init__(self, model: PreTrainedModel, spec: PromptSpec) -> None:
         super().__init__()
         embedding = model.get_input_embeddings()
         assert isinstance(embedding.weight, torch.Tensor)
         shape = (spec.num_virtual_tokens, embedding.weight.shape[1])
-        self.shapes = {PROMPT_EMBEDDINGS: shape}
+        self.spec = spec
+        self.head: TrainedHead = TrainedHead(
+            model, spec.modules_to_save, lambda: len(self.vectors), lambda: self.active, beside_prompt=True
+        )
+        self.shapes = {PROMPT_EMBEDDINGS: shape, **self.head.shapes}
         self.device = model.device
         self.vectors = torch.zeros((1, *shape), device=self.device)  # [slots, virtual tokens, width]
         self._ids = torch.empty(0)  # of the pass that is under way
@@ -36,13 +44,19 @@ class SoftPrompt(TrainedLayers):
 
     def place(self, theta: Theta, probes: Sequence[Probe]) -> None:
         with record_function("zotune::noise"):
-            stacked = np.stack([point[PROMPT_EMBEDDINGS] for point in points(theta, probes)])
-            self.vectors = torch.from_numpy(stacked).to(self.device)
+            made = points(theta, probes)
+            self.vectors = torch.from_numpy(np.stack([point[PROMPT_EMBEDDINGS] for point in made])).to(self.device)
+            self.head.write(made)
 
     def place_leaves(self, theta: Theta) -> dict[str, torch.Tensor]:
-        leaf = torch.tensor(theta[PROMPT_EMBEDDINGS], device=self.device, requires_grad=True)
-        self.vectors = leaf[None]
-        return {PROMPT_EMBEDDINGS: leaf}
+        leaves = {name: torch.tensor(theta[name], device=self.device, requires_grad=True) for name in self.shapes}
+        self.vectors = leaves[PROMPT_EMBEDDINGS][None]
+        self.head.tensors = {name: leaves[name][None] for name in self.head.shapes}
+        return leaves
+
+    def start_from(self, start: Start) -> None:
+        """What it has is not drawn, but taken from there."""
+        self.spec = replace(self.spec, start=start)
 
     def trial(self) -> tuple[Theta, list[Probe]]:
         theta = {name: np.float32(0.1) * gaussian(1, name, shape) for name, shape in self.shapes.items()}
@@ -52,6 +66,7 @@ class SoftPrompt(TrainedLayers):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self.head.remove()
 
     def _take(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         self._ids = args[0]

@@ -109,7 +109,7 @@ def _spec(run_folder: Path, lora: dict[str, Any]) -> AdapterSpec:
     start = lora.get("start")
     begun = None if start is None else Start.read(run_folder, start)
     if "num_virtual_tokens" in lora:
-        return PromptSpec(**lora | {"start": begun})
+        return PromptSpec(**lora | {"start": begun, "modules_to_save": tuple(lora.get("modules_to_save", ()))})
     given = {
         name: _tuples(lora[name])
         for name in ("target_modules", "invocation_tokens", "matrices", "modules_to_save")
