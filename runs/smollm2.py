@@ -171,7 +171,8 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     test_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][1]}.jsonl.gz")
     if cell["part"] == "study" and METHODS[cell["method"]] is None:
         train_data = str(options.data / cell["task"] / f"{TASKS[cell['task']][0]}.jsonl.gz")
-        shown = {"num_demonstrations": 16, "train_data": train_data} if "in-context" in cell["method"] else {}
+        shown: dict[str, Any] = {"num_demonstrations": 16, "train_data": train_data, "max_length": 8192}
+        shown = shown if "in-context" in cell["method"] else {}
         found = evaluate(
             test_data, model="smollm2", task=cell["task"], max_eval_samples=MOST_TESTED, num_threads=options.threads,
             seed=cell["seed"], **shown,
