@@ -431,6 +431,25 @@ def test_the_names_of_the_first_design_train(opt_dir: Path, tmp_path: Path) -> N
         sglang_names.mezo_finetune(str(opt_dir), REVIEWS, server_args=5)
 
 
+@pytest.mark.parametrize(
+    "flags", [("--tokenizer-worker-num", "2"), ("--dp-size", "2"), ("--pp-size", "2"), ("--nnodes", "2")]
+)
+def test_a_server_of_which_there_is_more_than_one_takes_no_jobs(
+    flags: tuple[str, str], opt_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    from zotune.jobs.plugin import JOBS, _arguments
+
+    monkeypatch.setenv(JOBS, str(tmp_path))
+    words = ["--model-path", str(opt_dir), "--device", "cpu", "--attention-backend", "torch_native"]
+    with pytest.raises(SystemExit) as ended:
+        _arguments(prepare_server_args, [*words, *flags, "--dist-init-addr", "127.0.0.1:5000"])
+    assert ended.value.code == 2
+    assert f"--zotune-jobs does not go with {flags[0]} 2" in capsys.readouterr().err
+    assert _arguments(prepare_server_args, words).tokenizer_worker_num == 1
+
+
 def test_nothing_of_it_is_there_where_nobody_asked(opt_dir: Path, tmp_path: Path) -> None:
     with serve(opt_dir, {}, tmp_path / "log", "--max-total-tokens", "4096") as server:
         with pytest.raises(InputError, match="takes no training jobs"):

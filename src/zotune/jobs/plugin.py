@@ -26,6 +26,9 @@ ARGUMENTS = "sglang.srt.server_args:prepare_server_args"
 RUN = _HTTP + "_setup_and_run_http_server"
 NAMED = "sglang.srt.entrypoints.openai.serving_base:OpenAIServingBase._parse_model_parameter"
 NAMES = (ARGUMENTS, NAMED, "sglang.srt.utils.auth:auth_level", *served.NAMES)
+ONE_OF_EACH = ("tokenizer_worker_num", "dp_size", "pp_size", "nnodes")
+"""What there may be only one of: one process answers the routes, and jobs train on one scheduler."""
+
 MAX_SOCKET_PATH = 100  # what the system takes
 
 logger = logging.getLogger("zotune")
@@ -70,7 +73,14 @@ def _arguments(original: Any, words: list[str]) -> Any:
             os.environ[variable] = str(value)
     if given.zotune_jobs is not None:
         _open()
-    return original(rest)
+    arguments = original(rest)
+    if os.environ.get(JOBS):
+        for name in ONE_OF_EACH:
+            if (count := getattr(arguments, name)) > 1:
+                parser.error(
+                    f"--zotune-jobs does not go with --{name.replace('_', '-')} {count}: jobs need one of those"
+                )
+    return arguments
 
 
 def _share(text: str) -> float:
