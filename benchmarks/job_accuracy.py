@@ -85,10 +85,11 @@ def main() -> None:
         evaluations = by_job[seed]["evaluations"]
         rows.append(f"| {seed} | {ends[0]:.1%} | {evaluations[-1]['accuracy']:.1%} | {ends[-1]:.1%} | {apart:.1e} |")
         print(rows[-1], flush=True)
+    model = "the demo's model" if options.model == Path(demo_path("model")) else options.model.name
     rows += [
         "",
         f"{options.train} reviews of IMDB, {SETTINGS['num_steps']} steps of {SETTINGS['batch_size']}, accuracy on "
-        f"{options.held_out} others; `{options.model.name}` in float32, {os.cpu_count()} cores, {date.today()}.",
+        f"{options.held_out} others; {model} in float32, {os.cpu_count()} cores, {date.today()}.",
     ]
     print("\n".join(rows))
     if options.write:

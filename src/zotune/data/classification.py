@@ -16,6 +16,8 @@ from zotune.data.texts import TextExample, prompt_values
 from zotune.errors import InputError
 from zotune.zo.protocol import Example, TokenIds
 
+LEAST_ROOM = 8  # tokens of a text, special ones included, behind a soft prompt
+
 
 class ClassificationEncoder:
     """Encodes the texts of one task; candidate number n of an example is the token id n, its label.
@@ -43,7 +45,7 @@ class ClassificationEncoder:
         self._names = {} if task.rows is not None else names
         self._virtual, self._num_embeddings = virtual_tokens, num_embeddings
         self._room = max_length - len(virtual_tokens)
-        if self._room < 8:
+        if virtual_tokens and self._room < LEAST_ROOM:
             raise InputError(
                 f"--prompt-tuning.num-virtual-tokens: {len(virtual_tokens)} virtual tokens leave no room for a text "
                 f"within {max_length} tokens (--max-length)"
