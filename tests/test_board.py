@@ -1,6 +1,9 @@
 """The board shows what is in run folders, also while they are written, over HTTP on this machine; it writes nothing."""
 
 import json
+import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from zotune.cli import main
 from zotune.errors import InputError
 
 Ask = Callable[..., Any]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +38,24 @@ def runs(opt_dir, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(runs: Path) -> Iterator[Ask]:
+def address(runs: Path) -> Iterator[str]:
     server = open_board(Runs([runs]), 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-
-    def asked(path: str, **headers: str) -> Any:
-        with urlopen(Request(f"http://127.0.0.1:{server.server_port}{path}", headers=headers), timeout=20) as answer:
-            content = answer.read()
-            return json.loads(content) if "json" in answer.headers["Content-Type"] else content.decode()
-
-    yield asked
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def ask(address: str) -> Ask:
+    def asked(path: str, **headers: str) -> Any:
+        with urlopen(Request(address + path, headers=headers), timeout=20) as answer:
+            content = answer.read()
+            return json.loads(content) if "json" in answer.headers["Content-Type"] else content.decode()
+
+    return asked
 
 
 def test_every_run_below_the_folder_is_listed_with_its_settings(ask, runs):
@@ -73,6 +81,26 @@ def test_the_page_needs_nothing_from_elsewhere(ask):
     assert "<title>zotune board</title>" in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_draws_the_runs_and_sets_their_settings_side_by_side(address, tmp_path):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    drawn = subprocess.run(
+        [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom", address],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    page = drawn.partition("<script>")[0]
+    for shown in (
+        "study/two",
+        "finished, step 4 of 4",
+        "Training loss",
+        "Evaluation accuracy",
+        "<td>learning_rate</td>",
+    ):
+        assert shown in page, shown
+    curves = [curve.split() for curve in re.findall(r'<polyline points="([^"]*)"', page)]
+    assert {len(curve) for curve in curves} >= {2, 3, 4}  # evaluations at 0, 2 and 4, and as many steps as there were
 
 
 def test_nothing_else_is_served_and_nobody_elsewhere_is_answered(ask):
