@@ -19,6 +19,13 @@ from zotune.engine.sglang.plugin.cpu import cores_of_ranks
 START_LIMIT_S = 300
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Server:
     """What answers at a port of this machine."""
 
@@ -67,9 +74,7 @@ class Server:
 @contextlib.contextmanager
 def serve(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str, num_ranks: int = 1) -> Iterator[Server]:
     """A server of `model`, with the adapters by name, until the block ends; then none of its processes is left."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        server = Server(free.getsockname()[1])
+    server = Server(free_port())
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", str(server.port),
         "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",

@@ -4,6 +4,8 @@ Real servers, started as a user starts them, and PEFT's own greedy generation on
 """
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +21,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import CONTEXT, SHARED, VOCABULARY
-from tests.sglang_server import Server, serve
+from tests.pages import ROOT
+from tests.sglang_server import Server, free_port, serve
 from zotune import mezo_finetune
 from zotune.engine.sglang.names import VERSIONS, installed_version
 from zotune.engine.sglang.plugin.alora import last_occurrence
@@ -348,3 +351,17 @@ def test_a_trained_model_serves_as_peft(tmp_path: Path) -> None:
     with serve(case.model, case.adapters, tmp_path / "log", *ROOM) as server:
         case.check(server, prompts)
         case.check(server, prompts)
+
+
+@needs_sglang
+def test_the_example_trains_serves_and_leaves_a_picture(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "serve_sglang.py"), "--model", "demo", "--num-steps", "2"]
+    done = subprocess.run(
+        [*command, "--port", str(free_port()), "--output-dir", "made"],
+        cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kept = dict(re.findall(r"^(.+): [\d.]+ s, (\d+) tokens kept", done.stdout, re.MULTILINE))
+    assert int(kept["base model"]) < 10  # the first token, and what the server warmed up with
+    assert int(kept["adapter"]) > 300  # of the document, which the base model has read
+    assert (tmp_path / "made" / "example.png").read_bytes().startswith(b"\x89PNG")
