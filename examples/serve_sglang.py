@@ -37,8 +37,8 @@ def ask(text: str, adapter: str | None) -> tuple[float, int]:
 
 run = mezo_finetune(options.model, task="demo", num_steps=options.num_steps, output_dir=options.output_dir)
 base = json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-command = [sys.executable, "-m", "sglang.launch_server", "--model-path", base, "--port", str(options.port)]
-command += ["--enable-lora", "--max-loras-per-batch", "2", "--lora-paths", f"reviews={run.adapter}"]
+command = [sys.executable, "-m", "sglang.launch_server", "--model-path", base, f"--port={options.port}"]
+command += ["--enable-lora", "--max-total-tokens=16384", "--lora-paths", f"reviews={run.adapter}"]
 if not torch.cuda.is_available():
     command += ["--device", "cpu", "--attention-backend", "torch_native", "--lora-backend", "torch_native"]
     command += ["--sampling-backend", "pytorch", "--grammar-backend", "none", "--disable-cuda-graph"]

@@ -358,7 +358,7 @@ def test_the_example_trains_serves_and_leaves_a_picture(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "serve_sglang.py"), "--model", "demo", "--num-steps", "2"]
     done = subprocess.run(
         [*command, "--port", str(free_port()), "--output-dir", "made"],
-        cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=400, check=False,
+        cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     kept = dict(re.findall(r"^(.+): [\d.]+ s, (\d+) tokens kept", done.stdout, re.MULTILINE))
