@@ -6,8 +6,8 @@ docs/masked_models.md.
     python runs/masked_models.py --write docs/masked_models.md  # the table of what is done
 
 MODEL is a folder of a masked model, as runs/pretrain_masked_model.py makes one. Training has K examples of each label,
-drawn with MeZO's five data seeds, and about a minute of one core, in bfloat16 or --dtype; the score is the accuracy over 500
-examples of the test file, whose rights and wrongs are kept for a paired test. What is finished is a line of
+drawn with MeZO's five data seeds, and about a minute of one core, in bfloat16 or --dtype; the score is the accuracy
+over 500 examples of the test file, whose rights and wrongs are kept for a paired test. What is finished is a line of
 docs/masked_models.jsonl, and never computed again.
 """
 
