@@ -250,13 +250,16 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_jobs_train_one_after_the_other_are_killed_paused_and_cancelled_and_lose_nothing(
     opt_dir: Path, allowed: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "jobs"
+    folder, length = (
+        tmp_path / "jobs",
+        {"num_steps": 1000, "eval_steps": 20},
+    )  # some seconds, for all that happens to it
     undisturbed = mezo_finetune(
-        opt_dir, REVIEWS, estimator="spsa", directions=1, eval_steps=4, num_steps=200, dtype="float32",
-        output_dir=tmp_path / "alone", **SETTINGS,
+        opt_dir, REVIEWS, estimator="spsa", directions=1, dtype="float32", output_dir=tmp_path / "alone", **length,
+        **SETTINGS,
     )  # fmt: skip
     with supervised(folder, opt_dir) as (supervisor, server):
-        first = supervisor.submit(asked(allowed, "first", num_steps=200))
+        first = supervisor.submit(asked(allowed, "first", **length))
         supervisor.submit(asked(allowed, "second", num_steps=4))
         bad = supervisor.submit(asked(allowed, "bad", labels=["x", "y"], records=[{"text": "a", "label": 7}] * 4))
         with pytest.raises(Conflict, match="there is a job first already"):
@@ -288,7 +291,7 @@ def test_jobs_train_one_after_the_other_are_killed_paused_and_cancelled_and_lose
         with pytest.raises(Conflict, match="job third is cancelled"):
             supervisor.cancel("third")
     assert steps(first.path) == steps_of(undisturbed.run_folder)
-    (last,) = [files for name, step, files in again.served if (name, step) == ("first", 200)]
+    (last,) = [files for name, step, files in again.served if (name, step) == ("first", length["num_steps"])]
     assert last == {path.name: path.read_bytes() for path in undisturbed.adapter.iterdir()}
     assert [name for name, _, _ in server.served if name == "second"], "every job is served, from its first evaluation"
     assert third.run.journal.is_file(), "what was learned is kept"
