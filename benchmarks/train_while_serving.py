@@ -188,7 +188,7 @@ def main() -> None:
             trained.append((client.job("job")["step"] - before["step"]) / options.seconds)
             pairs.append((alone, beside))
             print(ratio_line(alone, beside), f"training {trained[-1]:.2f} steps/s", flush=True)
-        before = client.job("job")
+        before = wait_until(client, "job", 8)  # as of the engine of its own: all prompts have been seen
         time.sleep(options.seconds)
         idle = (client.job("job")["step"] - before["step"]) / options.seconds
         client.cancel("job")

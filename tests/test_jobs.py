@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,6 +18,8 @@ import pytest
 
 from tests.conftest import REVIEWS
 from zotune import mezo_finetune
+from zotune.engine.sglang.driver import Driver
+from zotune.engine.sglang.jobs import Job, Passes, finished
 from zotune.engine.sglang.live.share import LINGER_S, MIN_TOKENS, SAVED_S, Share
 from zotune.errors import InputError
 from zotune.finetune import make_trainer
@@ -88,6 +90,30 @@ def test_a_pass_takes_its_time_and_no_more_whatever_the_machine() -> None:
         assert share.most_tokens == pytest.approx(max(MIN_TOKENS, 0.1 * tokens_a_second), rel=0.1)
         share.tick(users=True)
         assert share.most_tokens == pytest.approx(max(MIN_TOKENS, 0.02 * tokens_a_second), rel=0.1)
+
+
+class Shrinking(Driver):
+    """A driver whose passes may have fewer tokens from one group of jobs to the next, as those of a busy server."""
+
+    def __init__(self) -> None:
+        self.before_pass, self.whole, self.limit = (lambda visited: None), 0, 60
+        self.groups: list[int] = []
+
+    @property
+    def most_in_pass(self) -> int:
+        return max(self.limit, self.whole)
+
+    def _run(self, jobs: Sequence[Job], ended: Any = None) -> Passes[None]:
+        self.groups.append(len(jobs))
+        self.limit = 40
+        yield
+        assert self.most_in_pass >= sum(job.most_computed for job in jobs)
+
+
+def test_jobs_of_a_gradient_are_not_cut_in_two_where_passes_become_shorter() -> None:
+    driver = Shrinking()
+    finished(driver.run([Job(tuple(range(30))) for _ in range(4)]))
+    assert driver.groups == [2, 1, 1]
 
 
 # ---- what a request may ask for --------------------------------------------------------------------------------------

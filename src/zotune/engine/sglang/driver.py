@@ -52,6 +52,7 @@ class Driver:
         self.sampler: Any = sampler_class()()
         self.counts = Counts()
         self.before_pass: Callable[[list[VisitedTokens]], None] | None = None
+        self.whole = 0  # tokens of the jobs that the next pass must not cut in two
         self._number = 0
 
     @property
@@ -116,8 +117,15 @@ class Driver:
 
     def run(self, jobs: Sequence[Job]) -> Passes[None]:
         """Run all to their end; SGLang packs them into batches as its memory and limits allow."""
-        for some in [jobs] if self.before_pass is None else self._whole_in_passes(jobs):
-            yield from self._run(some)
+        if self.before_pass is None:
+            yield from self._run(jobs)
+            return
+        for some in self._whole_in_passes(jobs):
+            self.whole = sum(job.most_computed for job in some)
+            try:
+                yield from self._run(some)
+            finally:
+                self.whole = 0
 
     def go_on(
         self, jobs: Sequence[Job], choice: TokenChoice, ended: Callable[[Sequence[Job]], Sequence[Job]]
@@ -134,10 +142,10 @@ class Driver:
             self.sampler.choice = None
 
     def _whole_in_passes(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """So many jobs at a time that SGLang's limit of tokens in a pass cuts none in two."""
-        most, some, size = self.most_in_pass, list[Job](), 0
+        """So many jobs at a time that the limit of tokens in a pass, which may change in between, cuts none in two."""
+        some, size = list[Job](), 0
         for job in jobs:
-            if some and size + job.most_computed > most:
+            if some and size + job.most_computed > self.most_in_pass:
                 yield some
                 some, size = [], 0
             some.append(job)
@@ -215,8 +223,13 @@ class Driver:
             for index, request in enumerate(batch.reqs if extends else ())
             if request.inflight_middle_chunks <= 0 and jobs[request.rid][1].num_scored
         ]
+        refused: InputError | None = None
         if self.before_pass is not None:
-            self.before_pass(self._visited_tokens(batch, jobs) if extends else [])
+            try:
+                visited = self._visited_tokens(batch, jobs) if extends else []
+            except InputError as error:  # its memory is given back by running it
+                visited, refused = [], error
+            self.before_pass(visited)
         if self.sampler.choice is not None:
             texts = [(request, jobs[request.rid][1].text) for request in batch.reqs]
             self.sampler.rows = (
@@ -233,6 +246,8 @@ class Driver:
         for (_, request, job), values in zip(scored, last if scored else (), strict=True):
             inner = request.logprob.input_token_ids_logprobs_val or []
             job.log_probs = [*inner[1:], values]
+        if refused is not None:
+            raise refused
 
     def _visited_tokens(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> list[VisitedTokens]:
         """Those of a pass, whose tokens lie request after request.

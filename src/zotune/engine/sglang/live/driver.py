@@ -67,7 +67,8 @@ class LiveDriver(Driver):
 
     @property
     def most_in_pass(self) -> int:
-        return min(max(self.most_tokens, self._longest), super().most_in_pass, self.scheduler.max_prefill_tokens)
+        wanted = max(self.most_tokens, self._longest, self.whole)
+        return min(wanted, super().most_in_pass, self.scheduler.max_prefill_tokens)
 
     def may_wait(self) -> bool:
         scheduler = self.scheduler

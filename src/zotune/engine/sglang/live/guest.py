@@ -101,10 +101,10 @@ class Guest:
         except StopIteration as end:
             self._end("ok", end.value)
         except InputError as error:
-            self._end("refused", str(error))
+            self._give_up("refused", str(error))
         except Exception as error:  # training's fault is not the server's
             logger.warning("training on this server stopped: %s", traceback.format_exc())
-            self._end("failed", f"{type(error).__name__}: {error}")
+            self._give_up("failed", f"{type(error).__name__}: {error}")
         self.share.ran(time.monotonic() - began, max(steps, 1), self._tokens - before)
 
     @property
@@ -128,6 +128,12 @@ class Guest:
         else:
             raise InputError(f"there is no {method} here")
         return found if isinstance(found, GeneratorType) else _at_once(found)
+
+    def _give_up(self, kind: str, value: str) -> None:
+        """End a command in its middle. What is under way of it holds memory, which an idle server is checked for."""
+        if self._worker is not None:
+            finished(self._driver.drain())
+        self._end(kind, value)
 
     def _end(self, kind: str, value: Any) -> None:
         self._running = None
