@@ -276,10 +276,8 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_jobs_train_one_after_the_other_are_killed_paused_and_cancelled_and_lose_nothing(
     opt_dir: Path, allowed: Path, tmp_path: Path
 ) -> None:
-    folder, length = (
-        tmp_path / "jobs",
-        {"num_steps": 1000, "eval_steps": 20},
-    )  # some seconds, for all that happens to it
+    folder = tmp_path / "jobs"
+    length: dict[str, Any] = {"num_steps": 1000, "eval_steps": 20}  # some seconds, for all that happens to it
     undisturbed = mezo_finetune(
         opt_dir, REVIEWS, estimator="spsa", directions=1, dtype="float32", output_dir=tmp_path / "alone", **length,
         **SETTINGS,
