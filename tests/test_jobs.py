@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,8 +19,8 @@ import pytest
 
 from tests.conftest import REVIEWS
 from zotune import mezo_finetune
-from zotune.engine.sglang.driver import Driver
 from zotune.engine.sglang.jobs import Job, Passes, finished
+from zotune.engine.sglang.live.driver import LiveDriver
 from zotune.engine.sglang.live.share import LINGER_S, MIN_TOKENS, SAVED_S, Share
 from zotune.errors import InputError
 from zotune.finetune import make_trainer
@@ -92,20 +93,17 @@ def test_a_pass_takes_its_time_and_no_more_whatever_the_machine() -> None:
         assert share.most_tokens == pytest.approx(max(MIN_TOKENS, 0.02 * tokens_a_second), rel=0.1)
 
 
-class Shrinking(Driver):
-    """A driver whose passes may have fewer tokens from one group of jobs to the next, as those of a busy server."""
+class Shrinking(LiveDriver):
+    """A server's driver whose passes may have fewer tokens from one group of jobs to the next, without the server."""
 
     def __init__(self) -> None:
-        self.before_pass, self.whole, self.limit = (lambda visited: None), 0, 60
+        self.scheduler = SimpleNamespace(chunked_prefill_size=1000, max_prefill_tokens=1000)
+        self.before_pass, self.whole, self.most_tokens = (lambda visited: None), 0, 60
         self.groups: list[int] = []
-
-    @property
-    def most_in_pass(self) -> int:
-        return max(self.limit, self.whole)
 
     def _run(self, jobs: Sequence[Job], ended: Any = None) -> Passes[None]:
         self.groups.append(len(jobs))
-        self.limit = 40
+        self.most_tokens = 40
         yield
         assert self.most_in_pass >= sum(job.most_computed for job in jobs)
 
