@@ -221,12 +221,17 @@ def test_quantised_weights_pass_the_gradient_of_dequantised_ones_or_are_refused(
     plain = load_model(folders[kind], "float32", "cpu")
     weights = load_model(folders[kind], dtype, "cpu", quantization=quantization).dequantize()
     plain.load_state_dict({name: value.float() for name, value in weights.state_dict().items()}, strict=True)
-    theta = some_theta(engine)
-    _, expected = PlainEngine(plain, make_spec(kind, scope)).gradient(theta, BATCH, cotangents(BATCH))
-    _, gradient = engine.gradient(theta, BATCH, cotangents(BATCH))
-    error = np.linalg.norm(flat(gradient) - flat(expected)) / np.linalg.norm(flat(expected))
-    # int8 products also round what goes in, to 1/127 of the row's largest: at another point than the reference's.
-    assert error < (0.3 if quantization == "int8" else TOLERANCE if dtype == "float32" else 0.1)
+    reference, errors = PlainEngine(plain, make_spec(kind, scope)), []
+    for scale in (1.0, 1.02, 1.04, 1.06, 1.08):
+        theta = {name: np.float32(scale) * value for name, value in some_theta(engine).items()}
+        _, expected = reference.gradient(theta, BATCH, cotangents(BATCH))
+        _, gradient = engine.gradient(theta, BATCH, cotangents(BATCH))
+        errors.append(np.linalg.norm(flat(gradient) - flat(expected)) / np.linalg.norm(flat(expected)))
+    # In bfloat16 one of OPT's ReLUs may open that is shut in float32, or the other way round: the error of the same
+    # weights without quantisation is then up to 0.2, at one theta of five or so. int8 products also round what goes
+    # in, to 1/127 of the row's largest: at another point than the reference's.
+    usual = np.median if dtype == "bfloat16" else np.max
+    assert usual(errors) < (0.3 if quantization == "int8" else TOLERANCE if dtype == "float32" else 0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
