@@ -3,6 +3,7 @@
     python runs/smollm2.py OUTPUT_FOLDER                                  # everything that is not done yet
     python runs/smollm2.py OUTPUT_FOLDER --part rates --tasks sst2        # learning rates and modules of the default
     python runs/smollm2.py OUTPUT_FOLDER --part study --seeds 0           # every method, 300 seconds of training each
+    python runs/smollm2.py OUTPUT_FOLDER --by-steps --seeds 1 2           # as many steps as seed 0, without a clock
     python runs/smollm2.py --write docs/results.md                        # the tables of what is done
 
 What is finished is a line of docs/smollm2.jsonl, with the processor, and never computed again; stop at any moment and
@@ -11,6 +12,7 @@ run it again. Training has 1,000 examples, 300 others choose the adapter, up to 
 
 import argparse
 import json
+import math
 import multiprocessing
 import platform
 import statistics
@@ -87,10 +89,10 @@ SEARCHES = (
 
 
 class StopInTime(Callback):
-    """Ends a run after so many seconds of the processor in its steps: a process that shares its core gets fewer."""
+    """Ends a run after so many seconds of the processor in its steps, or so many steps."""
 
-    def __init__(self, seconds: float) -> None:
-        self._most, self.spent = seconds, 0.0
+    def __init__(self, seconds: float, steps: float = math.inf) -> None:
+        self._most, self._steps, self.spent = seconds, steps, 0.0
         self.at_evaluations: list[float] = []
 
     def on_train_begin(self, trainer: MeZOTrainer) -> None:
@@ -105,7 +107,7 @@ class StopInTime(Callback):
         now = time.process_time()
         self.spent += now - self._began
         self._began = now
-        if self.spent >= self._most:
+        if self.spent >= self._most or event.step >= self._steps:
             self._trainer.should_stop = True
 
 
@@ -142,7 +144,7 @@ def settings_of(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     shared = {
         "task": cell["task"], "train_data": str(folder / f"{train}.jsonl.gz"), **held_out,
         "max_train_samples": 1000, "max_eval_samples": 300, "num_threads": options.threads, "seed": cell["seed"],
-        "dtype": "bfloat16", "overwrite": True,
+        "dtype": "float32" if options.by_steps else "bfloat16", "overwrite": True,
         "output_dir": str(options.output / "-".join(str(part) for part in cell.values())),
     }  # fmt: skip
     if cell["part"] == "rates":
@@ -181,6 +183,8 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     reset_peak_memory()
     settings = settings_of(cell, options)
     clock = StopInTime(60.0 if cell["method"] == MINUTE else SECONDS)
+    if options.by_steps:
+        clock = StopInTime(math.inf, steps_of_seed_0(cell))
     ended = mezo_finetune("smollm2", callbacks=[clock], **settings)
     events = read_metrics(Path(settings["output_dir"]) / "metrics.jsonl")
     steps = [event for event in events if isinstance(event, StepEvent)]
@@ -191,12 +195,21 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         "evaluated_at_seconds": clock.at_evaluations,
         "evaluations": [[e.step, e.accuracy, e.loss] for e in events if isinstance(e, EvalEvent)],
     }  # fmt: skip
+    if options.by_steps:  # of another dtype and kind of processor: no clock, no memory
+        for name in ("seconds", "peak_memory_bytes", "evaluated_at_seconds"):
+            del outcome[name]
     if cell["part"] == "study":
         best = ended.adapter.parent / "best"
         outcome["test"] = result(
             evaluate(test_data, adapter=best, max_eval_samples=MOST_TESTED, num_threads=options.threads)
         )
     return outcome
+
+
+def steps_of_seed_0(cell: dict[str, Any]) -> float:
+    """As many as its clock left it; all that its settings have, where it is not kept."""
+    same = [row for row in kept() if {name: row.get(name) for name in cell} == {**cell, "seed": 0}]
+    return same[0]["steps"] if same else math.inf
 
 
 def result(found: Evaluation) -> dict[str, Any]:
@@ -219,7 +232,7 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
 
 
 def study_table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds."""
+    """Means over seeds; `1 + 2` are one with a clock and two by steps, which have only accuracies and steps."""
     lines = [heading("task", "method", "seeds", "test accuracy, %", "seconds", "steps", "million tokens", "peak MiB")]
     for task in TASKS:
         for method in METHODS:
@@ -228,7 +241,9 @@ def study_table(rows: list[dict[str, Any]]) -> str:
                 continue
             accuracies = [100 * row["test"]["accuracy"] for row in group]
             spread = f" ± {statistics.stdev(accuracies):.1f}" if len(group) > 1 else ""
-            what = [task, method, str(len(group)), f"{statistics.mean(accuracies):.1f}{spread}"]
+            timed = sum("seconds" in row for row in group)
+            seeds = str(timed) if timed == len(group) else f"{timed} + {len(group) - timed}"
+            what = [task, method, seeds, f"{statistics.mean(accuracies):.1f}{spread}"]
             for name, unit, digits in COLUMNS:
                 known = [row[name] / unit for row in group if row.get(name)]
                 what.append(f"{statistics.mean(known):,.{digits}f}" if known else "-")
@@ -288,6 +303,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS | SEARCHED, default=[*METHODS, *SEARCHED])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    help_text = "in float32, as many steps as seed 0 took: for a processor that is slow in bfloat16"
+    parser.add_argument("--by-steps", action="store_true", help=help_text)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
     parser.add_argument("--write", type=Path, help="a page to put the tables into")
