@@ -64,7 +64,7 @@ class Record(Callback):
     def _write(self, step: int, reward: float) -> None:
         options = self._options
         line = {
-            "task": options.task, "method": "es", "seed": options.seed, "step": step,
+            "task": options.task, "method": "es", "dtype": options.dtype, "seed": options.seed, "step": step,
             "seconds": round(self._seconds, 1), "processor_seconds": round(self._processor, 1), "test_reward": reward,
             "train_reward": statistics.mean(self._rewards) if self._rewards else None,
             "peak_memory_bytes": self._trainer.engine.peak_memory_bytes(),
@@ -81,7 +81,7 @@ def train(options: argparse.Namespace) -> None:
         mezo_finetune(
             "smollm2", train_rows, test_rows, reward_funcs=task.reward, max_new_tokens=task.max_new_tokens,
             num_steps=100_000, eval_steps=100_000, lr_scheduler_type="constant", seed=options.seed,
-            num_threads=options.threads, dtype="bfloat16", output_dir=f"{folder}/run", callbacks=[Record(options)],
+            num_threads=options.threads, dtype=options.dtype, output_dir=f"{folder}/run", callbacks=[Record(options)],
             **options.settings,
         )  # fmt: skip
 
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="which seconds are meant")
     parser.add_argument("--eval-seconds", type=float, default=120.0, help="of training, between two lines")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of zotune train")
     parser.add_argument("--write", type=Path, help="put the table into this page, and train nothing")

@@ -21,7 +21,7 @@ from tests.conftest import REVIEWS
 from zotune import mezo_finetune
 from zotune.engine.sglang.jobs import Job, Passes, finished
 from zotune.engine.sglang.live.driver import LiveDriver
-from zotune.engine.sglang.live.share import LINGER_S, MIN_TOKENS, SAVED_S, Share
+from zotune.engine.sglang.live.share import IDLE_MIN_TOKENS, LINGER_S, MIN_TOKENS, SAVED_S, Share
 from zotune.errors import InputError
 from zotune.finetune import make_trainer
 from zotune.jobs.client import JobsClient
@@ -88,7 +88,7 @@ def test_a_pass_takes_its_time_and_no_more_whatever_the_machine() -> None:
         for _ in range(50):
             tokens = share.most_tokens
             share.ran(tokens / tokens_a_second, 1, tokens)
-        assert share.most_tokens == pytest.approx(max(MIN_TOKENS, 0.1 * tokens_a_second), rel=0.1)
+        assert share.most_tokens == pytest.approx(max(IDLE_MIN_TOKENS, 0.1 * tokens_a_second), rel=0.1)
         share.tick(users=True)
         assert share.most_tokens == pytest.approx(max(MIN_TOKENS, 0.02 * tokens_a_second), rel=0.1)
 

@@ -325,7 +325,7 @@ def test_a_job_goes_on_by_itself_when_its_server_was_killed_and_starts_again(opt
         "estimator": "spsa", "directions": 1, "num_steps": 60, "eval_steps": 20, "batch_size": 4,
         "init_lora_weights": "kaiming", **TASK,
     }  # fmt: skip
-    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "alone", **settings)
+    alone = mezo_finetune(opt_dir, REVIEWS, dtype="float32", output_dir=tmp_path / "alone", **settings)
     folder, flags = tmp_path / "jobs", ("--api-key", KEY)
     with jobs_on(opt_dir, folder, *flags) as server:
         for key in (None, "Bearer wrong", "Bearer ", f"Basic {KEY}", KEY, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}"):
@@ -344,7 +344,7 @@ def test_a_job_goes_on_by_itself_when_its_server_was_killed_and_starts_again(opt
         server.finished("job")
         assert server.client.job("job")["served_step"] == 60
         assert len(server.server.generate(PROMPTS[:1], "job", num_tokens=2, key=KEY)) == 1
-        assert_same_run(server.journal("job"), journal(alone.run_folder), 2e-6)
+        assert_same_run(server.journal("job"), journal(alone.run_folder), 2e-5)
 
 
 def alive(process: int) -> bool:
@@ -355,18 +355,23 @@ def alive(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
 
 
-def test_two_ranks_train_as_one(opt_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_and_go_on_when_a_step_is_refused_in_its_middle(opt_dir: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "estimator": "spsa", "directions": 2, "num_steps": 3, "eval_steps": 3, "batch_size": 4,
         "init_lora_weights": "kaiming", **TASK,
     }  # fmt: skip
-    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "alone", **settings)
-    with jobs_on(opt_dir, tmp_path / "jobs", num_ranks=2) as server:
+    alone = mezo_finetune(opt_dir, REVIEWS, dtype="float32", output_dir=tmp_path / "alone", **settings)
+    with jobs_on(opt_dir, tmp_path / "jobs", "--chunked-prefill-size", "16", num_ranks=2) as server:
         server.client.submit(name="two", records=REVIEWS, **settings)
         server.client.submit(name="lens", records=REVIEWS, **{**settings, "estimator": "lens", "directions": None})
         server.finished("two")
         server.finished("lens")
-        assert_same_run(server.journal("two"), journal(alone.run_folder), 1e-5)
+        assert_same_run(server.journal("two"), journal(alone.run_folder), 2e-5)
+        long = [{"prompt": row["text"], "completion": " It was" + 3 * " that was"} for row in REVIEWS[:8]]
+        server.client.submit(name="long", records=long, estimator="lens", init_lora_weights="kaiming", num_steps=1)
+        wait(lambda: server.client.job("long")["state"] == "failed")
+        assert "raise --sglang.chunked-prefill-size" in server.client.job("long")["error"]
+        time.sleep(2)  # an idle server counts its memory, and ends where some is missing
         assert len(server.server.generate(PROMPTS[:1], "two", num_tokens=2)) == 1
 
 
@@ -448,10 +453,3 @@ def test_a_server_of_which_there_is_more_than_one_takes_no_jobs(
     assert ended.value.code == 2
     assert f"--zotune-jobs does not go with {flags[0]} 2" in capsys.readouterr().err
     assert _arguments(prepare_server_args, words).tokenizer_worker_num == 1
-
-
-def test_nothing_of_it_is_there_where_nobody_asked(opt_dir: Path, tmp_path: Path) -> None:
-    with serve(opt_dir, {}, tmp_path / "log", "--max-total-tokens", "4096") as server:
-        with pytest.raises(InputError, match="takes no training jobs"):
-            JobsClient(f"http://127.0.0.1:{server.port}").jobs()
-        assert len(server.generate(PROMPTS[:1], num_tokens=2)) == 1

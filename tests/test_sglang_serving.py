@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import CONTEXT, SHARED, VOCABULARY
 from tests.pages import ROOT
 from tests.sglang_server import Server, free_port, serve
-from zotune import mezo_finetune
+from zotune import InputError, JobsClient, mezo_finetune
 from zotune.engine.sglang.names import VERSIONS, installed_version
 from zotune.engine.sglang.plugin.alora import last_occurrence
 from zotune.engine.sglang.plugin.segments import InvokedId, Segment, split
@@ -196,6 +196,12 @@ def opt(cases: dict[str, Case], run: Path) -> Iterator[tuple[Case, Server]]:
 
 
 # ---- served answers ------------------------------------------------------------------------------------------------
+
+
+@needs_sglang
+def test_jobs_are_not_there_where_the_operator_did_not_ask(opt: tuple[Case, Server]) -> None:
+    with pytest.raises(InputError, match="takes no training jobs"):
+        JobsClient(f"http://127.0.0.1:{opt[1].port}").jobs()
 
 
 @needs_sglang

@@ -7,6 +7,7 @@ LINGER_S = 0.5  # users are taken to be there so long after the last of their re
 PASS_S = 0.02  # a pass of training delays a user's request by so long
 IDLE_PASS_S = 0.1  # where no user is there
 MIN_TOKENS = 16
+IDLE_MIN_TOKENS = 64  # a pass of fewer takes hardly less time on a CPU: it reads all weights
 SAVED_S = 0.1  # of its share that training may save up
 RECENT_S = 10.0  # of which `recent` speaks, about
 
@@ -56,7 +57,8 @@ class Share:
     @property
     def most_tokens(self) -> int:
         """Of the next pass, so that it takes its time and no more."""
-        return max(MIN_TOKENS, int(self._tokens_a_second * self._pass_s))
+        least = MIN_TOKENS if self.with_users else IDLE_MIN_TOKENS
+        return max(least, int(self._tokens_a_second * self._pass_s))
 
     @property
     def most_steps(self) -> int:
