@@ -92,30 +92,35 @@ def assert_same_run(found: list[dict[str, Any]], expected: list[dict[str, Any]],
         np.testing.assert_allclose(slopes[0], slopes[1], atol=100 * tolerance)
 
 
+SHORT: dict[str, Any] = {"num_steps": 3, "eval_steps": 3, "batch_size": 4, "init_lora_weights": "kaiming"}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "activated": {"estimator": "one_sided", "directions": 5, "init_lora_weights": "kaiming"},
-    "everywhere": {"estimator": "spsa", "directions": 1, "scope": "everywhere", "init_lora_weights": "kaiming"},
-    "lens": {"estimator": "lens", "init_lora_weights": "kaiming"},
+    "activated": {"estimator": "one_sided", "directions": 5, **TASK},
+    "everywhere": {"estimator": "spsa", "directions": 1, "scope": "everywhere", **TASK},
+    "lens": {"estimator": "lens", **TASK},
     "reward": {
         "reward": ["length"], "directions": 2, "max_new_tokens": 6, "num_generations": 2, "temperature": 0.7,
-        "init_lora_weights": "kaiming",
+        "fields": ["prompt=text"],
     },
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def same(jobs: JobServer) -> JobServer:
+    """The server, which computes these jobs while the tests compute the runs that they should be."""
+    for name, settings in SETTINGS.items():
+        jobs.client.submit(name=f"same-{name}", records=REVIEWS, **settings, **SHORT)
+    return jobs
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_job_is_the_run_that_an_engine_of_its_own_gives(
-    name: str, jobs: JobServer, opt_dir: Path, tmp_path: Path
+    name: str, same: JobServer, opt_dir: Path, tmp_path: Path
 ) -> None:
-    settings = {**SETTINGS[name], "num_steps": 3, "eval_steps": 3, "batch_size": 4}
-    if name != "reward":
-        settings |= TASK
-    else:
-        settings |= {"fields": ["prompt=text"]}
-    jobs.client.submit(name=f"same-{name}", records=REVIEWS, **settings)
-    alone = mezo_finetune(opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "run", **settings)
-    job = jobs.finished(f"same-{name}")
-    assert_same_run(jobs.journal(f"same-{name}"), journal(alone.run_folder), 2e-6)
+    alone = mezo_finetune(
+        opt_dir, REVIEWS, engine="sglang", dtype="float32", output_dir=tmp_path / "run", **SETTINGS[name], **SHORT
+    )
+    job = same.finished(f"same-{name}")
+    assert_same_run(same.journal(f"same-{name}"), journal(alone.run_folder), 2e-6)
     assert job["evaluations"][-1]["loss"] == pytest.approx(alone.final.loss, abs=1e-5)  # type: ignore[union-attr]
 
 
@@ -314,8 +319,11 @@ def test_bad_requests_get_a_status_and_a_sentence_and_the_server_goes_on(several
 
 def test_a_job_that_this_server_cannot_train_fails_alone_with_its_reason(jobs: JobServer) -> None:
     jobs.client.submit(name="rank", records=REVIEWS, lora_rank=16, init_lora_weights="kaiming", num_steps=1, **TASK)
+    jobs.client.submit(name="modules", records=REVIEWS, target_modules=["fc2"], num_steps=1, **TASK)
     wait(lambda: jobs.client.job("rank")["state"] == "failed")
     assert "--lora-rank 16: the server takes 8" in jobs.client.job("rank")["error"]
+    wait(lambda: jobs.client.job("modules")["state"] == "failed")
+    assert "out_proj, q_proj, v_proj here, and not fc2" in jobs.client.job("modules")["error"]
     jobs.client.submit(name="after", records=REVIEWS, num_steps=1, **TASK)  # A starts from the server's own model
     jobs.finished("after")
 
@@ -363,12 +371,13 @@ def test_two_ranks_train_as_one_and_go_on_when_a_step_is_refused_in_its_middle(o
     alone = mezo_finetune(opt_dir, REVIEWS, dtype="float32", output_dir=tmp_path / "alone", **settings)
     with jobs_on(opt_dir, tmp_path / "jobs", "--chunked-prefill-size", "16", num_ranks=2) as server:
         server.client.submit(name="two", records=REVIEWS, **settings)
-        server.client.submit(name="lens", records=REVIEWS, **{**settings, "estimator": "lens", "directions": None})
+        lens: dict[str, Any] = {"estimator": "lens", "init_lora_weights": "kaiming"}
+        server.client.submit(name="lens", records=REVIEWS, **lens, num_steps=3, batch_size=4, **TASK)
         server.finished("two")
         server.finished("lens")
         assert_same_run(server.journal("two"), journal(alone.run_folder), 2e-5)
         long = [{"prompt": row["text"], "completion": " It was" + 3 * " that was"} for row in REVIEWS[:8]]
-        server.client.submit(name="long", records=long, estimator="lens", init_lora_weights="kaiming", num_steps=1)
+        server.client.submit(name="long", records=long, **lens, target_modules=["out_proj"], num_steps=1)
         wait(lambda: server.client.job("long")["state"] == "failed")
         assert "raise --sglang.chunked-prefill-size" in server.client.job("long")["error"]
         time.sleep(2)  # an idle server counts its memory, and ends where some is missing

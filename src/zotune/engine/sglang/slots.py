@@ -30,6 +30,7 @@ NAMES = (
     _POOL + "get_buffer_id",
     "sglang.srt.lora.utils:LoRAType",
     "sglang.srt.lora.utils:get_target_module_name",
+    "sglang.srt.lora.utils:get_normalized_target_modules",
     "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_a_weights",
     "sglang.srt.lora.layers:BaseLayerWithLoRA.slice_lora_b_weights",
 )
@@ -126,6 +127,7 @@ def _register(
 ) -> list[Any]:
     """Let SGLang know of adapters without tensors under these names, and give each its slot beside the base model's."""
     from sglang.srt.lora.lora_registry import LoRARef
+    from sglang.srt.lora.utils import get_normalized_target_modules
 
     config = {
         "r": spec.rank,
@@ -133,6 +135,12 @@ def _register(
         "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes}),
         "peft_type": "LORA",
     }
+    served = lora.memory_pool.target_modules
+    if absent := get_normalized_target_modules(config["target_modules"]) - set(served):
+        raise InputError(
+            f"--target-modules: SGLang adapts {', '.join(_kinds(served))} here, and not {', '.join(_kinds(absent))}; "
+            "choose of those, or start it with --lora-target-modules that names the others"
+        )
     references = [
         LoRARef(lora_id=lora_id, lora_name=lora_id, lora_path=f"zotune/{lora_id}", pinned=pinned)
         for lora_id in lora_ids
