@@ -1,5 +1,6 @@
 """Runs on the SGLang engine: the torch engine's journal, also from a pool; killed, gone on with, and used."""
 
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -91,7 +92,7 @@ def train(opt_dir, reviews_file, tmp_path_factory):
         engine: dict[str, Any] = {"engine": "sglang", "sglang": options} if options else {}
         with nullcontext() if stop_at is None else pytest.raises(KeyboardInterrupt):
             mezo_finetune(
-                str(opt_dir), str(reviews_file), **{**SETTINGS, **others}, **engine, num_steps=num_steps,
+                str(opt_dir), str(reviews_file), **{**SETTINGS, **engine, **others}, num_steps=num_steps,
                 output_dir=str(folder), callbacks=[] if stop_at is None else [StopAt(stop_at)],
             )  # fmt: skip
         return Trained(folder, options or {}, num_steps)
@@ -190,6 +191,12 @@ def test_a_run_on_rewards_has_the_torch_engines_journal(train):
 def test_a_pool_of_engines_takes_the_probes_apart_and_writes_the_journal_of_one(train, one_rank):
     # Log-probabilities agree to 1e-6 or so; over 2 eps = 2e-2.
     np.testing.assert_allclose(train(OPTIONS | {"dp_size": 2}).slopes, one_rank.slopes, atol=2e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='needs pip install "zotune[ray]"')
+def test_a_worker_of_ray_with_this_engine_has_its_journal(train, one_rank):
+    there = train(OPTIONS, engine="ray", ray={"engine": "sglang", "num_workers": 1, "address": "local"})
+    np.testing.assert_allclose(there.slopes, one_rank.slopes, atol=2e-4)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
