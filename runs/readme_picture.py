@@ -87,18 +87,20 @@ def _untrained(results: Path) -> float:
 
 
 def table(results: Path) -> str:
-    """Means over seeds, with the standard deviation of the accuracy where there are several."""
+    """Means over seeds, of time and memory over those that had a clock, with the standard deviation of the accuracy."""
     lines = ["| | seeds | steps | training time | test accuracy | peak memory |", "|---|---|---|---|---|---|"]
     for line in LINES:
         runs = cells(results, line)
         accuracies = [100 * run["test"]["accuracy"] for run in runs]
         spread = f" ± {statistics.stdev(accuracies):.1f}" if len(runs) > 1 else ""
         name = line.name.partition(":")[0].removesuffix(", for comparison")
-        mean = {key: statistics.mean(run[key] for run in runs) for key in ("steps", "seconds")}
-        peaks = [run["peak_memory_bytes"] / 2**30 for run in runs if run.get("peak_memory_bytes")]
+        mean = {
+            key: statistics.mean(run[key] for run in runs if run.get(key))
+            for key in ("steps", "seconds", "peak_memory_bytes")
+        }
         lines.append(
             f"| {name} | {len(runs)} | {mean['steps']:,.0f} | {mean['seconds'] / 60:.1f} min "
-            f"| {statistics.mean(accuracies):.1f}{spread} % | {statistics.mean(peaks):.1f} GiB |"
+            f"| {statistics.mean(accuracies):.1f}{spread} % | {mean['peak_memory_bytes'] / 2**30:.1f} GiB |"
         )
     return "\n".join(lines)
 
