@@ -81,7 +81,12 @@ class Faults:
         return not (self.root / f"{name}.json").is_file() and time.monotonic() - self.began < self.options.seconds
 
     def run(
-        self, name: str, disturb: Callable[[Watched, threading.Event], str] | None = None, workers: int = 2
+        self,
+        name: str,
+        disturb: Callable[[Watched, threading.Event], str] | None = None,
+        workers: int = 2,
+        steps: int | None = None,
+        reference: str = "reference",
     ) -> None:
         if not self.is_due(name):
             return
@@ -100,18 +105,18 @@ class Faults:
             thread.start()
         began = time.monotonic()
         mezo_finetune(
-            "demo", num_steps=self.options.steps, output_dir=str(folder), callbacks=[watched],
+            "demo", num_steps=steps or self.options.steps, output_dir=str(folder), callbacks=[watched],
             ray={"num_workers": workers}, **SETTINGS,
         )  # fmt: skip
         took = time.monotonic() - began
         over.set()
         if disturb:
             thread.join()
-        self.note(name, said[0], watched.engine.seats, took)
+        self.note(name, said[0], watched.engine.seats, took, reference)
 
-    def note(self, name: str, what: str, seats: Any, took: float) -> None:
+    def note(self, name: str, what: str, seats: Any, took: float, reference: str = "reference") -> None:
         entries = _entries(self.root / name)
-        same = entries == _entries(self.root / "reference")
+        same = entries == _entries(self.root / reference)
         row = [
             what, str(len(entries)), str(sum(seat.lost for seat in seats)) if seats else "all",
             str(sum(seat.late for seat in seats)) if seats else "-", "the same" if same else "ANOTHER", f"{took:.0f} s",
@@ -137,11 +142,11 @@ class Faults:
     def stop(self, watched: Watched, over: threading.Event) -> str:
         pid = watched.pids()[0]
         os.kill(pid, signal.SIGSTOP)
-        before = watched.step
+        before, began = watched.step, time.monotonic()
         over.wait(30)
-        steps = watched.step - before
+        steps, seconds = watched.step - before, time.monotonic() - began
         os.kill(pid, signal.SIGCONT)
-        return f"a worker stopped (SIGSTOP) for 30 s, in which {steps} steps were made"
+        return f"a worker stopped (SIGSTOP) for {seconds:.0f} s, in which {steps} steps were made"
 
     def remove(self, watched: Watched, over: threading.Event) -> str:
         while (node := self._node_of(watched.pids())) is None:
@@ -215,22 +220,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="no run begins after so many")
     options = parser.parse_args()
     faults = Faults(options)
-    names = ["reference", "stopped", "node", "driver"]
+    names = ["reference", "node", "driver", "longer", "stopped"]
+    longer = 4 * options.steps  # than the time for which a worker is stopped
     try:
         faults.run("reference")
         faults.run("node", faults.remove, workers=3)
         faults.kill_driver()
-        faults.run("stopped", faults.stop)
+        faults.run("longer", steps=longer)
+        faults.run("stopped", faults.stop, steps=longer, reference="longer")
         for number in range(12):
             name = f"kills-{number}"
             faults.run(name, faults.kill(options.kills_a_run))
             names.append(name)
-            if sum(int(row[0].split()[0]) for row in _rows(options.folder, names[4:])) >= options.kills:
+            if sum(int(row[0].split()[0]) for row in _rows(options.folder, names[5:])) >= options.kills:
                 break
     finally:
         faults.close()
     header = ["what was done to a run", "steps", "workers lost", "late", "its journal", "took"]
-    rows, kills = _rows(options.folder, names), _rows(options.folder, names[4:])
+    rows, kills = _rows(options.folder, names), _rows(options.folder, names[5:])
     num_kills = sum(int(row[0].split()[0]) for row in kills)
     publish(
         "faults", header, rows, f"Two workers, in the row of the nodes three; {num_kills} workers were killed in all."
