@@ -226,7 +226,7 @@ def main() -> None:
         faults.run("reference")
         faults.run("node", faults.remove, workers=3)
         faults.kill_driver()
-        faults.run("longer", steps=longer)
+        faults.run("longer", steps=longer, reference="longer")
         faults.run("stopped", faults.stop, steps=longer, reference="longer")
         for number in range(12):
             name = f"kills-{number}"
