@@ -227,9 +227,9 @@ def test_quantised_weights_pass_the_gradient_of_dequantised_ones_or_are_refused(
         _, expected = reference.gradient(theta, BATCH, cotangents(BATCH))
         _, gradient = engine.gradient(theta, BATCH, cotangents(BATCH))
         errors.append(np.linalg.norm(flat(gradient) - flat(expected)) / np.linalg.norm(flat(expected)))
-    # In bfloat16 one of OPT's ReLUs may open that is shut in float32, or the other way round: the error of the same
-    # weights without quantisation is then up to 0.2, at one theta of five or so. int8 products also round what goes
-    # in, to 1/127 of the row's largest: at another point than the reference's.
+    # In bfloat16 one of OPT's ReLUs may open that is shut in float32, or the other way round: at such a theta the error
+    # of the same weights without quantisation is as large. int8 products also round what goes in, to 1/127 of the
+    # row's largest: at another point than the reference's.
     usual = np.median if dtype == "bfloat16" else np.max
     assert usual(errors) < (0.3 if quantization == "int8" else TOLERANCE if dtype == "float32" else 0.1)
 
