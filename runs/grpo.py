@@ -80,7 +80,7 @@ class Record(TrainerCallback):
         rewards, self._rewards = self._rewards, []
         line = {
             "task": self._options.task, "method": "grpo", "rate": self._options.rate,
-            "modules": self._options.modules, "temperature": self._options.temperature,
+            "modules": self._options.modules, "temperature": self._options.temperature, "dtype": self._options.dtype,
             "reward": self._options.reward, "seed": self._options.seed, "step": step,
             "seconds": round(self._clock.seconds, 1),
             "processor_seconds": round(self._clock.processor_seconds, 1),

@@ -10,6 +10,7 @@ the end of a run of that length.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ KEPT = Path(__file__).parents[1] / "docs" / "rewards.jsonl"
 NAMES = {
     ("es", 1.0): "zotune", ("grpo", 1.0): "GRPO (TRL), temperature 1", ("grpo", 0.7): "GRPO (TRL), temperature 0.7",
 }  # fmt: skip
+DTYPES = "bfloat16", "float32"
 EQUAL = 300  # seconds of the processor, at which methods are compared
 
 
@@ -87,15 +89,29 @@ def train(options: argparse.Namespace) -> None:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Means over seeds of the held-out rewards, in percent: at the start, after about EQUAL seconds, at the end."""
-    names = ("task", "method", "seeds", "before, %", f"about {EQUAL} s, %", "after, %", "seconds", "steps", "peak MiB")
+    """Means over seeds of the held-out rewards, in percent: at the start, after about EQUAL seconds, at the end.
+
+    Rows of one dtype are of one kind of processor: seconds are to be compared between those alone.
+    """
+    names = (
+        "task",
+        "method",
+        "dtype",
+        "seeds",
+        "before, %",
+        f"about {EQUAL} s, %",
+        "after, %",
+        "seconds",
+        "steps",
+        "peak MiB",
+    )
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for task in TASKS:
-        for (method, temperature), name in NAMES.items():
+        for ((method, temperature), name), dtype in itertools.product(NAMES.items(), DTYPES):
             runs: dict[int, list[dict[str, Any]]] = {}
             for line in lines:
-                own = line.get("method", "grpo"), line.get("temperature", 1.0)
-                if line["task"] == task and own == (method, temperature):
+                own = line.get("method", "grpo"), line.get("temperature", 1.0), line.get("dtype", "bfloat16")
+                if line["task"] == task and own == (method, temperature, dtype):
                     runs.setdefault(line["seed"], []).append(line)
             if not runs:
                 continue
@@ -105,7 +121,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(after):.1f}" if len(after) > 1 else ""
             memory = max(line.get("peak_memory_bytes", 0) for line in last) / 2**20
             cells = [
-                task, name, str(len(runs)), _percent(first), _percent(near), f"{statistics.mean(after):.1f}{spread}",
+                task, name, dtype, str(len(runs)), _percent(first), _percent(near),
+                f"{statistics.mean(after):.1f}{spread}",
                 f"{statistics.mean(line['processor_seconds'] for line in last):.0f}",
                 f"{statistics.mean(line['step'] for line in last):.0f}", f"{memory:,.0f}" if memory else "-",
             ]  # fmt: skip
@@ -137,7 +154,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="which seconds are meant")
     parser.add_argument("--eval-seconds", type=float, default=120.0, help="of training, between two lines")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of zotune train")
     parser.add_argument("--write", type=Path, help="put the table into this page, and train nothing")
