@@ -25,7 +25,7 @@ SOURCES = sorted((ROOT / "src" / "zotune").rglob("*.py"))
 # Flags of other programs that pages name: test.sh, mkdocs, and a server of SGLang.
 FOREIGN = {
     "--admin-api-key", "--all", "--fast", "--strict", "--attention-backend", "--disable-cuda-graph", "--enable-lora",
-    "--grammar-backend", "--lora", "--logdir", "--lora-backend", "--lora-paths", "--max-loras-per-batch",
+    "--generate", "--grammar-backend", "--lora", "--logdir", "--lora-backend", "--lora-paths", "--max-loras-per-batch",
     "--model-path", "--model_args", "--no-deps", "--sampling-backend",
 }  # fmt: skip
 ENGINE_FLAGS = tuple(f"--{name}." for name in ENGINE_TABLES)
