@@ -363,24 +363,60 @@ def alive(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
 
 
-def test_two_ranks_train_as_one_and_go_on_when_a_step_is_refused_in_its_middle(opt_dir: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "estimator": "spsa", "directions": 2, "num_steps": 3, "eval_steps": 3, "batch_size": 4,
-        "init_lora_weights": "kaiming", **TASK,
-    }  # fmt: skip
+FAULTY = """
+import os
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+
+def register():
+    HookRegistry.register("sglang.srt.managers.scheduler.Scheduler.run_batch", run_batch, HookType.AROUND)
+
+
+def run_batch(original, scheduler, batch, *args, **kwargs):
+    if getattr(batch.reqs[0], "is_training", False) and os.path.exists(os.environ["FAULT"]):
+        raise RuntimeError("out of memory")
+    return original(scheduler, batch, *args, **kwargs)
+"""
+
+
+@pytest.fixture
+def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As long as this file is there, passes of training fail in servers that start after it: a plugin of SGLang's."""
+    plugin = tmp_path / "plugin"
+    (plugin / "faulty-1.dist-info").mkdir(parents=True)
+    (plugin / "faulty-1.dist-info" / "METADATA").write_text("Name: faulty\nVersion: 1\n")
+    (plugin / "faulty-1.dist-info" / "entry_points.txt").write_text("[sglang.srt.plugins]\nfaulty = faulty:register\n")
+    (plugin / "faulty.py").write_text(FAULTY)
+    monkeypatch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("FAULT", str(tmp_path / "fault"))
+    return tmp_path / "fault"
+
+
+def test_two_ranks_train_as_one_and_outlive_a_job_that_fails_in_the_middle_of_a_step(
+    opt_dir: Path, tmp_path: Path, fault: Path
+) -> None:
+    settings: dict[str, Any] = {"estimator": "spsa", "directions": 2, **SHORT, **TASK}
     alone = mezo_finetune(opt_dir, REVIEWS, dtype="float32", output_dir=tmp_path / "alone", **settings)
     with jobs_on(opt_dir, tmp_path / "jobs", "--chunked-prefill-size", "16", num_ranks=2) as server:
+
+        def failed(name: str, records: list[dict[str, Any]], **settings: Any) -> str:
+            server.client.submit(name=name, records=records, **settings, **SHORT)
+            wait(lambda: server.client.job(name)["state"] == "failed")
+            time.sleep(2)  # an idle server counts its memory, and ends where some is missing
+            return str(server.client.job(name)["error"])
+
         server.client.submit(name="two", records=REVIEWS, **settings)
-        lens: dict[str, Any] = {"estimator": "lens", "init_lora_weights": "kaiming"}
-        server.client.submit(name="lens", records=REVIEWS, **lens, num_steps=3, batch_size=4, **TASK)
         server.finished("two")
-        server.finished("lens")
         assert_same_run(server.journal("two"), journal(alone.run_folder), 2e-5)
         long = [{"prompt": row["text"], "completion": " It was" + 3 * " that was"} for row in REVIEWS[:8]]
-        server.client.submit(name="long", records=long, **lens, target_modules=["out_proj"], num_steps=1)
-        wait(lambda: server.client.job("long")["state"] == "failed")
-        assert "raise --sglang.chunked-prefill-size" in server.client.job("long")["error"]
-        time.sleep(2)  # an idle server counts its memory, and ends where some is missing
+        refused = failed("long", long, estimator="lens", target_modules=["out_proj"])
+        assert "raise --sglang.chunked-prefill-size" in refused
+        fault.touch()
+        assert "out of memory after step 0" in failed("scores", REVIEWS, estimator="lens", **TASK)
+        fault.unlink()
+        server.client.submit(name="lens", records=REVIEWS, estimator="lens", **SHORT, **TASK)
+        server.finished("lens")
         assert len(server.server.generate(PROMPTS[:1], "two", num_tokens=2)) == 1
 
 

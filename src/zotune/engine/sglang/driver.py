@@ -32,6 +32,8 @@ NAMES = (
     _SCHEDULER + "_add_request_to_queue",
     _SCHEDULER + "flush_cache",
     _REQ + "extend_len",
+    "sglang.srt.managers.schedule_batch:ScheduleBatch",
+    "sglang.srt.mem_cache.common:release_kv_cache",
     "sglang.srt.model_executor.model_runner:ModelRunner.sample",
     "sglang.srt.sampling.sampling_params:SamplingParams.normalize",
     "sglang.srt.mem_cache.radix_cache:RadixKey",
@@ -176,7 +178,11 @@ class Driver:
         """Run the next batch; the jobs that it brought to their end, None where nothing is left that runs."""
         batch = self._next_batch()
         if batch is not None:
-            self._run_batch(batch, unfinished)
+            try:
+                self._run_batch(batch, unfinished)
+            except Exception:
+                self._give_back(batch)
+                raise
         self.scheduler.last_batch = batch
         return None if batch is None else [self._take(req, unfinished) for req in batch.reqs if req.finished()]
 
@@ -185,6 +191,21 @@ class Driver:
         plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
         scheduler.running_batch, scheduler.cur_batch_for_debug = plan.running_batch, plan.batch_to_run
         return plan.batch_to_run
+
+    def _give_back(self, batch: Any) -> None:
+        """The memory of a batch that failed, which nobody else would give back; what others run now is their own."""
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+        from sglang.srt.mem_cache.common import release_kv_cache
+
+        scheduler = self.scheduler
+        if self.before_pass is not None:
+            self.before_pass([])
+        for request in batch.reqs:
+            if request.kv.holds_kv:
+                release_kv_cache(request, scheduler.tree_cache, checkpoint=False)
+        scheduler.last_batch = scheduler.chunked_req = None
+        if not batch.forward_mode.is_extend():
+            scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
 
     def _add(self, jobs: Sequence[Job], unfinished: dict[str, tuple[Any, Job]]) -> None:
         for job in jobs:
@@ -223,13 +244,8 @@ class Driver:
             for index, request in enumerate(batch.reqs if extends else ())
             if request.inflight_middle_chunks <= 0 and jobs[request.rid][1].num_scored
         ]
-        refused: InputError | None = None
         if self.before_pass is not None:
-            try:
-                visited = self._visited_tokens(batch, jobs) if extends else []
-            except InputError as error:  # its memory is given back by running it
-                visited, refused = [], error
-            self.before_pass(visited)
+            self.before_pass(self._visited_tokens(batch, jobs) if extends else [])
         if self.sampler.choice is not None:
             texts = [(request, jobs[request.rid][1].text) for request in batch.reqs]
             self.sampler.rows = (
@@ -246,8 +262,6 @@ class Driver:
         for (_, request, job), values in zip(scored, last if scored else (), strict=True):
             inner = request.logprob.input_token_ids_logprobs_val or []
             job.log_probs = [*inner[1:], values]
-        if refused is not None:
-            raise refused
 
     def _visited_tokens(self, batch: Any, jobs: dict[str, tuple[Any, Job]]) -> list[VisitedTokens]:
         """Those of a pass, whose tokens lie request after request.
