@@ -116,10 +116,11 @@ class Faults:
 
     def note(self, name: str, what: str, seats: Any, took: float, reference: str = "reference") -> None:
         entries = _entries(self.root / name)
-        same = entries == _entries(self.root / reference)
+        found = "the same" if entries == _entries(self.root / reference) else "ANOTHER"
         row = [
             what, str(len(entries)), str(sum(seat.lost for seat in seats)) if seats else "all",
-            str(sum(seat.late for seat in seats)) if seats else "-", "the same" if same else "ANOTHER", f"{took:.0f} s",
+            str(sum(seat.late for seat in seats)) if seats else "-", "the reference" if name == reference else found,
+            f"{took:.0f} s",
         ]  # fmt: skip
         (self.root / f"{name}.json").write_text(json.dumps(row), encoding="utf-8")
         print(name, *row, sep=" | ", flush=True)

@@ -3,7 +3,7 @@
     python runs/smollm2.py OUTPUT_FOLDER                                  # everything that is not done yet
     python runs/smollm2.py OUTPUT_FOLDER --part rates --tasks sst2        # learning rates and modules of the default
     python runs/smollm2.py OUTPUT_FOLDER --part study --seeds 0           # every method, 300 seconds of training each
-    python runs/smollm2.py OUTPUT_FOLDER --by-steps --seeds 1 2           # as many steps as seed 0, without a clock
+    python runs/smollm2.py OUTPUT_FOLDER --part study --by-steps --seeds 1 2    # as many steps as seed 0, no clock
     python runs/smollm2.py --write docs/results.md                        # the tables of what is done
 
 What is finished is a line of docs/smollm2.jsonl, with the processor, and never computed again; stop at any moment and
@@ -189,15 +189,15 @@ def done(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     events = read_metrics(Path(settings["output_dir"]) / "metrics.jsonl")
     steps = [event for event in events if isinstance(event, StepEvent)]
     summary = json.loads((Path(settings["output_dir"]) / "summary.json").read_text("utf-8"))
+    timed = {
+        "seconds": clock.spent, "evaluated_at_seconds": clock.at_evaluations,
+        "peak_memory_bytes": summary["peak_memory_bytes"],
+    }  # fmt: skip
     outcome = {
-        "seconds": clock.spent, "steps": len(steps),
-        "tokens": sum(step.tokens_computed for step in steps), "peak_memory_bytes": summary["peak_memory_bytes"],
-        "evaluated_at_seconds": clock.at_evaluations,
+        **({} if options.by_steps else timed), "steps": len(steps),
+        "tokens": sum(step.tokens_computed for step in steps),
         "evaluations": [[e.step, e.accuracy, e.loss] for e in events if isinstance(e, EvalEvent)],
     }  # fmt: skip
-    if options.by_steps:  # of another dtype and kind of processor: no clock, no memory
-        for name in ("seconds", "peak_memory_bytes", "evaluated_at_seconds"):
-            del outcome[name]
     if cell["part"] == "study":
         best = ended.adapter.parent / "best"
         outcome["test"] = result(
@@ -309,6 +309,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data")
     parser.add_argument("--write", type=Path, help="a page to put the tables into")
     options = parser.parse_args()
+    if options.by_steps and options.part != "study":
+        parser.error("--by-steps goes with --part study")
     if options.output:
         names = [{name: row.get(name) for name in cell} for cell in cells(options) for row in kept()]
         for cell in cells(options):
